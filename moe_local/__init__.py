@@ -1,0 +1,28 @@
+"""moe-local: Mixture-of-Experts language models that do not fit in memory, on the machine you already own."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_local.engine import Engine, Options, load, prepare
+    from moe_local.generation.sampling import Sampling
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "Options", "Sampling", "load", "prepare"]
+
+_HOMES = {
+    "Engine": "moe_local.engine",
+    "Options": "moe_local.engine",
+    "load": "moe_local.engine",
+    "prepare": "moe_local.engine",
+    "Sampling": "moe_local.generation.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch and transformers only when something that needs them is asked for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Reading what users have: headers, names, and where each expert's bytes are."""

@@ -1,0 +1,150 @@
+"""Which transformers class a checkpoint is, and its skeleton: the whole model with no memory behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.errors import CheckpointError, UnsupportedError
+
+_FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
+
+
+def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The checkpoint's configuration, built by transformers; never runs code from the checkpoint.
+
+    Raises UnsupportedError for an unknown model type or one that needs its own code or is quantised.
+    """
+    model_type = checkpoint.config.get("model_type")
+    where = f"{checkpoint.directory} (model_type {model_type!r})"
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in checkpoint.config:
+            raise UnsupportedError(
+                f"{where} needs code from its own repository, which moe-local never runs",
+                remedy="use a model that transformers implements",
+            )
+        raise UnsupportedError(
+            f"{where} is unknown to transformers {transformers.__version__}",
+            remedy="pip install -U transformers, if a newer release has it",
+        )
+    quantization = checkpoint.config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise UnsupportedError(
+            f"{where} is quantised with {method!r}, which is not supported yet",
+            remedy="use the model's bf16, fp16 or fp32 weights",
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            checkpoint.directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{checkpoint.directory / 'config.json'} is not valid for {model_type!r}"
+            f" ({reason[0] if reason else type(error).__name__})",
+            remedy="download it again",
+        ) from error
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class to load: the one that `architectures` names, else the generating one for its configuration."""
+    name = next(iter(config.architectures or []), "")
+    named = getattr(transformers, name, None)
+    if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.can_generate():
+        return named
+    for family in _FAMILIES:
+        found = getattr(modeling_auto, family).get(type(config), None)
+        if found is not None:
+            return cast("type[PreTrainedModel]", found[0] if isinstance(found, tuple) else found)
+    if isinstance(named, type) and issubclass(named, PreTrainedModel):
+        return named
+    raise UnsupportedError(
+        f"model_type {config.model_type!r} (architecture {name!r}) has no text-generating class in transformers"
+        f" {transformers.__version__}",
+        remedy="name a causal language model",
+    )
+
+
+def compute_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype that the checkpoint is meant to run in: its configuration's, else its commonest float type."""
+    for source in (config, config.get_text_config()):
+        if isinstance(source.dtype, torch.dtype):
+            return source.dtype
+    counts = Counter(e.dtype for e in checkpoint.tensors.values() if e.dtype.is_floating_point)
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def build_skeleton(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model on the meta device: every parameter's shape and dtype, no bytes."""
+    config = deepcopy(config)
+    try:
+        with ExitStack() as stack:
+            for context in cls.get_init_context(dtype, False, False, None):
+                stack.enter_context(context)
+            model: PreTrainedModel = cls(config)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{cls.__name__} cannot be built from config.json"
+            f" ({reason[0] if reason else type(error).__name__})",
+            remedy="download it again",
+        ) from error
+    model.tie_weights()
+    return model.eval()
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether transformers' experts interface decorates the module's class."""
+    return hasattr(type(module), "_apply_gate")
+
+
+def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The experts modules by path, in the order of the forward pass: their index here is the *layer* of a key."""
+    return {name: module for name, module in model.named_modules() if is_experts(module)}
+
+
+def assert_all_captured(model: PreTrainedModel) -> None:
+    """Raises UnsupportedError naming the classes of MoE blocks that no binding reaches, or a model without any."""
+    captured = experts_modules(model)
+    strays = sorted({description for description in _strays(model, captured)})
+    if strays:
+        raise UnsupportedError(
+            f"{type(model).__name__} has experts that moe-local cannot page: {', '.join(strays)}",
+            remedy="ask for a binding of this architecture",
+        )
+    if not captured:
+        raise UnsupportedError(
+            f"{type(model).__name__} is a dense model: it has no experts to page",
+            remedy="name a Mixture-of-Experts checkpoint",
+        )
+
+
+def _strays(model: nn.Module, captured: dict[str, nn.Module]) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if any(name == path or name.startswith(f"{path}.") for path in captured):
+            continue
+        if _looks_like_experts(name, module) and not any(path.startswith(f"{name}.") for path in captured):
+            yield type(module).__name__ if not isinstance(module, nn.ModuleList) else f"the list {name}"
+
+
+def _looks_like_experts(name: str, module: nn.Module) -> bool:
+    if "shared" in f"{name} {type(module).__name__}".lower():
+        return False  # shared experts serve every token: dense
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return name.rpartition(".")[2] == "experts" and len(module) > 1
+    direct: list[Any] = list(module.parameters(recurse=False))
+    return "expert" in type(module).__name__.lower() and any(p.ndim >= 3 for p in direct)

@@ -1,0 +1,228 @@
+"""The catalog: for every expert key, which bytes of which files, and how they read as matrices.
+
+The names and shapes come from transformers' own conversion mappings, run on traced tensors (see `tracing`), for
+every architecture that its experts interface covers; no list of names is kept here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.record import Extent, Layout, place_record
+from moe_local.checkpoint.tracing import Block, Traced, Untraceable
+from moe_local.errors import CheckpointError, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCatalog:
+    """One experts module: its path in the model, the layout its records share, and each expert's extents."""
+
+    path: str
+    layout: Layout
+    records: tuple[tuple[Extent, ...], ...]  # [experts]
+
+    @property
+    def experts(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Where every expert is, and which tensors of the checkpoint are not experts'.
+
+    `layer_of` gives the index into `layers` for the path of every experts module; modules that share their weights
+    (tied encoder and decoder) share a layer.
+    """
+
+    layers: tuple[LayerCatalog, ...]
+    layer_of: Mapping[str, int]
+    dense: Mapping[str, TensorEntry]
+
+    @property
+    def record_size(self) -> int:
+        """Bytes of the largest record: the size of a slot."""
+        return max(layer.layout.size for layer in self.layers)
+
+    @property
+    def experts(self) -> int:
+        return sum(layer.experts for layer in self.layers)
+
+    @property
+    def expert_bytes(self) -> int:
+        return sum(layer.experts * layer.layout.size for layer in self.layers)
+
+
+def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
+    """Maps every tensor of `checkpoint` to an expert or to the dense part of `skeleton` (a model on meta).
+
+    Raises CheckpointError when a tensor is missing for an expert, UnsupportedError for a layout that cannot be read
+    in place.
+    """
+    modules = experts_modules(skeleton)
+    parameters = {
+        f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)
+    }
+    conversions = _Conversions(skeleton, parameters)
+    dense = {name: entry for name, entry in checkpoint.tensors.items() if not conversions.take(entry)}
+    traced = conversions.run(checkpoint)
+    tied = _tied(modules)
+    layers = tuple(_layer(_stored(paths, traced), modules, traced, checkpoint) for paths in tied)
+    return Catalog(layers, {path: layer for layer, paths in enumerate(tied) for path in paths}, dense)
+
+
+def _tied(modules: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Paths of experts modules, those with the very same parameters together."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for path, module in modules.items():
+        groups.setdefault(tuple(id(p) for p in module.parameters(recurse=False)), []).append(path)
+    return list(groups.values())
+
+
+def _stored(paths: list[str], traced: Mapping[str, Traced]) -> str:
+    """The one of several tied paths under which the checkpoint has the weights."""
+    return next((path for path in paths if any(name.startswith(f"{path}.") for name in traced)), paths[0])
+
+
+class _Conversions:
+    """transformers' conversions of one model, fed with traced tensors and limited to experts' parameters.
+
+    Follows the renaming and collecting steps of `convert_and_load_state_dict_in_model`.
+    """
+
+    def __init__(self, skeleton: PreTrainedModel, parameters: set[str]) -> None:
+        self.skeleton = skeleton
+        self.parameters = parameters
+        self.state = skeleton.state_dict()
+        transforms = get_model_conversion_mapping(skeleton)
+        self.renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        self.by_pattern = {p: c for c in self.converters for p in c.source_patterns}
+        self.pending: dict[str, WeightTransform] = {}
+        self.sources: dict[str, dict[str, list[TensorEntry]]] = {}  # parameter -> pattern -> tensors
+
+    def take(self, entry: TensorEntry) -> bool:
+        """Collects a tensor if it is (part of) an experts' parameter; says whether it was."""
+        target, pattern = self._renamed(entry.name)
+        if target not in self.parameters:
+            return False
+        if pattern is None:
+            pattern = entry.name
+            transform = self.pending.setdefault(target, WeightRenaming(entry.name, target))
+        elif target not in self.pending:
+            transform = self.pending[target] = deepcopy(self.by_pattern[pattern])
+        self.sources.setdefault(target, {}).setdefault(pattern, []).append(entry)
+        return True
+
+    def _renamed(self, name: str) -> tuple[str, str | None]:
+        prefix = self.skeleton.base_model_prefix
+        target, pattern = rename_source_key(name, self.renamings, self.converters, prefix, self.state)
+        if target not in self.state and name in self.state:
+            target, pattern = rename_source_key(name, [], [], prefix, self.state)
+        return target, pattern
+
+    def run(self, checkpoint: Checkpoint) -> dict[str, Traced]:
+        """The experts' parameters, traced to the files. Keys are full parameter names."""
+        results: dict[str, Traced] = {}
+        for target, transform in self.pending.items():
+            self._check_complete(target, checkpoint)
+            for pattern, entries in self.sources[target].items():
+                for entry in sorted(entries, key=lambda entry: dot_natural_key(entry.name)):
+                    source = Traced.source(entry.name, entry.shape)
+                    transform.add_tensor(target, entry.name, pattern, lambda source=source: source)
+            try:
+                converted = transform.convert(target, model=self.skeleton, config=self.skeleton.config)
+            except Untraceable as error:
+                raise _unreadable(target, checkpoint, error) from error
+            for name, traced in converted.items():
+                results[name] = traced[0] if isinstance(traced, list) else traced
+        return results
+
+    def _check_complete(self, target: str, checkpoint: Checkpoint) -> None:
+        """Every expert must have every part: no gaps in the numbering, as many of each pattern."""
+        groups = [[entry.name for entry in entries] for entries in self.sources[target].values()]
+        everything = {_numbered(name, groups) for names in groups for name in names}
+        for names in groups:
+            numbers = {_numbered(name, groups) for name in names}
+            wanted = everything | set(range(max(everything) + 1))
+            if missing := sorted(wanted - numbers):
+                example = re.sub(r"(\D)\d+(?=\D*$)", rf"\g<1>{missing[0]}", names[0])
+                raise CheckpointError(
+                    f"{checkpoint.directory} lacks tensor {example!r} for expert {missing[0]} of {target}",
+                    remedy="download it again",
+                )
+
+
+def _numbered(name: str, groups: Iterable[list[str]]) -> int:
+    """The expert's number in a per-expert tensor name: its last number; 0 for a tensor that fuses all experts."""
+    numbers = re.findall(r"\.(\d+)\.", name)
+    fused = all(len(names) == 1 for names in groups)
+    return int(numbers[-1]) if numbers and not fused else 0
+
+
+def _layer(
+    path: str, modules: Mapping[str, nn.Module], traced: Mapping[str, Traced], checkpoint: Checkpoint
+) -> LayerCatalog:
+    module = modules[path]
+    experts: list[dict[str, Traced]] = []
+    for name, parameter in module.named_parameters(recurse=False):
+        full = f"{path}.{name}"
+        if full not in traced:
+            raise CheckpointError(
+                f"{checkpoint.directory} has no tensors for {full}", remedy="download it again"
+            )
+        if traced[full].shape != parameter.shape:
+            raise CheckpointError(
+                f"{checkpoint.directory} gives {full} the shape {tuple(traced[full].shape)}, and config.json"
+                f" {tuple(parameter.shape)}",
+                remedy="download it again",
+            )
+        slices = _per_expert(traced[full])
+        experts = experts or [{} for _ in slices]
+        for expert, part in zip(experts, slices, strict=True):
+            expert[name] = part.transpose(0, 1) if _is_transposed(module) and part.ndim == 2 else part
+    try:
+        placed = [place_record(expert, checkpoint.tensors) for expert in experts]
+        if any(layout != placed[0][0] for layout, _ in placed):
+            raise Untraceable("its experts differ in layout")
+    except Untraceable as error:
+        raise _unreadable(path, checkpoint, error) from error
+    return LayerCatalog(path, placed[0][0], tuple(extents for _, extents in placed))
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return bool(getattr(module, "is_transposed", False))
+
+
+def _per_expert(traced: Traced) -> list[Traced]:
+    """`traced.unbind(0)` in one pass over its blocks."""
+    blocks: list[list[Block]] = [[] for _ in range(traced.shape[0])]
+    for block in traced.blocks:
+        first, *rest = block.axes
+        for index in range(first.count):
+            part = replace(block, offset=block.offset + index * first.stride, axes=tuple(rest))
+            blocks[first.start + index * first.step].append(part)
+    return [Traced(traced.shape[1:], parts) for parts in blocks]
+
+
+def _unreadable(target: str, checkpoint: Checkpoint, error: Untraceable) -> UnsupportedError:
+    return UnsupportedError(
+        f"{checkpoint.directory} stores {target} in a way that cannot be read in place ({error})",
+        remedy="report this architecture",
+    )

@@ -1,0 +1,119 @@
+"""A checkpoint directory: its configuration and every tensor's place, from headers alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moe_local.checkpoint.header import TensorEntry, read_header
+from moe_local.errors import CheckpointError, UnsupportedError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory in Hugging Face's layout: `config.json` and safetensors files."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Reads `config.json` and all headers; no weights.
+
+        Raises CheckpointError for missing or damaged files, UnsupportedError for other kinds of weights.
+        """
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is not a directory", remedy="name a checkpoint directory")
+        config = read_json(directory / "config.json")
+        return cls(directory, config, _read_tensors(directory))
+
+    @cached_property
+    def files(self) -> list[Path]:
+        return sorted({entry.file for entry in self.tensors.values()})
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.length for entry in self.tensors.values())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError naming the file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing", remedy="name a complete checkpoint directory") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {file}: {error.strerror}", remedy="check its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error})", remedy="download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object", remedy="download it again")
+    return content
+
+
+def _read_tensors(directory: Path) -> dict[str, TensorEntry]:
+    if (directory / INDEX).exists():
+        return _read_sharded(directory)
+    if (directory / SINGLE).exists():
+        return read_header(directory / SINGLE)
+    return read_header(_only_file(directory))
+
+
+def _read_sharded(directory: Path) -> dict[str, TensorEntry]:
+    index = directory / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map", remedy="download it again")
+    tensors: dict[str, TensorEntry] = {}
+    for name in sorted(set(weight_map.values())):
+        for entry in read_header(_shard(index, name)).values():
+            if entry.name in tensors:
+                twice = f"{tensors[entry.name].file.name} and {name}"
+                raise CheckpointError(f"tensor {entry.name!r} is in both {twice} of {directory}")
+            tensors[entry.name] = entry
+    for tensor, name in weight_map.items():
+        if tensor not in tensors:
+            raise CheckpointError(
+                f"{directory / name} lacks tensor {tensor!r} that {INDEX} promises", remedy="download it again"
+            )
+    return tensors
+
+
+def _shard(index: Path, name: str) -> Path:
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file beside it")
+    shard = index.parent / name
+    if not shard.exists():
+        raise CheckpointError(f"{shard} is missing", remedy=f"download it again: {INDEX} lists it")
+    return shard
+
+
+def _only_file(directory: Path) -> Path:
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{directory} has {len(found)} safetensors files and no {INDEX}", remedy="download the index too"
+        )
+    if any(directory.glob("*.gguf")):
+        raise UnsupportedError(
+            f"{directory} holds GGUF weights, which are not supported yet",
+            remedy="use the model's safetensors repository",
+        )
+    if any(path for pattern in _PICKLES for path in directory.glob(pattern)):
+        raise UnsupportedError(
+            f"{directory} holds pickled weights only, which can run code when opened",
+            remedy="use a repository with safetensors, or convert it on a machine you can lose",
+        )
+    raise CheckpointError(f"{directory} holds no safetensors files", remedy="name a complete checkpoint directory")

@@ -1,0 +1,142 @@
+"""The header of a safetensors file, checked before anything in it is believed.
+
+Format: https://huggingface.co/docs/safetensors. Eight bytes of little-endian length, that many bytes of JSON,
+then the tensors, which must cover the rest of the file without gaps or overlaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from moe_local.errors import CheckpointError
+
+MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+_AGAIN = "download it again, or check the disk"
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file: `length` bytes from absolute file position `offset`, row-major."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file by name. Reads the header only.
+
+    Raises CheckpointError, naming the file, when any of it is not as the format demands.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = _header_length(file, stream.read(8), size)
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {file}: {error.strerror or error}", remedy="check the path and permissions"
+        ) from error
+    if len(text) < length:
+        _damaged(file, "is truncated inside its header")
+    return _entries(file, _parse(file, text), start=8 + length, size=size)
+
+
+def _damaged(file: Path, what: str) -> NoReturn:
+    raise CheckpointError(f"{file} {what}", remedy=_AGAIN)
+
+
+def _header_length(file: Path, prefix: bytes, size: int) -> int:
+    if len(prefix) < 8:
+        _damaged(file, f"is truncated: {size} bytes are too few for a safetensors file")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER:
+        _damaged(file, f"is not a safetensors file (its header would be {length} bytes)")
+    if 8 + length > size:
+        _damaged(file, f"is truncated: its header of {length} bytes is larger than the file of {size}")
+    return int(length)
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        _damaged(file, "is not a safetensors file (its header is not JSON)")
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} has a damaged header ({error})", remedy=_AGAIN) from error
+    return dict(header)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _entries(file: Path, header: dict[str, Any], *, start: int, size: int) -> dict[str, TensorEntry]:
+    entries = {
+        name: _entry(file, name, raw, start) for name, raw in header.items() if name != "__metadata__"
+    }
+    position = start
+    for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.length)):
+        if entry.offset != position:
+            kind = "overlaps the one before it" if entry.offset < position else "leaves a gap before it"
+            _damaged(file, f"is damaged: tensor {entry.name!r} {kind}")
+        position += entry.length
+    if position > size:
+        _damaged(file, f"is truncated: its tensors need {position} bytes and it has {size}")
+    if position < size:
+        _damaged(file, f"is damaged: {size - position} bytes follow its last tensor")
+    return entries
+
+
+def _entry(file: Path, name: str, raw: Any, start: int) -> TensorEntry:
+    if not isinstance(raw, dict):
+        _damaged(file, f"has a damaged header: tensor {name!r} is not described by an object")
+    dtype = DTYPES.get(raw["dtype"]) if isinstance(raw.get("dtype"), str) else None
+    if dtype is None:
+        _damaged(file, f"has tensor {name!r} of unknown type {raw.get('dtype')!r}")
+    shape, offsets = raw.get("shape"), raw.get("data_offsets")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _damaged(file, f"has a damaged header: tensor {name!r} has no valid shape and offsets")
+    begin, end = offsets
+    needed = math.prod(shape) * dtype.itemsize
+    if end - begin != needed:
+        _damaged(file, f"is damaged: tensor {name!r} of shape {shape} needs {needed} bytes, not {end - begin}")
+    return TensorEntry(name, file, dtype, tuple(shape), start + begin, end - begin)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

@@ -1,0 +1,269 @@
+"""One generation: transformers' `generate`, streamed, interruptible and measured."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
+from transformers.cache_utils import DynamicLayer
+
+from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.generation.sampling import Sampling
+from moe_local.memory.limits import peak_memory
+from moe_local.runtime.footprint import PREFILL_CHUNK
+from moe_local.telemetry import Counters
+
+
+@dataclass
+class KVState:
+    """A KV cache and the tokens it was made from, to go on from."""
+
+    ids: list[int] = field(default_factory=list)
+    cache: Any = None
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        """Cuts the cache down to what `ids` begins with, leaving at least one token to compute.
+
+        Returns how many tokens it keeps. A cache that cannot be cut (recurrent or sliding-window states) is dropped.
+        """
+        common = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), None)
+        keep = min(len(self.ids), len(ids)) if common is None else common
+        keep = min(keep, len(ids) - 1)
+        if self.cache is None or (keep < len(self.ids) and not self._cut(keep)):
+            self.clear()
+            return 0
+        self.ids = self.ids[:keep]
+        return keep
+
+    def _cut(self, length: int) -> bool:
+        layers = getattr(self.cache, "layers", None)
+        if length == 0 or not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            return False
+        self.cache.crop(length - len(self.ids))  # a negative number: tokens to take off the end
+        return True
+
+    def clear(self) -> None:
+        self.ids, self.cache = [], None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out, and what it took."""
+
+    text: str
+    token_ids: list[int]
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, that an earlier turn had computed
+    finish_reason: str  # "stop", "length" or "interrupted"
+    seconds: float
+    time_to_first_token: float  # seconds
+    counters: Counters
+    peak_memory: int  # bytes, of the process since it began
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed: tokens after the first, over the time after the first."""
+        rest = self.seconds - self.time_to_first_token
+        return (self.new_tokens - 1) / rest if self.new_tokens > 1 and rest > 0 else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `--json`."""
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "new_tokens": self.new_tokens,
+            "tokens_per_second": round(self.tokens_per_second, 3),
+            "time_to_first_token": round(self.time_to_first_token, 4),
+            "seconds": round(self.seconds, 4),
+            "hit_rate": round(self.counters.hit_rate, 4),
+            "hits": self.counters.hits,
+            "misses": self.counters.misses,
+            "bytes_read": self.counters.bytes_read,
+            "stall_seconds": round(self.counters.stall_seconds, 4),
+            "peak_memory": self.peak_memory,
+        }
+
+
+class TextGenerator:
+    """A loaded model and its tokenizer. One generation at a time."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, counters: Counters, context: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.counters = counters
+        self.context = context
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        interrupt: threading.Event | None = None,
+        state: KVState | None = None,
+    ) -> Generation:
+        """Continues the tokens `ids`.
+
+        `on_text` is given each piece of text as it comes. Setting `interrupt` ends the generation after the token
+        under way. `state` carries the KV cache from one call to the next; an error empties it.
+        """
+        room = self._room(ids)
+        state = state or KVState()
+        cached = state.reuse(ids)
+        stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None))
+        halt = _Halt(stream, interrupt or threading.Event())
+        limit = min(room, sampling.max_new_tokens or room)
+        before = self.counters.snapshot()
+        began = perf_counter()
+        try:
+            sequence = self._run(ids, sampling, limit, state, stream, halt)
+        except BaseException:
+            state.clear()
+            raise
+        seconds = perf_counter() - began
+        new = sequence[len(ids) :]
+        return Generation(
+            text=stream.text,
+            token_ids=new,
+            prompt_tokens=len(ids),
+            cached_tokens=cached,
+            finish_reason=self._reason(new, stream, halt),
+            seconds=seconds,
+            time_to_first_token=(stream.first_token_at or perf_counter()) - began,
+            counters=self.counters.snapshot() - before,
+            peak_memory=peak_memory(),
+        )
+
+    def _room(self, ids: Sequence[int]) -> int:
+        if not ids:
+            raise MoeLocalError("the prompt is empty", remedy="write something")
+        if len(ids) >= self.context:
+            raise MoeLocalError(
+                f"the prompt has {len(ids)} tokens and the context holds {self.context}",
+                remedy="shorten it, or give a larger --context",
+            )
+        return self.context - len(ids)
+
+    def _run(
+        self, ids: Sequence[int], sampling: Sampling, limit: int, state: KVState, stream: _Stream, halt: _Halt
+    ) -> list[int]:
+        """The whole sequence, prompt included; `state` then holds what was computed of it."""
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        inputs = torch.tensor([list(ids)], device=self.model.device)  # [1, T]
+        chunk = {"prefill_chunk_size": PREFILL_CHUNK} if len(ids) - len(state.ids) > PREFILL_CHUNK else {}
+        output = self.model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            past_key_values=state.cache,
+            max_new_tokens=limit,
+            streamer=stream,
+            stopping_criteria=StoppingCriteriaList([halt]),
+            logits_processor=LogitsProcessorList([_RefuseNaN()]),
+            return_dict_in_generate=True,
+            **sampling.for_transformers(),
+            **chunk,
+        )
+        sequence: list[int] = output.sequences[0].tolist()
+        state.cache = getattr(output, "past_key_values", None)
+        # The last token was chosen but not yet computed.
+        state.ids = sequence[:-1] if state.cache is not None else []
+        return sequence
+
+    def _reason(self, new: list[int], stream: _Stream, halt: _Halt) -> str:
+        end = self.model.generation_config.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        if stream.stopped or (new and new[-1] in ends):
+            return "stop"
+        return "interrupted" if halt.interrupted else "length"
+
+
+class _Stream(TextStreamer):
+    """Hands text on as it becomes certain, never any of a stop string."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], on_text: Callable[[str], None]
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stop = stop
+        self._withhold = max((len(s) for s in stop), default=1) - 1
+        self._on_text = on_text
+        self._handed = 0
+        self._prompt_seen = False
+        self.text = ""
+        self.stopped = False
+        self.first_token_at: float | None = None
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_seen and self.first_token_at is None:
+            self.first_token_at = perf_counter()
+        self._prompt_seen = True
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self.stopped:
+            return
+        self.text += text
+        found = [at for at in (self.text.find(s) for s in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self.text = self.text[: min(found)]
+        safe = len(self.text) if stream_end or self.stopped else len(self.text) - self._withhold
+        if safe > self._handed:
+            self._on_text(self.text[self._handed : safe])
+            self._handed = safe
+
+    def pending_stop(self) -> bool:
+        """Whether a stop string has been written, counting what is not yet certain to be a word's end."""
+        if self._stop and not self.stopped:
+            tail = self.tokenizer.decode(self.token_cache, skip_special_tokens=True)[self.print_len :]
+            return any(s in self.text + tail for s in self._stop)
+        return self.stopped
+
+
+class _Halt(StoppingCriteria):
+    """Ends a generation at a stop string or when the user asks."""
+
+    def __init__(self, stream: _Stream, event: threading.Event) -> None:
+        self._stream = stream
+        self._event = event
+        self.interrupted = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.interrupted = self._event.is_set()
+        done = self.interrupted or self._stream.pending_stop()
+        return torch.full((input_ids.shape[0],), done, device=input_ids.device)
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Damaged weights give NaN; sampling from it would be noise or an obscure error."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any():
+            raise CheckpointError(
+                "the model's output is not a number (NaN): its weights are damaged, or overflow in this dtype",
+                remedy="download it again, or try --dtype float32",
+            )
+        return scores

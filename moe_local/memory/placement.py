@@ -1,0 +1,154 @@
+"""From budgets to a plan: what goes into which tier, before anything is loaded. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moe_local.config import format_size
+from moe_local.errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes, in bytes, at one context length."""
+
+    dense: int  # everything but the experts
+    kv_cache: int  # at the full context
+    workspace: int  # activations and temporaries at their peak
+    slot: int  # the largest record
+    experts: tuple[int, ...]  # experts of each MoE layer
+    top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
+
+    @property
+    def fixed(self) -> int:
+        return self.dense + self.kv_cache + self.workspace
+
+    @property
+    def all_experts(self) -> int:
+        return sum(self.experts)
+
+    @property
+    def token_set(self) -> int:
+        """Experts that one token needs: with fewer slots, caching is worse than none."""
+        return sum(min(k, n) for k, n in zip(self.top_k, self.experts, strict=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Slots of each layer in each tier, and the arithmetic behind them (bytes).
+
+    With one memory (a CPU alone) the device tier is RAM and there is no host tier.
+    """
+
+    needs: Needs
+    ram: int  # budget for the whole process
+    vram: int | None  # budget on the device, where it has memory of its own
+    ram_overhead: int  # the process itself: interpreter, libraries
+    vram_overhead: int  # the device's runtime
+    device_slots: tuple[int, ...]
+    host_slots: tuple[int, ...] | None
+
+    @property
+    def device_experts(self) -> int:
+        return sum(self.device_slots)
+
+    @property
+    def share(self) -> float:
+        """Share of all experts that the device tier holds."""
+        return self.device_experts / self.needs.all_experts
+
+    @property
+    def device_bytes(self) -> int:
+        """What is taken beside the dense part in the device tier's memory."""
+        return self.device_experts * self.needs.slot
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(self.host_slots or ()) * self.needs.slot
+
+    @property
+    def ram_used(self) -> int:
+        on_host = self.ram_overhead + self.host_bytes
+        return on_host if self.vram is not None else on_host + self.needs.fixed + self.device_bytes
+
+    @property
+    def vram_used(self) -> int | None:
+        return None if self.vram is None else self.vram_overhead + self.needs.fixed + self.device_bytes
+
+    @property
+    def useful_minimum(self) -> int:
+        """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
+        overhead = self.ram_overhead if self.vram is None else self.vram_overhead
+        return overhead + self.needs.fixed + self.needs.token_set * self.needs.slot
+
+    @property
+    def too_small_to_cache(self) -> bool:
+        return any(
+            slots < min(k, n)
+            for slots, k, n in zip(self.device_slots, self.needs.top_k, self.needs.experts, strict=True)
+        )
+
+
+def make_plan(
+    needs: Needs,
+    *,
+    ram: int,
+    vram: int | None = None,
+    ram_overhead: int = 0,
+    vram_overhead: int = 0,
+    device_share: float = 1.0,
+    host_share: float = 1.0,
+) -> Plan:
+    """Gives every byte of the budgets that is left to slots, at least one a layer and at most all the experts.
+
+    `device_share` and `host_share` cap a tier at that share of each layer's experts, however much would fit.
+    Raises BudgetError, with the smallest budget that would do, when not even one slot a layer fits.
+    """
+    layers = len(needs.experts)
+    if vram is None:
+        taken = ram_overhead + needs.fixed
+        _require(ram, taken + layers * needs.slot, "RAM", "--ram", needs)
+        slots = share_out((ram - taken) // needs.slot, capped(needs.experts, device_share))
+        return Plan(needs, ram, None, ram_overhead, 0, slots, None)
+    taken = vram_overhead + needs.fixed
+    _require(vram, taken + layers * needs.slot, "device memory", "--vram", needs)
+    _require(ram, ram_overhead + layers * needs.slot, "RAM", "--ram", needs)
+    device = share_out((vram - taken) // needs.slot, capped(needs.experts, device_share))
+    host = share_out((ram - ram_overhead) // needs.slot, capped(needs.experts, host_share))
+    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host)
+
+
+def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) -> None:
+    if budget >= minimum:
+        return
+    mebibytes = -(-minimum >> 20)
+    raise BudgetError(
+        f"a budget of {format_size(budget)} of {what} is too small: the dense weights need"
+        f" {format_size(needs.dense)}, the KV cache {format_size(needs.kv_cache)}, activations"
+        f" {format_size(needs.workspace)}, one expert of each of {len(needs.experts)} layers"
+        f" {format_size(len(needs.experts) * needs.slot)}",
+        minimum=minimum,
+        remedy=f"give at least {option} {mebibytes}MiB, or shorten --context",
+    )
+
+
+def capped(experts: Sequence[int], share: float) -> tuple[int, ...]:
+    """At most `share` of each layer's experts, rounded, and at least one."""
+    return tuple(max(1, round(count * share)) for count in experts)
+
+
+def share_out(slots: int, most: Sequence[int]) -> tuple[int, ...]:
+    """Deals slots to layers as evenly as `most` (each layer's maximum) allows; all of them if they suffice.
+
+    The sum is min(slots, sum(most)), and two layers that are not at their maximum differ by one slot at most.
+    """
+    given = [0] * len(most)
+    left = min(slots, sum(most))
+    while left:
+        open_layers = [layer for layer, top in enumerate(most) if given[layer] < top]
+        each = max(1, min(left // len(open_layers), min(most[layer] - given[layer] for layer in open_layers)))
+        for layer in open_layers[:left]:
+            given[layer] += each
+            left -= each
+    return tuple(given)

@@ -1,0 +1,36 @@
+"""One preallocated buffer, cut into equal slots."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Slab:
+    """`slots` buffers of `slot_size` bytes on one device, aligned to 4096 bytes on a CPU.
+
+    The memory is taken when the slab is made (on a CPU page by page, as slots are first written) and never grows.
+    """
+
+    ALIGNMENT = 4096
+
+    def __init__(self, slots: int, slot_size: int, device: torch.device, *, pinned: bool = False) -> None:
+        self.slot_size = slot_size
+        raw = torch.empty(slots * slot_size + self.ALIGNMENT, dtype=torch.uint8, device=device, pin_memory=pinned)
+        start = -raw.data_ptr() % self.ALIGNMENT
+        self._buffer = raw[start : start + slots * slot_size].view(slots, slot_size)
+
+    def __len__(self) -> int:
+        return self._buffer.shape[0]
+
+    def __getitem__(self, slot: int) -> Tensor:
+        """The slot's bytes, uint8 [slot_size]."""
+        return self._buffer[slot]
+
+    def memory(self, slot: int) -> memoryview:
+        """The slot's bytes for reading files into. Host memory only."""
+        return memoryview(self._buffer[slot].numpy())
+
+    @property
+    def nbytes(self) -> int:
+        return self._buffer.numel()

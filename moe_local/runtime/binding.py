@@ -1,0 +1,145 @@
+"""Building a transformers model whose experts modules are ours, and loading its dense part.
+
+Experts classes are replaced by subclasses without parameters through transformers' own patch mapping, so that
+expert tensors are never materialised: to transformers they are unexpected keys, and are left in the files.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
+from transformers.utils import logging as transformers_logging
+
+from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.header import TensorEntry
+from moe_local.errors import CheckpointError
+from moe_local.memory.disk import ReadAt
+from moe_local.runtime.experts import PagedExperts
+
+_patching = threading.Lock()  # transformers' mapping belongs to the whole process
+
+
+def load_dense(
+    skeleton: PreTrainedModel,
+    config: PreTrainedConfig,
+    dense: Mapping[str, TensorEntry],
+    read_at: ReadAt,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PreTrainedModel:
+    """The model with its dense weights on `device` and its experts modules of `PagedExperts`, not yet connected.
+
+    Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
+    """
+    lazy = {name: LazyTensor(entry, read_at) for name, entry in dense.items()}
+    experts = experts_modules(skeleton)
+    with paging({type(module) for module in experts.values()}), _quiet():
+        model, info = type(skeleton).from_pretrained(
+            None,
+            config=deepcopy(config),
+            state_dict=lazy,
+            dtype=dtype,
+            device_map={"": device},
+            output_loading_info=True,
+        )
+    _check_loaded(model, info, dense)
+    captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
+    if captured != set(experts):
+        missed = ", ".join(sorted(set(experts) - captured))
+        raise CheckpointError(f"these MoE blocks were not captured: {missed}", remedy="report this architecture")
+    return model
+
+
+class LazyTensor:
+    """A tensor that is read when `[...]` is asked of it, as transformers' loader does."""
+
+    def __init__(self, entry: TensorEntry, read_at: ReadAt) -> None:
+        self._entry = entry
+        self._read_at = read_at
+
+    def __getitem__(self, index: object) -> Tensor:
+        entry = self._entry
+        raw = torch.empty(entry.length, dtype=torch.uint8)
+        self._read_at(entry.file, entry.offset, memoryview(raw.numpy()))
+        return raw.view(entry.dtype).view(entry.shape)
+
+
+@contextmanager
+def paging(classes: set[type[nn.Module]]) -> Iterator[None]:
+    """While inside, transformers builds paged subclasses in place of these experts classes."""
+    mapping = {cls.__name__: _paged_subclass(cls) for cls in classes}
+    with _patching:
+        register_patch_mapping(mapping)
+        try:
+            yield
+        finally:
+            unregister_patch_mapping(list(mapping))
+            _restore(classes, mapping)
+
+
+def _restore(classes: set[type[nn.Module]], mapping: Mapping[str, type[nn.Module]]) -> None:
+    """Puts the original classes back where transformers left ours, as it does when a load raises."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("transformers")]
+    for original in classes:
+        name = original.__name__
+        for module in modules:
+            if getattr(module, "__dict__", {}).get(name) is mapping[name]:
+                setattr(module, name, original)
+
+
+def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
+    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original.__init__(self, *args, **kwargs)
+        for name in list(self._parameters):
+            delattr(self, name)
+            # Some models' own initialisation reaches into their experts: there must be something to reach.
+            self.__dict__[name] = torch.empty(0)
+        self._is_hf_initialized = True
+
+    members = {"__init__": __init__, "__module__": original.__module__}
+    return type(original.__name__, (PagedExperts, original), members)
+
+
+def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mapping[str, TensorEntry]) -> None:
+    directory = next(iter(dense.values())).file.parent if dense else "the checkpoint"
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{directory} lacks {_some(missing)}", remedy="download it again")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise CheckpointError(
+            f"{directory} holds {name} of shape {tuple(found)}, and config.json says {tuple(wanted)}",
+            remedy="download it again",
+        )
+    if failed := info.get("conversion_errors"):
+        raise CheckpointError(f"{directory}: {_some(sorted(failed))} could not be converted")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers would report every expert tensor as unexpected, and draw a progress bar of its own."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,193 @@
+"""The expert cache: brings the experts that a layer needs into the device tier, and says when each is ready.
+
+Who may touch a slot, and when
+------------------------------
+One thread runs the forward pass. It alone decides: all bookkeeping (`Share`) happens on it, so there are no locks.
+Reader threads only move bytes from files into the slot they were given.
+
+A slot is in one of three states:
+
+- *free or evictable*: nobody reads or writes it;
+- *filling*: its key is pinned, a reader thread (or an upload on the main thread) writes it; no one else looks;
+- *in use*: its key is pinned and compute reads it.
+
+A pin is taken before a slot starts to fill and is released after the compute that needed it has been issued. Evicting
+skips pinned keys, so a slot is never overwritten while it is filling or in use. With a host tier, a read fills a host
+slot; the upload from there to the device slot is issued on the thread, and so on the stream, that also issues the
+compute, so it comes after every kernel that used the slot's former expert.
+
+If compute stops in the middle (an error, Ctrl-C), the reads in flight are waited for before anything else happens:
+their slots are theirs until then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from moe_local.checkpoint.catalog import Catalog
+from moe_local.formats import open_expert
+from moe_local.formats.plain import PlainExpert
+from moe_local.memory.disk import RecordReader
+from moe_local.memory.residency import Share, make_shares
+from moe_local.memory.slab import Slab
+from moe_local.policies import EvictionPolicy, Key
+from moe_local.telemetry import Counters
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A slab and one share of its slots for each layer."""
+
+    slab: Slab
+    shares: Sequence[Share]
+
+    @classmethod
+    def make(cls, slab: Slab, capacities: Sequence[int], policy: Callable[[], EvictionPolicy]) -> Tier:
+        return cls(slab, make_shares(capacities, policy))
+
+
+class ExpertCache:
+    """The device tier over an optional host tier over the disk."""
+
+    def __init__(self, catalog: Catalog, reader: RecordReader, device: Tier, host: Tier | None = None) -> None:
+        self.counters = Counters()
+        self._catalog = catalog
+        self._reader = reader
+        self._device = device
+        self._host = host
+        self._uploads: deque[Key] = deque()  # host tier has them, device slot is theirs, copy not yet issued
+        self._opened: dict[int, PlainExpert] = {}  # device slot -> views; a slot never changes its layer
+
+    def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, PlainExpert]]:
+        """Yields each of `experts` (distinct) with its weights as soon as they are there: hits, then arrivals.
+
+        An expert's weights may be used until the next one is asked for. The number of experts may exceed the layer's
+        slots: the rest follow as slots fall free. Raises StorageError when a read fails; what had arrived stays.
+        """
+        share = self._device.shares[layer]
+        keys = [(layer, expert) for expert in experts]
+        ready = deque(key for key in keys if key in share)
+        missing = deque(key for key in keys if key not in share)
+        self._count(len(ready), len(missing))
+        in_use = list(ready)
+        for key in ready:
+            share.pin(key)
+        try:
+            self._request(missing)
+            while ready or missing or self._pending:
+                key = ready.popleft() if ready else self._next_arrival(in_use)
+                yield key[1], self._open(layer, share.slot(key))
+                share.unpin(key)
+                in_use.remove(key)
+                self._request(missing)
+        finally:
+            self._settle(in_use)
+
+    @property
+    def _pending(self) -> int:
+        return self._reader.in_flight + len(self._uploads)
+
+    def _count(self, hits: int, misses: int) -> None:
+        self.counters.forwards += 1
+        self.counters.hits += hits
+        self.counters.misses += misses
+
+    def _open(self, layer: int, slot: int) -> PlainExpert:
+        expert = self._opened.get(slot)
+        if expert is None:
+            expert = open_expert(self._catalog.layers[layer].layout, self._device.slab[slot])
+            self._opened[slot] = expert
+        return expert
+
+    def _request(self, missing: deque[Key]) -> None:
+        """Starts to bring in missing keys, in order, until no slot can be had."""
+        while missing and self._start(missing[0]):
+            missing.popleft()
+
+    def _start(self, key: Key) -> bool:
+        layer, expert = key
+        share = self._device.shares[layer]
+        slot = share.admit(key)
+        if slot is None:
+            return False
+        if self._host is None:
+            self._read(key, self._device.slab.memory(slot))
+            return True
+        host = self._host.shares[layer]
+        if key in host:
+            host.pin(key)
+            self.counters.host_hits += 1
+            self._uploads.append(key)
+            return True
+        host_slot = host.admit(key)
+        if host_slot is None:
+            share.drop(key)
+            return False
+        self._read(key, self._host.slab.memory(host_slot))
+        return True
+
+    def _read(self, key: Key, target: memoryview) -> None:
+        layer, expert = key
+        extents = self._catalog.layers[layer].records[expert]
+        self.counters.bytes_read += sum(extent.length for extent in extents)
+        self._reader.start(key, extents, target)
+
+    def _next_arrival(self, in_use: list[Key]) -> Key:
+        """The next key whose bytes are in its device slot. Waits; the wait is a stall."""
+        began = perf_counter()
+        try:
+            if self._uploads:
+                key = self._uploads.popleft()
+            else:
+                key, error = self._reader.next_arrival()
+                if error is not None:
+                    self._forget(key)
+                    raise error
+            in_use.append(key)
+            if self._host is not None:
+                self._upload(key)
+            return key
+        finally:
+            self.counters.stall_seconds += perf_counter() - began
+
+    def _upload(self, key: Key) -> None:
+        assert self._host is not None
+        host = self._host.shares[key[0]]
+        source = self._host.slab[host.slot(key)]
+        self._device.slab[self._device.shares[key[0]].slot(key)].copy_(source)
+        self.counters.bytes_uploaded += source.numel()
+        host.unpin(key)
+
+    def _forget(self, key: Key) -> None:
+        """Takes back the slots of a key whose bytes did not arrive."""
+        self._device.shares[key[0]].drop(key)
+        if self._host is not None:
+            self._host.shares[key[0]].drop(key)
+
+    def _settle(self, in_use: list[Key]) -> None:
+        """Leaves nothing pinned and nothing in flight, whatever happened."""
+        for key in in_use:
+            self._device.shares[key[0]].unpin(key)
+        while self._uploads:
+            key = self._uploads.popleft()
+            self._device.shares[key[0]].drop(key)
+            self._host_share(key).unpin(key)
+        while self._reader.in_flight:
+            key, error = self._reader.next_arrival()
+            if error is not None:
+                self._forget(key)
+            elif self._host is not None:
+                self._device.shares[key[0]].drop(key)
+                self._host_share(key).unpin(key)
+            else:
+                self._device.shares[key[0]].unpin(key)
+
+    def _host_share(self, key: Key) -> Share:
+        assert self._host is not None
+        return self._host.shares[key[0]]
+
+    def close(self) -> None:
+        self._reader.close()

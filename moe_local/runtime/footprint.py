@@ -1,0 +1,120 @@
+"""What a model will take, measured on its skeleton: transformers' own code run with no memory behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.catalog import Catalog
+from moe_local.config import MIB
+from moe_local.memory.placement import Needs
+
+PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
+
+_TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+
+
+def measure(skeleton: PreTrainedModel, catalog: Catalog, context: int, dtype: torch.dtype) -> Needs:
+    """The needs of a model at `context` tokens. Leaves `skeleton` (on meta) fit for nothing else."""
+    config = skeleton.config.get_text_config()
+    kv = kv_cache_bytes(skeleton, context, dtype)
+    top_k = _top_k(skeleton, catalog)
+    return Needs(
+        dense=dense_bytes(skeleton, dtype),
+        kv_cache=kv,
+        workspace=_workspace(config, kv, context, dtype, max(top_k)),
+        slot=catalog.record_size,
+        experts=tuple(layer.experts for layer in catalog.layers),
+        top_k=top_k,
+    )
+
+
+def dense_bytes(skeleton: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Bytes of all parameters and buffers but the experts', tied ones counted once."""
+    experts = {id(p) for module in experts_modules(skeleton).values() for p in module.parameters(recurse=False)}
+    upcast = list(skeleton._get_dtype_plan(dtype))
+    total = 0
+    seen = set(experts)
+    for name, tensor in chain(skeleton.named_parameters(), skeleton.named_buffers()):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            wide = tensor.is_floating_point() and any(re.search(pattern, name) for pattern in upcast)
+            total += tensor.numel() * (4 if wide else tensor.element_size())
+    return total
+
+
+def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
+    """Bytes of the KV cache after `context` tokens: a forward pass on meta, and the sizes of what it cached.
+
+    Where a model's code cannot run on meta, falls back to two vectors a head, a layer and a token.
+    """
+    for module in experts_modules(skeleton).values():
+        module.forward = lambda hidden_states, *args, **kwargs: torch.empty_like(hidden_states)
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, context, dtype=torch.long, device="meta")
+            cache = skeleton(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
+    except Exception:  # whatever a model's own code does that meta tensors cannot
+        return _kv_by_formula(skeleton.config.get_text_config(), context, dtype)
+
+
+def _tensors(cache: Any) -> Iterator[Tensor]:
+    """Every tensor that a cache holds, in whatever attribute of its layers."""
+    for layer in getattr(cache, "layers", None) or [cache]:
+        for value in vars(layer).values():
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, Tensor):
+                    yield item
+
+
+def _kv_by_formula(config: PreTrainedConfig, context: int, dtype: torch.dtype) -> int:
+    heads = _attribute(config, "num_attention_heads", 1)
+    kv_heads = _attribute(config, "num_key_value_heads", heads)
+    size = _attribute(config, "head_dim", config.hidden_size // heads)
+    return 2 * config.num_hidden_layers * kv_heads * size * context * dtype.itemsize
+
+
+def _attribute(config: PreTrainedConfig, name: str, default: int) -> int:
+    """A whole number of a configuration; the default where it is absent, None, or differs between layers."""
+    try:
+        value = getattr(config, name)
+    except Exception:  # transformers refuses some names with errors of its own
+        return default
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _top_k(skeleton: nn.Module, catalog: Catalog) -> tuple[int, ...]:
+    """Experts a token of each layer, as the router beside the experts or the configuration says."""
+    found: dict[int, int] = {}
+    for path, layer in catalog.layer_of.items():
+        block = skeleton.get_submodule(path.rpartition(".")[0])
+        config = skeleton.config.get_text_config()
+        candidates = [*block.modules(), config]
+        values = (getattr(owner, name, None) for name in _TOP_K for owner in candidates)
+        found[layer] = next((v for v in values if isinstance(v, int) and v > 0), 1)
+    return tuple(found[layer] for layer in range(len(catalog.layers)))
+
+
+def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dtype, top_k: int) -> int:
+    """Temporaries at the peak of a prefill chunk or a decoding step, whichever is larger, with the allocator's slack.
+
+    One layer's keys and values are copied when they grow and again when heads share them; a chunk has its mask, its
+    hidden states and one row a token and choice of expert; sampling works on a few copies of the logits.
+    """
+    hidden = config.hidden_size
+    heads = _attribute(config, "num_attention_heads", 1)
+    shared = max(1, heads // _attribute(config, "num_key_value_heads", heads))
+    layer_kv = kv // max(1, config.num_hidden_layers)
+    tokens = min(PREFILL_CHUNK, context)
+    attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize)
+    rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
+    logits = 8 * config.vocab_size * 4
+    return 64 * MIB + attention + rows + logits

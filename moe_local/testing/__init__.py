@@ -1,0 +1,35 @@
+"""What tests of MoE offloading need: tiny random checkpoints of every MoE architecture of transformers.
+
+Importing this costs nothing: torch and transformers are imported when something is first built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from moe_local.testing.architectures import Architecture, architecture, architectures, whole_architectures
+from moe_local.testing.tokenizer import tiny_tokenizer
+
+if TYPE_CHECKING:
+    from moe_local.testing.tiny import tiny_config, tiny_inputs, tiny_model, write_tiny_checkpoint
+
+__all__ = [
+    "Architecture",
+    "architecture",
+    "architectures",
+    "tiny_config",
+    "tiny_inputs",
+    "tiny_model",
+    "tiny_tokenizer",
+    "whole_architectures",
+    "write_tiny_checkpoint",
+]
+
+_NEED_TORCH = {"tiny_config", "tiny_inputs", "tiny_model", "write_tiny_checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_TORCH:
+        return getattr(importlib.import_module(f"{__name__}.tiny"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
