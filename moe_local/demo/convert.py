@@ -1,15 +1,15 @@
 """Turns the dense model into a Mixture-of-Experts checkpoint, by a carving made beforehand.
 
-Each SwiGLU is cut along its neurons (MoEfication, arXiv:2110.01786; CMoE, arXiv:2502.04416): those that matter most of
-the time become the shared expert, the others are dealt into equal experts behind a linear router. A `Carving` says
-which neuron goes where and what the routers weigh. What the unchosen experts would have added is partly made up for by
-solving the down projections anew, given the routing, on the calibration tokens that the carving carries.
+Each SwiGLU is cut along its neurons (MoEfication, arXiv:2110.01786; CMoE, arXiv:2502.04416): those that
+matter most of the time become the shared expert, the others are dealt into equal experts behind a linear
+router. A `Carving` says which neuron goes where, what the routers weigh, and a low-rank change of each down
+projection that makes up for part of what the unchosen experts would have added.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from moe_local.errors import CheckpointError
 
 FINGERPRINT_ROWS = 16
 FINGERPRINT_TOLERANCE = 0.05
-RIDGE = 0.02
-MOST_TOKEN_WEIGHT = 20.0
 
 SHARED_FIELDS = (  # what a Llama config and a glm4_moe config both call the same
     "vocab_size",
@@ -45,8 +43,10 @@ SHARED_FIELDS = (  # what a Llama config and a glm4_moe config both call the sam
 
 @dataclass(frozen=True)
 class CarvingShape:
-    """How each SwiGLU of `intermediate` neurons is cut: `shared` of them always act, the rest are dealt into `experts`
-    experts of `width` neurons, of which `top_k` act on a token. The first `first_dense` layers stay whole."""
+    """How each SwiGLU of `intermediate` neurons is cut: `shared` of them always act, the rest are dealt
+    into `experts` experts of `width` neurons, of which `top_k` act on a token. The first `first_dense`
+    layers stay whole.
+    """
 
     layers: int
     hidden: int
@@ -59,9 +59,13 @@ class CarvingShape:
 
     def __post_init__(self) -> None:
         if self.shared + self.experts * self.width != self.intermediate:
-            raise ValueError(f"{self.shared} + {self.experts} x {self.width} neurons are not {self.intermediate}")
+            raise ValueError(
+                f"{self.shared} + {self.experts} x {self.width} neurons are not {self.intermediate}"
+            )
         if self.shared % self.width or not 0 < self.top_k <= self.experts:
-            raise ValueError("the shared expert must be a multiple of an expert, and top_k at most the experts")
+            raise ValueError(
+                "the shared expert must be a multiple of an expert, and top_k at most the experts"
+            )
 
     @property
     def moe_layers(self) -> range:
@@ -73,17 +77,20 @@ class CarvingShape:
 class Carving:
     """A carving of every layer, in the order of `shape.moe_layers`.
 
-    `order` `[L, intermediate]` lists the neurons: the shared ones, then each expert's. `router` `[L, experts, hidden]`
-    and `bias` `[L, experts]` are the routers'. `fingerprint` `[layers, 16]` recognises the weights it was made for.
-    `tokens` `[sequences, length]` are the calibration tokens for the down projections; there may be none.
+    `order` `[L, intermediate]` lists the neurons: the shared ones, then each expert's. `router` `[L, experts,
+    hidden]` and `bias` `[L, experts]` are the routers'. The down projections, their neurons in that order,
+    change by `(mend_out * mend_scale) @ mend_in`: int8 `[L, hidden, rank]` and `[L, rank, intermediate]`, and
+    float `[L, rank]`. `fingerprint` `[layers, 16]` recognises the weights that all of it was made for.
     """
 
     shape: CarvingShape
     order: torch.Tensor
     router: torch.Tensor
     bias: torch.Tensor
+    mend_out: torch.Tensor
+    mend_in: torch.Tensor
+    mend_scale: torch.Tensor
     fingerprint: torch.Tensor
-    tokens: torch.Tensor
 
     def write(self, path: Path) -> None:
         """Writes the carving as one safetensors file."""
@@ -91,8 +98,10 @@ class Carving:
             "order": self.order.to(torch.int16),
             "router": self.router.to(torch.bfloat16),
             "bias": self.bias.float(),
+            "mend_out": self.mend_out.to(torch.int8),
+            "mend_in": self.mend_in.to(torch.int8),
+            "mend_scale": self.mend_scale.float(),
             "fingerprint": self.fingerprint.float(),
-            "tokens": self.tokens.to(torch.int32),
         }
         shape = {name: str(value) for name, value in asdict(self.shape).items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=shape)
@@ -102,8 +111,7 @@ class Carving:
         """Reads what `write` wrote. Raises `CheckpointError` for a file that is not a sound carving."""
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                shape = CarvingShape(**{name: int(value) for name, value in metadata.items()})
+                shape = CarvingShape(**{name: int(value) for name, value in (file.metadata() or {}).items()})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             carving = cls(shape=shape, **tensors)
             carving.check()
@@ -114,12 +122,19 @@ class Carving:
         return carving
 
     def check(self) -> None:
-        """Raises `ValueError` unless the tensors have the shapes that `shape` promises and every neuron comes once."""
+        """Raises `ValueError` unless the tensors have the shapes that `shape` promises and every neuron
+        comes once.
+        """
         count, shape = len(self.shape.moe_layers), self.shape
+        rank = self.mend_scale.shape[-1]
         expected = {
             "order": (count, shape.intermediate),
             "router": (count, shape.experts, shape.hidden),
             "bias": (count, shape.experts),
+            "mend_out": (count, shape.hidden, rank),
+            "mend_in": (count, rank, shape.intermediate),
+            "mend_scale": (count, rank),
+            "fingerprint": (shape.layers, FINGERPRINT_ROWS),
         }
         for name, size in expected.items():
             if tuple(getattr(self, name).shape) != size:
@@ -127,6 +142,13 @@ class Carving:
         every_neuron = torch.arange(shape.intermediate).expand(count, -1)
         if not torch.equal(self.order.long().sort(dim=1).values, every_neuron):
             raise ValueError("order does not list every neuron once")
+
+    def carve(self, dense: DenseModel, layer: int) -> SwiGLU:
+        """A layer's block with its neurons in the carving's order and its down projection mended."""
+        at = layer - self.shape.first_dense
+        block = SwiGLU.of(dense, layer).reordered(self.order[at].long())
+        mend = (self.mend_out[at] * self.mend_scale[at]) @ self.mend_in[at].float()
+        return SwiGLU(block.gate, block.up, block.down + mend)
 
     def fits(self, dense: DenseModel) -> bool:
         """Whether these are the weights it was made for, give or take a quantisation's error."""
@@ -139,8 +161,12 @@ class Carving:
 
 
 def fingerprint(dense: DenseModel) -> torch.Tensor:
-    """Norms of each layer's first gate rows, `[layers, 16]`: the same for a quantised copy, other for other weights."""
-    names = [f"model.layers.{layer}.mlp.gate_proj.weight" for layer in range(dense.config["num_hidden_layers"])]
+    """Norms of each layer's first gate rows, `[layers, 16]`: the same for a quantised copy, other for
+    other weights.
+    """
+    names = [
+        f"model.layers.{layer}.mlp.gate_proj.weight" for layer in range(dense.config["num_hidden_layers"])
+    ]
     return torch.stack([dense.tensors[name][:FINGERPRINT_ROWS].float().norm(dim=1) for name in names])
 
 
@@ -149,7 +175,9 @@ def fingerprint(dense: DenseModel) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SwiGLU:
-    """One dense feed-forward block: `gate` and `up` `[intermediate, hidden]`, `down` `[hidden, intermediate]`."""
+    """One dense feed-forward block: `gate` and `up` `[intermediate, hidden]`, `down` `[hidden,
+    intermediate]`.
+    """
 
     gate: torch.Tensor
     up: torch.Tensor
@@ -159,7 +187,9 @@ class SwiGLU:
     def of(cls, dense: DenseModel, layer: int) -> SwiGLU:
         """A layer's block, in float32."""
         prefix = f"model.layers.{layer}.mlp"
-        return cls(*(dense.tensors[f"{prefix}.{part}_proj.weight"].float() for part in ("gate", "up", "down")))
+        return cls(
+            *(dense.tensors[f"{prefix}.{part}_proj.weight"].float() for part in ("gate", "up", "down"))
+        )
 
     def reordered(self, order: torch.Tensor) -> SwiGLU:
         """The same function with its neurons in another order."""
@@ -170,121 +200,22 @@ class SwiGLU:
         return F.silu(x @ self.gate.T) * (x @ self.up.T)
 
 
-def route(x: torch.Tensor, router: torch.Tensor, bias: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The weight of every expert for every token, `[T, experts]`, 0 where it is not chosen; a row sums to `top_k`.
-
-    Sigmoid scores; the bias decides the choice and not the weights, as in GLM-4.5 and DeepSeek-V3.
-    """
-    scores = (x.float() @ router.float().T).sigmoid()
-    chosen = (scores + bias).topk(top_k, dim=-1).indices
-    weights = torch.zeros_like(scores).scatter_(1, chosen, scores.gather(1, chosen))
-    return weights * (top_k / weights.sum(dim=-1, keepdim=True))
-
-
-def spread(weights: torch.Tensor, shape: CarvingShape) -> torch.Tensor:
-    """Expert weights `[T, experts]` as neuron weights `[T, intermediate]`; the shared neurons weigh 1."""
-    shared = weights.new_ones(len(weights), shape.shared)
-    return torch.cat([shared, weights.repeat_interleave(shape.width, dim=1)], dim=1)
-
-
-def refit_down(
-    block: SwiGLU, x: torch.Tensor, neuron_weights: torch.Tensor, token_weights: torch.Tensor, ridge: float = RIDGE
-) -> torch.Tensor:
-    """The down projection that comes closest to the whole block's output, given the routing: `[hidden, intermediate]`.
-
-    Weighted ridge regression toward the old projection, the penalty in proportion to each neuron's own energy, so that
-    a neuron seldom chosen keeps what it had. `x` is `[T, hidden]`, `neuron_weights` `[T, intermediate]`,
-    `token_weights` `[T]`.
-    """
-    act = block.activations(x)
-    missing = (act * (1 - neuron_weights)) @ block.down.T  # [T, hidden]
-    features = act.mul_(neuron_weights).mul_(token_weights.sqrt()[:, None])
-    gram = features.T @ features
-    energy = gram.diagonal().clone()
-    gram.diagonal().add_(ridge * energy + 1e-6 * energy.mean())
-    wanted = features.T @ (missing * token_weights.sqrt()[:, None])
-    change = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))  # [intermediate, hidden]
-    return block.down + change.T
-
-
-# The dense model's states
-
-
-def build_dense(dense: DenseModel, dtype: torch.dtype) -> Any:
-    """The dense model as transformers' `LlamaForCausalLM`, in `dtype`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    fields = {name: dense.config[name] for name in SHARED_FIELDS if name in dense.config}
-    rope = {"rope_type": "default", "rope_theta": dense.config["rope_theta"]}
-    model = LlamaForCausalLM(LlamaConfig(**fields, rope_parameters=rope, dtype=dtype)).to(dtype)
-    model.load_state_dict(dense.tensors | {"lm_head.weight": dense.tensors["model.embed_tokens.weight"]})
-    return model.eval()
-
-
-def watch_mlps(model: Any, see: Callable[[int, torch.Tensor, torch.Tensor], None]) -> list[Any]:
-    """Calls `see(layer, x, token_weights)` whenever a layer's feed-forward block is about to run.
-
-    `x` `[T, hidden]` is its normed input, `token_weights` `[T]` is 1 / ||residual||^2: a change of the block's output
-    matters in proportion to the stream that it is added to, and one token's stream can be a thousand times another's.
-    Returns the hooks' handles.
-    """
-
-    def hook_for(layer: int) -> Callable[..., None]:
-        def hook(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            residual = args[0].flatten(0, 1).float()
-            see(layer, output.flatten(0, 1), residual.square().sum(dim=1).reciprocal())
-
-        return hook
-
-    return [
-        layer.post_attention_layernorm.register_forward_hook(hook_for(number))
-        for number, layer in enumerate(model.model.layers)
-    ]
-
-
-def refit_all(dense: DenseModel, carving: Carving, report: Report) -> dict[int, torch.Tensor]:
-    """Every carved layer's down projection, solved on the carving's own tokens; in the carving's order of neurons.
-
-    The dense model reads the tokens once, and each layer is solved as its states go by, so none are kept.
-    """
-    if not carving.tokens.numel():
-        return {}
-    shape, solved = carving.shape, dict[int, torch.Tensor]()
-
-    def solve(layer: int, x: torch.Tensor, token_weights: torch.Tensor) -> None:
-        report("fitting the experts", layer / shape.layers)
-        if layer in shape.moe_layers:
-            at = layer - shape.first_dense
-            weights = route(x, carving.router[at], carving.bias[at], shape.top_k)
-            block = SwiGLU.of(dense, layer).reordered(carving.order[at].long())
-            solved[layer] = refit_down(block, x.float(), spread(weights, shape), even_out(token_weights))
-
-    model = build_dense(dense, torch.bfloat16)
-    watch_mlps(model, solve)
-    with torch.inference_mode():
-        model.model(input_ids=carving.tokens.long(), use_cache=False)
-    return solved
-
-
-def even_out(token_weights: torch.Tensor) -> torch.Tensor:
-    """Token weights in units of their median, none above `MOST_TOKEN_WEIGHT`: a handful of tokens decides nothing."""
-    return (token_weights / token_weights.median()).clamp(max=MOST_TOKEN_WEIGHT)
-
-
 # The checkpoint
 
 
 def convert(dense: DenseModel, carving: Carving, directory: Path, report: Report) -> None:
-    """Writes the carved model into `directory` as a `glm4_moe` checkpoint in bfloat16, tokenizer included (about 275 MB).
+    """Writes the carved model into `directory` as a `glm4_moe` checkpoint in bfloat16, tokenizer included
+    (about 275 MB).
 
-    Raises `CheckpointError` when the carving was made for other weights, and `OSError` or `SafetensorError` when the
-    disk refuses.
+    Raises `CheckpointError` when the carving was made for other weights, and `OSError` or `SafetensorError`
+    when the disk refuses.
     """
     if not carving.fits(dense):
         raise CheckpointError(f"{dense.origin}: these weights are not those that the carving was made for")
-    downs = refit_all(dense, carving, report)
+    tensors = {}
+    for name, tensor in moe_tensors(dense, carving, report):
+        tensors[name] = tensor if name.endswith("e_score_correction_bias") else tensor.to(torch.bfloat16)
     report("writing the checkpoint", 0.0)
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in moe_tensors(dense, carving, downs)}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     write_json(directory / "config.json", moe_config(dense.config, carving.shape))
     write_json(directory / "generation_config.json", generation_config(dense.config))
@@ -292,17 +223,15 @@ def convert(dense: DenseModel, carving: Carving, directory: Path, report: Report
     report("writing the checkpoint", 1.0)
 
 
-def moe_tensors(
-    dense: DenseModel, carving: Carving, downs: Mapping[int, torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The checkpoint's tensors under their names. `downs` are refitted down projections; a layer may lack one."""
-    carved = {f"model.layers.{layer}.mlp." for layer in carving.shape.moe_layers}
-    for name, tensor in dense.tensors.items():
-        if not any(name.startswith(prefix) for prefix in carved):
-            yield name, tensor
+def moe_tensors(dense: DenseModel, carving: Carving, report: Report) -> Iterator[tuple[str, torch.Tensor]]:
+    """The checkpoint's tensors under their names, the published layout with one tensor per expert and
+    projection.
+    """
+    carved = tuple(f"model.layers.{layer}.mlp." for layer in carving.shape.moe_layers)
+    yield from ((name, tensor) for name, tensor in dense.tensors.items() if not name.startswith(carved))
     for at, layer in enumerate(carving.shape.moe_layers):
-        block = SwiGLU.of(dense, layer).reordered(carving.order[at].long())
-        block = SwiGLU(block.gate, block.up, downs.get(layer, block.down))
+        report("carving the experts", at / len(carving.shape.moe_layers))
+        block = carving.carve(dense, layer)
         prefix = f"model.layers.{layer}.mlp"
         yield f"{prefix}.gate.weight", carving.router[at]
         yield f"{prefix}.gate.e_score_correction_bias", carving.bias[at]
@@ -321,7 +250,9 @@ def parts(shape: CarvingShape) -> Iterator[tuple[str, slice]]:
 
 
 def moe_config(config: Mapping[str, Any], shape: CarvingShape) -> dict[str, Any]:
-    """The `glm4_moe` config. With `routed_scaling_factor` = top-k the chosen experts weigh about 1, as they did uncut."""
+    """The `glm4_moe` config. With `routed_scaling_factor` = top-k the chosen experts weigh about 1, as
+    they did uncut.
+    """
     return {name: config[name] for name in SHARED_FIELDS if name in config} | {
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",

