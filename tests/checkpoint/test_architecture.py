@@ -1,0 +1,78 @@
+"""What is refused before any weight is read, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from moe_local.checkpoint.architecture import (
+    assert_all_captured,
+    build_skeleton,
+    compute_dtype,
+    load_config,
+    model_class,
+)
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.errors import CheckpointError, UnsupportedError
+
+
+def _checkpoint(config: dict[str, Any], directory: Path = Path("model")) -> Checkpoint:
+    return Checkpoint(directory, config, {})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "moe_of_tomorrow"}, "unknown to transformers"),
+        ({}, "unknown to transformers"),
+        ({"model_type": "mine", "auto_map": {"AutoModel": "modeling.Mine"}}, "never runs"),
+        ({"model_type": "mixtral", "quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
+        ({"model_type": "mixtral", "quantization_config": "odd"}, "quantised with 'odd'"),
+    ],
+)
+def test_kinds_that_are_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnsupportedError, match=said) as caught:
+        load_config(_checkpoint(config))
+    assert caught.value.remedy
+
+
+def test_nonsense_in_a_known_config(tmp_path: Path) -> None:
+    config = {"model_type": "mixtral", "num_local_experts": "many", "hidden_size": -3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = _checkpoint(config, tmp_path)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        known = load_config(checkpoint)
+        build_skeleton(model_class(known), known, torch.float32)
+
+
+def test_a_dense_model_is_refused() -> None:
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(UnsupportedError, match="dense model"):
+        assert_all_captured(build_skeleton(LlamaForCausalLM, config, torch.float32))
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "jetmoe", "longcat_flash"])
+def test_blocks_without_a_binding_are_named(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    config.num_hidden_layers = 2
+    with pytest.raises(UnsupportedError, match=r"cannot page: \w+"):
+        assert_all_captured(build_skeleton(model_class(config), config, torch.bfloat16))
+
+
+def test_a_model_that_makes_no_text_is_refused() -> None:
+    config = AutoConfig.for_model("vit")
+    with pytest.raises(UnsupportedError, match="no text-generating class"):
+        model_class(config)
+
+
+def test_dtype_of_the_configuration_wins(qwen: Path) -> None:
+    checkpoint = Checkpoint.open(qwen)
+    config = load_config(checkpoint)
+    assert compute_dtype(config, checkpoint) == torch.float32
+    config.dtype = torch.bfloat16
+    assert compute_dtype(config, checkpoint) == torch.bfloat16

@@ -1,0 +1,127 @@
+"""The catalog: every expert's bytes are the parameter that transformers would load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moe_local.checkpoint.architecture import build_skeleton, experts_modules, load_config, model_class
+from moe_local.checkpoint.catalog import Catalog, build_catalog
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.testing import architecture, write_tiny_checkpoint
+
+LAYOUTS = {
+    "mixtral": "one tensor a projection, w1 and w3 joined",
+    "granitemoe": "fused",
+    "gpt_oss": "fused, transposed, interleaved, with biases",
+    "aria": "fused and transposed",
+    "nemotron_h": "no gate",
+    "inkling-whole": "fused and interleaved in the file only",
+    "ernie4_5_vl_moe": "two kinds of experts in one run of numbers",
+}
+
+
+def catalog_of(directory: Path) -> Catalog:
+    checkpoint = Checkpoint.open(directory)
+    config = load_config(checkpoint)
+    return build_catalog(checkpoint, build_skeleton(model_class(config), config, torch.float32))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_records_are_the_parameters(name: str, tmp_path: Path) -> None:
+    found = architecture(name)
+    write_tiny_checkpoint(found, tmp_path, max_shard_bytes=300_000)
+    catalog = catalog_of(tmp_path)
+    modules = experts_modules(found.model_class.from_pretrained(tmp_path, dtype=torch.float32))
+    for path, layer in catalog.layer_of.items():
+        layout, records = catalog.layers[layer].layout, catalog.layers[layer].records
+        for parameter, value in modules[path].named_parameters(recurse=False):
+            field = layout.fields[parameter]
+            for expert, extents in enumerate(records):
+                record = torch.zeros(layout.size, dtype=torch.uint8)
+                for extent in extents:
+                    with extent.file.open("rb") as stream:
+                        stream.seek(extent.offset)
+                        stream.readinto(
+                            record.numpy()[extent.position : extent.position + extent.length].data
+                        )
+                view = record.view(field.dtype).as_strided(
+                    field.shape, field.strides, field.position // field.dtype.itemsize
+                )
+                view = view if field.order is None else view[list(field.order)]
+                wanted = value[expert]
+                transposed = modules[path].is_transposed and wanted.ndim == 2
+                assert torch.equal(view, wanted.mT if transposed else wanted)
+
+
+def test_every_tensor_is_an_experts_or_dense(qwen: Path) -> None:
+    checkpoint = Checkpoint.open(qwen)
+    catalog = catalog_of(qwen)
+    in_records = sum(e.length for layer in catalog.layers for record in layer.records for e in record)
+    assert in_records + sum(entry.length for entry in catalog.dense.values()) == checkpoint.total_bytes
+    assert not any(".experts." in name for name in catalog.dense)
+
+
+def _rewrite(source: Path, target: Path, change: object) -> Path:
+    """A single-file copy of a checkpoint with its tensors changed."""
+    target.mkdir()
+    tensors = {k: v for shard in source.glob("*.safetensors") for k, v in load_file(shard).items()}
+    change(tensors)  # type: ignore[operator]
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    for file in source.glob("*.json"):
+        if "index" not in file.name:
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("expert", [0, 3, 7])
+@pytest.mark.parametrize("projection", ["gate_proj", "down_proj"])
+def test_a_tensor_missing_for_one_expert_is_named(
+    qwen: Path, tmp_path: Path, expert: int, projection: str
+) -> None:
+    name = f"model.layers.1.mlp.experts.{expert}.{projection}.weight"
+    broken = _rewrite(qwen, tmp_path / "broken", lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError) as caught:
+        catalog_of(broken)
+    assert name in str(caught.value) or f"({expert}, " in str(caught.value)
+
+
+def test_all_experts_of_a_layer_missing(qwen: Path, tmp_path: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "layers.2.mlp.experts" in name]:
+            del tensors[name]
+
+    with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.experts"):
+        catalog_of(_rewrite(qwen, tmp_path / "broken", drop))
+
+
+def test_a_wrong_shape_is_named(qwen: Path, tmp_path: Path) -> None:
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.layers.0.mlp.experts.2.up_proj.weight"
+        tensors[name] = tensors[name][:-1].clone()
+
+    with pytest.raises(MoeLocalError, match=r"layers\.0\.mlp\.experts"):
+        catalog_of(_rewrite(qwen, tmp_path / "broken", cut))
+
+
+def test_config_and_weights_disagree(qwen: Path, tmp_path: Path) -> None:
+    broken = _rewrite(qwen, tmp_path / "broken", lambda tensors: None)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "moe_intermediate_size": 48}))
+    with pytest.raises(CheckpointError, match="shape"):
+        catalog_of(broken)
+
+
+def test_mixed_types_in_one_layer_are_refused(qwen: Path, tmp_path: Path) -> None:
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        for projection in ("gate_proj", "up_proj", "down_proj"):
+            name = f"model.layers.0.mlp.experts.2.{projection}.weight"
+            tensors[name] = tensors[name].bfloat16()
+
+    with pytest.raises(MoeLocalError, match="differ in layout"):
+        catalog_of(_rewrite(qwen, tmp_path / "broken", narrow))

@@ -1,0 +1,115 @@
+"""Checkpoint directories: whole ones open, others say what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_local.checkpoint.files import INDEX, Checkpoint
+from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
+
+
+@pytest.fixture
+def copy(qwen: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(qwen, tmp_path / "model"))
+
+
+def _first_shard(directory: Path) -> Path:
+    return min(directory.glob("model-*.safetensors"))
+
+
+def test_all_shards_are_read(qwen: Path) -> None:
+    checkpoint = Checkpoint.open(qwen)
+    assert len(checkpoint.files) > 1
+    assert checkpoint.total_bytes == json.loads((qwen / INDEX).read_text())["metadata"]["total_size"]
+
+
+def test_one_file_is_enough(mixtral: Path) -> None:
+    assert len(Checkpoint.open(mixtral).files) == 1
+
+
+def _edit_index(change: Callable[[dict[str, str]], object]) -> Callable[[Path], object]:
+    def edit(directory: Path) -> None:
+        index = json.loads((directory / INDEX).read_text())
+        change(index["weight_map"])
+        (directory / INDEX).write_text(json.dumps(index))
+
+    return edit
+
+
+def _only_pickles(directory: Path) -> None:
+    for file in [*directory.glob("*.safetensors"), directory / INDEX]:
+        file.unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def _only(suffix: str) -> Callable[[Path], object]:
+    def edit(directory: Path) -> None:
+        _only_pickles(directory)
+        (directory / "pytorch_model.bin").rename(directory / f"model{suffix}")
+
+    return edit
+
+
+def _duplicate(directory: Path) -> None:
+    extra = directory / "model-00099-of-00099.safetensors"
+    shutil.copy(_first_shard(directory), extra)
+    _edit_index(lambda names: names.__setitem__("extra", extra.name))(directory)
+
+
+def _truncate(directory: Path) -> None:
+    shard = _first_shard(directory)
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+CASES: dict[str, tuple[Callable[[Path], object], type[MoeLocalError], str]] = {
+    "missing shard": (lambda d: _first_shard(d).unlink(), CheckpointError, "model-00001.* is missing"),
+    "truncated shard": (_truncate, CheckpointError, "model-00001.* is truncated"),
+    "missing config": (lambda d: (d / "config.json").unlink(), CheckpointError, "config.json is missing"),
+    "broken config": (lambda d: (d / "config.json").write_text("{"), CheckpointError, "config.json is not valid"),
+    "config of bytes": (
+        lambda d: (d / "config.json").write_bytes(b"\xff\xfe"),
+        CheckpointError,
+        "config.json is not valid",
+    ),
+    "config not an object": (lambda d: (d / "config.json").write_text("[]"), CheckpointError, "JSON object"),
+    "index without map": (lambda d: (d / INDEX).write_text("{}"), CheckpointError, "no weight_map"),
+    "index out of the directory": (
+        _edit_index(lambda names: names.__setitem__("x", "../../secret.safetensors")),
+        CheckpointError,
+        "not a safetensors file beside it",
+    ),
+    "index names a pickle": (
+        _edit_index(lambda names: names.__setitem__("x", "pytorch_model.bin")),
+        CheckpointError,
+        "not a safetensors file beside it",
+    ),
+    "index promises too much": (
+        _edit_index(lambda names: names.__setitem__("x", next(iter(names.values())))),
+        CheckpointError,
+        "lacks tensor 'x'",
+    ),
+    "a tensor twice": (_duplicate, CheckpointError, "is in both"),
+    "no index": (lambda d: (d / INDEX).unlink(), CheckpointError, "no model.safetensors.index.json"),
+    "pickles only": (_only_pickles, UnsupportedError, "pickled weights only"),
+    "GGUF only": (_only(".gguf"), UnsupportedError, "GGUF"),
+    "nothing": (_only(".txt"), CheckpointError, "no safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_named(copy: Path, case: str) -> None:
+    damage, kind, said = CASES[case]
+    damage(copy)
+    with pytest.raises(kind, match=said) as caught:
+        Checkpoint.open(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a directory"):
+        Checkpoint.open(tmp_path / "absent")

@@ -1,0 +1,39 @@
+"""Markers, and checkpoints that many tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_local.testing import architecture, write_tiny_checkpoint
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny qwen3_moe checkpoint in two or more shards. Do not change it: copy it."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "qwen3_moe"
+    return write_tiny_checkpoint(architecture("qwen3_moe"), directory, max_shard_bytes=400_000)
+
+
+@pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny mixtral checkpoint in one file. Do not change it: copy it."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "mixtral"
+    return write_tiny_checkpoint(architecture("mixtral"), directory)

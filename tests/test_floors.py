@@ -1,0 +1,68 @@
+"""Imports go down the floors, never up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# From the top; a file may import from its own floor and from those below.
+FLOORS = [
+    {"cli"},
+    {"engine"},
+    {"generation"},
+    {"runtime"},
+    {"memory"},
+    {"policies"},
+    {"formats"},
+    {"demo"},
+    {"checkpoint"},
+    {"telemetry"},
+    {"profiles"},
+    {"config"},
+    {"errors"},
+]
+HEIGHT = {room: -height for height, rooms in enumerate(FLOORS) for room in rooms}
+ABOVE_ALL = {"testing", "__init__"}  # may import anything; nothing but tests imports them
+
+
+def _files() -> list[Path]:
+    return sorted((ROOT / "moe_local").rglob("*.py")) + sorted((ROOT / "cli").glob("*.py"))
+
+
+def _room(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return "cli" if parts[0] == "cli" else parts[1]
+
+
+def _imported_rooms(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "moe_local" and rest:
+                yield rest.split(".")[0]
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_down(file: Path) -> None:
+    room = _room(file)
+    if room in ABOVE_ALL:
+        return
+    assert room in HEIGHT, f"{room} has no floor"
+    for imported in _imported_rooms(file):
+        if imported in HEIGHT:
+            assert HEIGHT[imported] <= HEIGHT[room], f"{file.name} on floor {room} imports {imported} above it"
+        else:
+            assert imported.startswith("__"), f"{file.name} imports {imported}, which only tests may"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {_room(file) for file in _files()} - ABOVE_ALL <= HEIGHT.keys()
