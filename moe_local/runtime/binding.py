@@ -52,8 +52,14 @@ def load_dense(
                 state_dict=lazy,
                 dtype=dtype,
                 device_map={"": device},
+                ignore_mismatched_sizes=True,  # they are ours to refuse, by name
                 output_loading_info=True,
             )
+        except RuntimeError as error:  # an operation of a conversion failed
+            raise CheckpointError(
+                f"the dense weights of {_directory(dense)} do not convert ({' '.join(str(error).split())})",
+                remedy="download it again",
+            ) from error
         except ValueError as error:
             raise UnsupportedError(
                 f"{type(skeleton).__name__} cannot be built with paged experts ({' '.join(str(error).split())})",
@@ -118,7 +124,7 @@ def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mapping[str, TensorEntry]) -> None:
-    directory = next(iter(dense.values())).file.parent if dense else "the checkpoint"
+    directory = _directory(dense)
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{directory} lacks {_some(missing)}", remedy="download it again")
     if mismatched := sorted(info["mismatched_keys"]):
@@ -127,8 +133,10 @@ def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mappin
             f"{directory} holds {name} of shape {tuple(found)}, and config.json says {tuple(wanted)}",
             remedy="download it again",
         )
-    if failed := info.get("conversion_errors"):
-        raise CheckpointError(f"{directory}: {_some(sorted(failed))} could not be converted")
+
+
+def _directory(dense: Mapping[str, TensorEntry]) -> str:
+    return str(next(iter(dense.values())).file.parent) if dense else "the checkpoint"
 
 
 def _some(names: list[str]) -> str:

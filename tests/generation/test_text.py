@@ -1,0 +1,136 @@
+"""Streaming, stop strings, interruption, and KV caches that go on from turn to turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moe_local import Options, Sampling
+from moe_local.engine import Engine, load
+from moe_local.errors import MoeLocalError
+from moe_local.generation.text import KVState
+from moe_local.testing import architecture, write_tiny_checkpoint
+
+GREEDY = Sampling(max_new_tokens=24, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def engine(qwen: Path) -> Iterator[Engine]:
+    with load(qwen, Options(context=256, experts=0.5)) as engine:
+        engine.model.generation_config.eos_token_id = None
+        yield engine
+
+
+def test_the_pieces_are_the_text(engine: Engine) -> None:
+    pieces: list[str] = []
+    result = engine.generate("one two three", GREEDY, on_text=pieces.append)
+    assert "".join(pieces) == result.text
+    assert result.text == engine.generator.tokenizer.decode(result.token_ids, skip_special_tokens=True)
+    assert result.finish_reason == "length"
+    assert result.new_tokens == 24
+    assert 0 < result.time_to_first_token < result.seconds
+    assert result.tokens_per_second > 0
+    assert result.counters.lookups > 0
+
+
+def test_an_end_token_stops(engine: Engine) -> None:
+    free = engine.generate("one two three", GREEDY)
+    engine.model.generation_config.eos_token_id = [free.token_ids[4]]
+    try:
+        result = engine.generate("one two three", GREEDY)
+    finally:
+        engine.model.generation_config.eos_token_id = None
+    assert result.finish_reason == "stop"
+    assert result.token_ids == free.token_ids[: free.token_ids.index(free.token_ids[4]) + 1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_stop_string_ends_the_text_before_it(engine: Engine, length: int) -> None:
+    free = engine.generate("one two three", GREEDY).text
+    start = next(i for i in range(3, len(free) - length) if "\ufffd" not in free[i : i + length])
+    stop = free[start : start + length]
+    pieces: list[str] = []
+    sampling = Sampling(max_new_tokens=24, temperature=0, stop=("never to be seen", stop))
+    result = engine.generate("one two three", sampling, on_text=pieces.append)
+    assert result.text == free[: free.index(stop)] == "".join(pieces)
+    assert result.finish_reason == "stop"
+
+
+def test_an_interrupt_ends_after_the_token_under_way(engine: Engine) -> None:
+    class AtTheThirdLook(threading.Event):
+        looks = 0
+
+        def is_set(self) -> bool:
+            self.looks += 1
+            return self.looks >= 3
+
+    result = engine.generate("one two three", GREEDY, interrupt=AtTheThirdLook())
+    assert result.finish_reason == "interrupted"
+    assert result.new_tokens == 3
+
+
+def test_prompts_that_cannot_be(engine: Engine) -> None:
+    with pytest.raises(MoeLocalError, match="empty"):
+        engine.generate([], GREEDY)
+    with pytest.raises(MoeLocalError, match="context holds 256"):
+        engine.generate([1] * 256, GREEDY)
+
+
+def test_the_context_bounds_the_answer(engine: Engine) -> None:
+    result = engine.generate([65] * 250, Sampling(temperature=0))
+    assert (result.new_tokens, result.finish_reason) == (6, "length")
+
+
+def test_a_kept_cache_gives_the_same_tokens(engine: Engine) -> None:
+    """Going on, going back a little, and starting over."""
+    first = list(range(60, 90))
+    state = KVState()
+    engine.generator.generate(first, GREEDY, state=state)
+    for ids, at_least in [(first + [5, 6, 7], 30), (first[:20] + [9], 20), (first, 20), ([1, 2, 3], 0)]:
+        kept = engine.generator.generate(ids, GREEDY, state=state)
+        fresh = engine.generator.generate(ids, GREEDY)
+        assert kept.token_ids == fresh.token_ids
+        assert kept.cached_tokens >= at_least
+        assert fresh.cached_tokens == 0
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "jamba", "qwen3_next", "deepseek_v2"])
+def test_caches_that_cannot_be_cut_are_made_again(name: str, tmp_path: Path) -> None:
+    """Sliding windows and recurrent states: exactness first."""
+    write_tiny_checkpoint(architecture(name), tmp_path)
+    ids = list(range(60, 80))
+    with load(tmp_path, Options(context=128)) as engine:
+        engine.model.generation_config.eos_token_id = None
+        state = KVState()
+        for prompt in (ids, ids[:10] + [7, 8], ids):
+            kept = engine.generator.generate(prompt, GREEDY, state=state)
+            assert kept.token_ids == engine.generator.generate(prompt, GREEDY).token_ids
+
+
+def test_a_long_prompt_in_chunks_is_the_same(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [64 + i % 150 for i in range(100)]
+    with load(qwen, Options(context=256)) as engine:
+        engine.model.generation_config.eos_token_id = None
+        whole = engine.generate(ids, GREEDY).token_ids
+        monkeypatch.setattr("moe_local.generation.text.PREFILL_CHUNK", 16)
+        assert engine.generate(ids, GREEDY).token_ids == whole
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"temperature": -1}, "--temperature"),
+        ({"top_p": 1.5}, "--top-p"),
+        ({"top_k": -1}, "--top-k"),
+        ({"min_p": 2}, "--min-p"),
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"repetition_penalty": 0}, "--repetition-penalty"),
+        ({"stop": ("",)}, "stop string"),
+    ],
+)
+def test_sampling_that_makes_no_sense(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(MoeLocalError, match=said):
+        Sampling(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""Reads from real files: in parallel, in any order, whole or failed once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from moe_local.checkpoint.record import Extent
+from moe_local.errors import StorageError
+from moe_local.memory.disk import FileReader, RecordReader
+from moe_local.testing import FailingDisk, SlowDisk
+
+SIZE = 5 << 20  # more than one part
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+@pytest.fixture
+def reader(file: Path) -> FileReader:
+    files = FileReader()
+    files.open([file])
+    yield files
+    files.close()
+
+
+def test_records_arrive_whole_in_any_order(file: Path, reader: FileReader) -> None:
+    content = file.read_bytes()
+    records = RecordReader(SlowDisk(reader))
+    targets = {}
+    for number in range(12):
+        key, half = (0, number), SIZE // 2 - number
+        extents = [Extent(file, number, half, 0), Extent(file, SIZE - 1000 - number, 1000, half)]
+        targets[key] = bytearray(half + 1000)
+        records.start(key, extents, memoryview(targets[key]))
+    arrived = [records.next_arrival() for _ in targets]
+    assert {key for key, _ in arrived} == targets.keys()
+    assert all(error is None for _, error in arrived)
+    assert records.in_flight == 0
+    for (_, number), target in targets.items():
+        half = SIZE // 2 - number
+        assert target == content[number : number + half] + content[SIZE - 1000 - number : SIZE - number]
+    records.close()
+
+
+def test_each_failure_is_told_once_and_after_all_its_reads(file: Path, reader: FileReader) -> None:
+    records = RecordReader(FailingDisk(SlowDisk(reader), lambda number: number % 4 == 1))
+    targets = [bytearray(SIZE) for _ in range(6)]
+    for number, target in enumerate(targets):
+        records.start((0, number), [Extent(file, 0, SIZE, 0)], memoryview(target))
+    errors = [records.next_arrival()[1] for _ in targets]
+    assert records.in_flight == 0
+    assert any(errors)
+    assert all(isinstance(error, StorageError) and str(file) in str(error) for error in errors if error)
+    records.close()
+
+
+def test_a_file_that_shrank_is_named(file: Path, reader: FileReader) -> None:
+    os.truncate(file, 100)
+    with pytest.raises(StorageError, match=r"weights\.bin ended at byte 100"):
+        reader(file, 0, memoryview(bytearray(200)))
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot open"):
+        FileReader().open([tmp_path / "absent"])

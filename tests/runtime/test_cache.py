@@ -1,0 +1,154 @@
+"""The expert cache under a disk that is slow, reorders and fails: no torn record, no evicted pin, no deadlock."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_local.checkpoint.catalog import Catalog, LayerCatalog
+from moe_local.checkpoint.record import Extent, Field, Layout
+from moe_local.errors import StorageError
+from moe_local.memory.disk import FileReader, ReadAt, RecordReader
+from moe_local.memory.slab import Slab
+from moe_local.policies import LRU
+from moe_local.runtime.cache import ExpertCache, Tier
+from moe_local.testing import FailingDisk, SlowDisk
+
+LAYERS, EXPERTS, WIDTH = 3, 10, 64
+RECORD = 2 * WIDTH * WIDTH * 4
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every element of expert e of layer l is 100 * l + e."""
+    path = tmp_path_factory.mktemp("cache") / "experts.bin"
+    values = [100.0 * layer + expert for layer in range(LAYERS) for expert in range(EXPERTS)]
+    with path.open("wb") as stream:
+        for value in values:
+            stream.write(torch.full((RECORD // 4,), value).numpy().tobytes())
+    return path
+
+
+def _catalog(file: Path) -> Catalog:
+    half = RECORD // 2
+    field = {"dtype": torch.float32, "shape": (WIDTH, WIDTH), "strides": (WIDTH, 1)}
+    layout = Layout(
+        {"up_proj": Field(position=0, **field), "down_proj": Field(position=half, **field)},
+        RECORD,
+    )
+
+    def record(index: int) -> tuple[Extent, ...]:
+        start = index * RECORD
+        return (Extent(file, start, half, 0), Extent(file, start + half, half, half))
+
+    layers = tuple(
+        LayerCatalog(f"layers.{layer}", layout, tuple(record(layer * EXPERTS + e) for e in range(EXPERTS)))
+        for layer in range(LAYERS)
+    )
+    return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})
+
+
+def _cache(file: Path, read_at: ReadAt, device: int, host: int | None) -> ExpertCache:
+    cpu = torch.device("cpu")
+
+    def tier(slots: int) -> Tier:
+        return Tier.make(Slab(slots * LAYERS, RECORD, cpu), [slots] * LAYERS, LRU)
+
+    return ExpertCache(_catalog(file), RecordReader(read_at), tier(device), None if host is None else tier(host))
+
+
+@pytest.fixture
+def files(file: Path) -> FileReader:
+    reader = FileReader()
+    reader.open([file])
+    yield reader
+    reader.close()
+
+
+def _assert_settled(cache: ExpertCache) -> None:
+    assert cache._reader.in_flight == 0
+    assert not cache._uploads
+    for tier in filter(None, (cache._device, cache._host)):
+        assert all(not share._pins for share in tier.shares)
+
+
+TIERS = [(10, None), (4, None), (1, None), (4, 6), (2, 2), (3, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(("device", "host"), TIERS)
+def test_what_is_asked_for_comes_once_and_right(
+    file: Path, files: FileReader, device: int, host: int | None
+) -> None:
+    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
+    rng = random.Random(0)
+    for _ in range(60):
+        layer = rng.randrange(LAYERS)
+        wanted = rng.sample(range(EXPERTS), rng.randint(0, EXPERTS))
+        got = []
+        for expert, weights in cache.fetch(layer, wanted):
+            got.append(expert)
+            value = 100.0 * layer + expert
+            assert (weights.up.weight == value).all()
+            assert (weights.down.weight == value).all()
+        assert sorted(got) == sorted(wanted)
+        _assert_settled(cache)
+    counters = cache.counters
+    assert counters.forwards == 60
+    assert counters.bytes_read == RECORD * (counters.misses - counters.host_hits)
+    assert counters.bytes_uploaded == (0 if host is None else RECORD * counters.misses)
+    cache.close()
+
+
+@pytest.mark.parametrize(("device", "host"), TIERS)
+def test_failures_and_interruptions_leave_nothing_behind(
+    file: Path, files: FileReader, device: int, host: int | None
+) -> None:
+    chaos = random.Random(1)
+    disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.1)
+    cache = _cache(file, disk, device, host)
+    rng = random.Random(2)
+    failures = stops = 0
+    for _ in range(150):
+        layer = rng.randrange(LAYERS)
+        wanted = rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
+        leave_after = rng.choice([None, None, rng.randint(1, EXPERTS)])
+        fetching = cache.fetch(layer, wanted)
+        try:
+            for count, (expert, weights) in enumerate(fetching, start=1):
+                assert (weights.up.weight == 100.0 * layer + expert).all()
+                assert (weights.down.weight == 100.0 * layer + expert).all()
+                if count == leave_after:
+                    stops += 1
+                    break
+        except StorageError:
+            failures += 1
+        fetching.close()
+        _assert_settled(cache)
+    assert failures > 3
+    assert stops > 5
+    cache.close()
+
+
+def test_an_expert_in_use_is_not_evicted(file: Path, files: FileReader) -> None:
+    """While one expert is held, all its layer's other slots turn over."""
+    cache = _cache(file, files, 2, None)
+    list(cache.fetch(0, [0]))
+    fetching = cache.fetch(0, [0, *range(1, EXPERTS)])
+    expert, held = next(fetching)
+    assert expert == 0
+    assert (held.up.weight == 0).all()
+    rest = [expert for expert, _ in fetching]
+    assert rest == sorted(rest) or set(rest) == set(range(1, EXPERTS))
+    cache.close()
+
+
+def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
+    cache = _cache(file, SlowDisk(files), 5, None)
+    list(cache.fetch(0, [3, 7]))
+    order = [expert for expert, _ in cache.fetch(0, [1, 3, 5, 7])]
+    assert order[:2] == [3, 7]
+    assert (cache.counters.hits, cache.counters.misses) == (2, 4)
+    cache.close()

@@ -1,0 +1,168 @@
+"""The engine as Python users meet it: budgets, exactness, failures."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import moe_local
+from moe_local import Options, Sampling
+from moe_local.config import MIB
+from moe_local.engine import Engine, load, prepare
+from moe_local.errors import BudgetError, CheckpointError, MoeLocalError, StorageError
+from moe_local.testing import FailingDisk
+
+PROMPT = "The quick brown fox"
+GREEDY = Sampling(max_new_tokens=16, temperature=0)
+SEEDED = Sampling(max_new_tokens=16, temperature=1.0, top_k=50, seed=7)
+
+
+def _answers(engine: Engine) -> tuple[list[int], list[int]]:
+    engine.model.generation_config.eos_token_id = None
+    return engine.generate(PROMPT, GREEDY).token_ids, engine.generate(PROMPT, SEEDED).token_ids
+
+
+def test_the_same_tokens_at_every_budget(qwen: Path) -> None:
+    with load(qwen, Options(context=128)) as engine:
+        wanted = _answers(engine)
+        needs, overhead = engine.plan.needs, engine.plan.ram_overhead
+    assert wanted[0] != wanted[1]
+    smallest = overhead + needs.fixed + len(needs.experts) * needs.slot
+    for options in (
+        Options(context=128, experts=0.5),
+        Options(context=128, experts=0.25),
+        Options(context=128, experts=0.001),
+        Options(context=128, ram=smallest + 64 * MIB, experts=0.001),
+        Options(context=128, vram=needs.fixed + 64 * MIB, experts=0.25, host_experts=0.5),
+    ):
+        with load(qwen, options) as engine:
+            assert _answers(engine) == wanted
+            assert engine.stats()["misses"] > 0
+
+
+def test_small_budgets_are_refused_with_one_that_works(qwen: Path) -> None:
+    with pytest.raises(BudgetError, match="--ram") as caught:
+        prepare(qwen, Options(ram=10 * MIB, context=128))
+    prepare(qwen, Options(ram=caught.value.minimum + 16 * MIB, context=128))
+    with pytest.raises(BudgetError, match="--vram"):
+        prepare(qwen, Options(vram=MIB, context=128))
+
+
+def test_a_budget_below_a_tokens_set_is_said(qwen: Path) -> None:
+    assert "caching only costs" in prepare(qwen, Options(experts=0.001)).notes[0]
+    assert prepare(qwen, Options()).notes == ()
+
+
+def test_a_budget_beyond_the_machine_is_cut_and_said(qwen: Path) -> None:
+    prepared = prepare(qwen, Options(ram=1 << 60))
+    assert "more than this machine" in prepared.notes[0]
+    assert prepared.plan.ram < 1 << 60
+
+
+def test_planned_dense_bytes_are_the_loaded_ones(qwen: Path) -> None:
+    with load(qwen) as engine:
+        tensors = {id(t): t for t in [*engine.model.parameters(), *engine.model.buffers()]}
+        assert sum(t.nbytes for t in tensors.values()) == engine.plan.needs.dense
+
+
+def test_a_failing_disk_in_the_middle_of_a_generation(qwen: Path) -> None:
+    """The error names the file; the engine goes on working when the disk does."""
+    broken = threading.Event()
+    with load(
+        qwen, Options(experts=0.25), read_at=lambda reader: FailingDisk(reader, lambda number: broken.is_set())
+    ) as engine:
+        wanted = engine.generate(PROMPT, GREEDY).token_ids
+        broken.set()
+        with pytest.raises(StorageError, match=r"reading .*safetensors failed"):
+            engine.generate(PROMPT, GREEDY)
+        broken.clear()
+        assert engine.generate(PROMPT, GREEDY).token_ids == wanted
+
+
+def test_a_file_cut_off_while_in_use(qwen: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(qwen, tmp_path / "model"))
+    with load(copy, Options(experts=0.001)) as engine:
+        for shard in copy.glob("model-*.safetensors"):
+            with shard.open("r+b") as stream:
+                stream.truncate(64)
+        with pytest.raises(StorageError, match="has changed"):
+            engine.generate(PROMPT, GREEDY)
+
+
+def _with_tensors(source: Path, target: Path, change: object) -> Path:
+    shutil.copytree(source, target)
+    for shard in target.glob("*.safetensors"):
+        tensors = load_file(shard)
+        change(tensors)  # type: ignore[operator]
+        save_file(tensors, shard, metadata={"format": "pt"})
+    return target
+
+
+def test_damaged_weights_that_give_nan_are_said(mixtral: Path, tmp_path: Path) -> None:
+    def poison(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"] * float("nan")
+
+    with (
+        load(_with_tensors(mixtral, tmp_path / "nan", poison)) as engine,
+        pytest.raises(CheckpointError, match="NaN"),
+    ):
+        engine.generate(PROMPT, GREEDY)
+
+
+def test_a_missing_dense_tensor_is_named(mixtral: Path, tmp_path: Path) -> None:
+    broken = _with_tensors(mixtral, tmp_path / "broken", lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"lacks model\.norm\.weight"):
+        load(broken)
+
+
+def test_a_dense_tensor_of_a_wrong_shape_is_named(mixtral: Path, tmp_path: Path) -> None:
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight of shape"):
+        load(_with_tensors(mixtral, tmp_path / "broken", cut))
+
+
+def test_a_tokenizer_is_only_needed_for_text(mixtral: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(mixtral, tmp_path / "bare"))
+    for file in bare.glob("*token*"):
+        file.unlink()
+    with load(bare) as engine:
+        assert engine.model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+        with pytest.raises(CheckpointError, match="tokenizer"):
+            engine.generate(PROMPT, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (Options(device="tpu"), "--device tpu"),
+        (Options(dtype="int3"), "--dtype int3"),
+        (Options(policy="fifo"), "--policy fifo"),
+        (Options(context=0), "--context 0"),
+        (Options(context=10**9), "positions"),
+    ],
+)
+def test_options_that_make_no_sense(qwen: Path, options: Options, said: str) -> None:
+    with pytest.raises(MoeLocalError, match=said):
+        load(qwen, options)
+
+
+def test_the_package_is_light_until_used() -> None:
+    assert moe_local.__version__
+    with pytest.raises(AttributeError):
+        moe_local.nothing  # noqa: B018
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_tokens_are_the_cpus(qwen: Path) -> None:
+    with load(qwen, Options(device="cpu", context=128)) as engine:
+        wanted = _answers(engine)[0]
+    for share in (1.0, 0.5, 0.25):
+        with load(qwen, Options(device="cuda", context=128, experts=share, host_experts=0.75)) as engine:
+            assert _answers(engine)[0] == wanted
