@@ -58,9 +58,7 @@ def chat(
     """
     from .session import load, stderr
 
-    sampling = opt.sampling_options(
-        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
-    )
+    sampling = opt.sampling_options(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
     chosen = opt.load_options(
         ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype, policy=policy
     )
@@ -158,7 +156,7 @@ class _Commands:
             result = produce(*arguments, on_text=write, interrupt=interrupt)
         write("\n")
         if stderr.is_terminal and sys.stdin.isatty():
-            stderr.print(status(self._engine, result), style="dim")
+            stderr.print(status(self._engine, result), style="dim", soft_wrap=True)
 
     def do_help(self, argument: str) -> None:
         typer.echo(HELP)

@@ -21,7 +21,8 @@ from moe_local.errors import StorageError
 from . import options as opt
 
 _PACKAGES = (
-    "moe-local", "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "huggingface-hub", "typer", "rich"
+    "moe-local", "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "huggingface-hub", "typer",
+    "rich",
 )  # fmt: skip
 _TRIAL = 256 * MIB  # bytes written and read back to measure the disk
 
@@ -102,7 +103,8 @@ def _disk(folder: Path) -> dict[str, Any]:
             read = _read_speed(file.fileno())
     except OSError as error:
         raise StorageError(
-            f"the cache folder {folder} cannot be used: {error.strerror}", remedy="set MOE_LOCAL_HOME to another folder"
+            f"the cache folder {folder} cannot be used: {error.strerror}",
+            remedy="set MOE_LOCAL_HOME to another folder",
         ) from error
     return {"free": free, "write": round(write, 3), "read": round(read, 3), "note": None}
 
@@ -145,16 +147,25 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     disk, chosen = found["disk"], found["chosen"]
     speed = disk["note"] or f"reads {disk['read']:.2f} GB/s, writes {disk['write']:.2f} GB/s"
     gpus = [
-        f"{gpu['name']}, {format_size(gpu['total'])}, {format_size(gpu['free'])} free, compute {gpu['compute_capability']}"
+        f"{gpu['name']}, {format_size(gpu['total'])}, {format_size(gpu['free'])} free,"
+        f" compute {gpu['compute_capability']}"
         for gpu in found["gpus"]
     ]
-    budgets = f"--ram {chosen['ram'] / GIB:.1f}GiB" + (f" --vram {chosen['vram'] / GIB:.1f}GiB" if chosen["vram"] else "")
+    budgets = f"--ram {chosen['ram'] / GIB:.1f}GiB" + (
+        f" --vram {chosen['vram'] / GIB:.1f}GiB" if chosen["vram"] else ""
+    )
     return [
         ("system", f"{found['platform']}, Python {found['python']}"),
-        ("versions", ", ".join(f"{name} {number or 'missing'}" for name, number in found["versions"].items())),
+        (
+            "versions",
+            ", ".join(f"{name} {number or 'missing'}" for name, number in found["versions"].items()),
+        ),
         ("processor", f"{found['cores']} cores, {found['cpu_capability']}"),
         ("GPU", "; ".join(gpus) or "none that torch can use"),
-        ("memory", f"{format_size(found['memory'])} for this process, {format_size(found['memory_available'])} available"),
+        (
+            "memory",
+            f"{format_size(found['memory'])} for this process, {format_size(found['memory_available'])} available",
+        ),
         ("cache folder", f"{found['cache_folder']}: {format_size(disk['free'])} free, {speed}"),
         ("would choose", f"device {chosen['device']}, {budgets}, tiers {' > '.join(chosen['tiers'])}"),
         ("nearest profile", chosen["profile"]),

@@ -16,8 +16,12 @@ from . import options as opt
 
 def generate(
     model: opt.Model = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt. Without one, stdin is read.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file; - is stdin.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt. Without one, stdin is read.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file; - is stdin.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on from the prompt as it is, without the model's chat template.")
@@ -47,9 +51,7 @@ def generate(
     from .session import interruptible, load, status, stderr, write
 
     text = read_prompt(prompt, file)
-    sampling = opt.sampling_options(
-        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop
-    )
+    sampling = opt.sampling_options(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
     chosen = opt.load_options(
         ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype, policy=policy
     )
@@ -63,7 +65,7 @@ def generate(
         else:
             write("\n")
             if stderr.is_terminal:
-                stderr.print(status(engine, result), style="dim")
+                stderr.print(status(engine, result), style="dim", soft_wrap=True)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
 

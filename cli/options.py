@@ -26,7 +26,8 @@ Model = Annotated[
 Ram = Annotated[
     str | None,
     typer.Option(
-        help="Most RAM that the whole process may use, like 6GiB. Default: what is free.", rich_help_panel=MEMORY
+        help="Most RAM that the whole process may use, like 6GiB. Default: what is free.",
+        rich_help_panel=MEMORY,
     ),
 ]
 Vram = Annotated[
@@ -57,14 +58,19 @@ Policy = Annotated[str, typer.Option(help="Which expert leaves first: lru.", ric
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-new-tokens", "-n", help="Most tokens to write. Default: to the end of the context.", rich_help_panel=SAMPLING
+        "--max-new-tokens",
+        "-n",
+        help="Most tokens to write. Default: to the end of the context.",
+        rich_help_panel=SAMPLING,
     ),
 ]
 Temperature = Annotated[
-    float | None, typer.Option(help="0 is greedy; higher is more random. Default: the model's.", rich_help_panel=SAMPLING)
+    float | None,
+    typer.Option(help="0 is greedy; higher is more random. Default: the model's.", rich_help_panel=SAMPLING),
 ]
 TopP = Annotated[
-    float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.", rich_help_panel=SAMPLING)
+    float | None,
+    typer.Option(help="Sample from the likeliest tokens of this total probability.", rich_help_panel=SAMPLING),
 ]
 TopK = Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens.", rich_help_panel=SAMPLING)]
 MinP = Annotated[
@@ -76,7 +82,8 @@ RepetitionPenalty = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING)]
 Stop = Annotated[
-    list[str] | None, typer.Option(help="End before this text appears; may be given again.", rich_help_panel=SAMPLING)
+    list[str] | None,
+    typer.Option(help="End before this text appears; may be given again.", rich_help_panel=SAMPLING),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
@@ -117,6 +124,4 @@ def sampling_options(
 ) -> Sampling:
     from moe_local.generation.sampling import Sampling
 
-    return Sampling(
-        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ())
-    )
+    return Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))

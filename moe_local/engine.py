@@ -10,7 +10,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from moe_local.checkpoint.architecture import (
     assert_all_captured,
@@ -24,7 +30,7 @@ from moe_local.checkpoint.catalog import Catalog, build_catalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
 from moe_local.config import format_size
-from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
+from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
 from moe_local.formats import supports
 from moe_local.generation.chat import ChatSession, has_template, render
 from moe_local.generation.sampling import Sampling
@@ -159,7 +165,7 @@ class Engine:
     def _connect(self) -> None:
         for path, module in experts_modules(self.model).items():
             layer = self.prepared.catalog.layer_of[path]
-            module.paged = PagedLayer(self._cache, layer, self.prepared.catalog.layers[layer].experts)
+            vars(module)["paged"] = PagedLayer(self._cache, layer, self.prepared.catalog.layers[layer].experts)
 
     @property
     def plan(self) -> Plan:
@@ -327,16 +333,14 @@ def _generation_config(prepared: Prepared) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # validation of whatever the file says
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{directory / 'generation_config.json'} is not valid ({reason})", remedy="download it again or delete it"
+            f"{directory / 'generation_config.json'} is not valid ({first_line(error)})",
+            remedy="download it again or delete it",
         ) from error
 
 
 def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
     try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.directory, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except Exception:  # missing or of a kind that needs other libraries: an error when text is first asked for
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class MoeLocalError(Exception):
     """Base of every error that moe-local raises on purpose.
@@ -50,3 +52,16 @@ class DownloadError(MoeLocalError):
     """A hub or package index could not be reached, refused, or sent the wrong bytes."""
 
     exit_code = 7
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that the disk has no room. safetensors says so in words only."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    words = str(error).lower()
+    return getattr(error, "errno", None) in codes or any(f"os error {code}" in words for code in codes)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of somebody else's says, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

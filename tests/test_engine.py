@@ -74,7 +74,9 @@ def test_a_failing_disk_in_the_middle_of_a_generation(qwen: Path) -> None:
     """The error names the file; the engine goes on working when the disk does."""
     broken = threading.Event()
     with load(
-        qwen, Options(experts=0.25), read_at=lambda reader: FailingDisk(reader, lambda number: broken.is_set())
+        qwen,
+        Options(experts=0.25),
+        read_at=lambda reader: FailingDisk(reader, lambda number: broken.is_set()),
     ) as engine:
         wanted = engine.generate(PROMPT, GREEDY).token_ids
         broken.set()

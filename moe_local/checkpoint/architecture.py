@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
 _FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
 
@@ -46,14 +46,10 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             remedy="use the model's bf16, fp16 or fp32 weights",
         )
     try:
-        return AutoConfig.from_pretrained(
-            checkpoint.directory, local_files_only=True, trust_remote_code=False
-        )
+        return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
-        reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{checkpoint.directory / 'config.json'} is not valid for {model_type!r}"
-            f" ({reason[0] if reason else type(error).__name__})",
+            f"{checkpoint.directory / 'config.json'} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
 
@@ -61,19 +57,28 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class to load: the one that `architectures` names, else the generating one for its configuration."""
     name = next(iter(config.architectures or []), "")
-    named = getattr(transformers, name, None)
-    if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.can_generate():
+    named = _class_named(name)
+    if named is not None and named.can_generate():
         return named
     for family in _FAMILIES:
         found = getattr(modeling_auto, family).get(type(config), None)
         if found is not None:
             return cast("type[PreTrainedModel]", found[0] if isinstance(found, tuple) else found)
-    if isinstance(named, type) and issubclass(named, PreTrainedModel):
+    if named is not None:
         return named
     raise UnsupportedError(
         f"model_type {config.model_type!r} (architecture {name!r}) has no text-generating class in transformers"
         f" {transformers.__version__}",
         remedy="name a causal language model",
+    )
+
+
+def _class_named(name: str) -> type[PreTrainedModel] | None:
+    found = getattr(transformers, name, None)
+    return (
+        cast("type[PreTrainedModel]", found)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel)
+        else None
     )
 
 
@@ -86,9 +91,7 @@ def compute_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dty
     return counts.most_common(1)[0][0] if counts else torch.float32
 
 
-def build_skeleton(
-    cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
+def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the meta device: every parameter's shape and dtype, no bytes."""
     config = deepcopy(config)
     try:
@@ -97,10 +100,8 @@ def build_skeleton(
                 stack.enter_context(context)
             model: PreTrainedModel = cls(config)
     except Exception as error:
-        reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{cls.__name__} cannot be built from config.json"
-            f" ({reason[0] if reason else type(error).__name__})",
+            f"{cls.__name__} cannot be built from config.json ({first_line(error)})",
             remedy="download it again",
         ) from error
     model.tie_weights()
@@ -120,7 +121,7 @@ def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
 def assert_all_captured(model: PreTrainedModel) -> None:
     """Raises UnsupportedError naming the classes of MoE blocks that no binding reaches, or a model without any."""
     captured = experts_modules(model)
-    strays = sorted({description for description in _strays(model, captured)})
+    strays = sorted(set(_strays(model, captured)))
     if strays:
         raise UnsupportedError(
             f"{type(model).__name__} has experts that moe-local cannot page: {', '.join(strays)}",

@@ -26,7 +26,7 @@ from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Extent, Layout, place_record
-from moe_local.checkpoint.tracing import Block, Traced, Untraceable
+from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError, UnsupportedError
 
 
@@ -122,12 +122,10 @@ class _Conversions:
         target, pattern = self._renamed(entry.name)
         if target not in self.parameters:
             return False
-        if pattern is None:
-            pattern = entry.name
-            transform = self.pending.setdefault(target, WeightRenaming(entry.name, target))
-        elif target not in self.pending:
-            transform = self.pending[target] = deepcopy(self.by_pattern[pattern])
-        self.sources.setdefault(target, {}).setdefault(pattern, []).append(entry)
+        if target not in self.pending:
+            rename = WeightRenaming(entry.name, target)
+            self.pending[target] = rename if pattern is None else deepcopy(self.by_pattern[pattern])
+        self.sources.setdefault(target, {}).setdefault(pattern or entry.name, []).append(entry)
         return True
 
     def _renamed(self, name: str) -> tuple[str, str | None]:
@@ -148,7 +146,7 @@ class _Conversions:
                     transform.add_tensor(target, entry.name, pattern, lambda source=source: source)
             try:
                 converted = transform.convert(target, model=self.skeleton, config=self.skeleton.config)
-            except Untraceable as error:
+            except UntraceableError as error:
                 raise _unreadable(target, checkpoint, error) from error
             for name, traced in converted.items():
                 results[name] = traced[0] if isinstance(traced, list) else traced
@@ -184,9 +182,7 @@ def _layer(
     for name, parameter in module.named_parameters(recurse=False):
         full = f"{path}.{name}"
         if full not in traced:
-            raise CheckpointError(
-                f"{checkpoint.directory} has no tensors for {full}", remedy="download it again"
-            )
+            raise CheckpointError(f"{checkpoint.directory} has no tensors for {full}", remedy="download it again")
         if traced[full].shape != parameter.shape:
             raise CheckpointError(
                 f"{checkpoint.directory} gives {full} the shape {tuple(traced[full].shape)}, and config.json"
@@ -200,8 +196,8 @@ def _layer(
     try:
         placed = [place_record(expert, checkpoint.tensors) for expert in experts]
         if any(layout != placed[0][0] for layout, _ in placed):
-            raise Untraceable("its experts differ in layout")
-    except Untraceable as error:
+            raise UntraceableError("its experts differ in layout")
+    except UntraceableError as error:
         raise _unreadable(path, checkpoint, error) from error
     return LayerCatalog(path, placed[0][0], tuple(extents for _, extents in placed))
 
@@ -221,7 +217,7 @@ def _per_expert(traced: Traced) -> list[Traced]:
     return [Traced(traced.shape[1:], parts) for parts in blocks]
 
 
-def _unreadable(target: str, checkpoint: Checkpoint, error: Untraceable) -> UnsupportedError:
+def _unreadable(target: str, checkpoint: Checkpoint, error: UntraceableError) -> UnsupportedError:
     return UnsupportedError(
         f"{checkpoint.directory} stores {target} in a way that cannot be read in place ({error})",
         remedy="report this architecture",

@@ -51,9 +51,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing", remedy="name a complete checkpoint directory") from error
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read {file}: {error.strerror}", remedy="check its permissions"
-        ) from error
+        raise CheckpointError(f"cannot read {file}: {error.strerror}", remedy="check its permissions") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error})", remedy="download it again") from error
     if not isinstance(content, dict):
@@ -84,7 +82,8 @@ def _read_sharded(directory: Path) -> dict[str, TensorEntry]:
     for tensor, name in weight_map.items():
         if tensor not in tensors:
             raise CheckpointError(
-                f"{directory / name} lacks tensor {tensor!r} that {INDEX} promises", remedy="download it again"
+                f"{directory / name} lacks tensor {tensor!r} that {INDEX} promises",
+                remedy="download it again",
             )
     return tensors
 

@@ -12,7 +12,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 
@@ -106,9 +106,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entries(file: Path, header: dict[str, Any], *, start: int, size: int) -> dict[str, TensorEntry]:
-    entries = {
-        name: _entry(file, name, raw, start) for name, raw in header.items() if name != "__metadata__"
-    }
+    entries = {name: _entry(file, name, raw, start) for name, raw in header.items() if name != "__metadata__"}
     position = start
     for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.length)):
         if entry.offset != position:
@@ -138,5 +136,5 @@ def _entry(file: Path, name: str, raw: Any, start: int) -> TensorEntry:
     return TensorEntry(name, file, dtype, tuple(shape), start + begin, end - begin)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

@@ -7,9 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_local.checkpoint.files import INDEX, SINGLE
-from moe_local.errors import CheckpointError, DownloadError, UnsupportedError
+from moe_local.errors import (
+    CheckpointError,
+    DownloadError,
+    StorageError,
+    UnsupportedError,
+    first_line,
+    is_disk_full,
+)
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_PATIENCE = 10.0  # seconds for the hub's first answer
 _TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
@@ -24,7 +32,10 @@ def locate(model: str) -> Path:
     if path.is_file():
         raise CheckpointError(f"{model} is a file", remedy="name the directory that holds the checkpoint")
     if not _REPO.fullmatch(model):
-        raise CheckpointError(f"{model} does not exist", remedy="name a checkpoint directory or a hub id like Qwen/Qwen3-30B-A3B")
+        raise CheckpointError(
+            f"{model} does not exist",
+            remedy="name a checkpoint directory or a hub id like Qwen/Qwen3-30B-A3B",
+        )
     return pull(model)
 
 
@@ -35,25 +46,30 @@ def pull(repo: str, *, revision: str | None = None) -> Path:
     `HF_TOKEN` or `hf auth login`. Raises DownloadError or UnsupportedError.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        wanted = needed_files(repo, HfApi().list_repo_files(repo, revision=revision))
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        info = HfApi().model_info(repo, revision=revision, timeout=_PATIENCE)
+        wanted = needed_files(repo, [file.rfilename for file in info.siblings or []])
+        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted))
+    except UnsupportedError:
+        raise
     except GatedRepoError as error:
         raise DownloadError(f"{repo} is gated", remedy="accept its terms on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise DownloadError(
             f"the hub has no model {repo}, or it is private", remedy="check the name, or set HF_TOKEN"
         ) from error
-    except UnsupportedError:
-        raise
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever the hub's client and its network library have
+        if is_disk_full(error):
+            raise StorageError(
+                f"the disk is full: {repo} was not downloaded whole",
+                remedy="free some space and run it again: it resumes",
+            ) from error
         if (cached := _cached(repo, revision)) is not None:
             return cached
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
-            f"{repo} is not here and the hub cannot be reached ({reason})",
+            f"{repo} is not here and the hub did not give it ({first_line(error)})",
             remedy="check the network and run the same command again: it resumes",
         ) from error
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.tracing import Block, Traced, Untraceable
+from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for every vector load
 
@@ -63,8 +63,8 @@ def place_record(
 ) -> tuple[Layout, tuple[Extent, ...]]:
     """Lays one expert's parameters out in a record, in the order given, each as the file holds it.
 
-    `parameters` are traced tensors of shape [out, in] or [out]. Raises Untraceable when a parameter is not made of
-    contiguous runs of the files that together read as one evenly strided matrix.
+    `parameters` are traced tensors of shape [out, in] or [out]. Raises UntraceableError when a parameter is not
+    made of contiguous runs of the files that together read as one evenly strided matrix.
     """
     fields: dict[str, Field] = {}
     extents: list[Extent] = []
@@ -77,9 +77,7 @@ def place_record(
     return Layout(fields, position), tuple(extents)
 
 
-def _place_field(
-    traced: Traced, entries: Mapping[str, TensorEntry], position: int
-) -> tuple[Field, list[Extent]]:
+def _place_field(traced: Traced, entries: Mapping[str, TensorEntry], position: int) -> tuple[Field, list[Extent]]:
     dtype = _common_dtype(traced, entries)
     base: dict[str, int] = {}  # source -> the place of its element 0, in elements from `position`
     runs, used = [], 0
@@ -91,14 +89,14 @@ def _place_field(
         used += high - low
     first, strides, order = _affine(traced, base)
     if order is not None and traced.ndim == 1:
-        raise Untraceable("a bias in another order than the model's")
+        raise UntraceableError("a bias in another order than the model's")
     return Field(dtype, tuple(traced.shape), strides, position + first * dtype.itemsize, order), runs
 
 
 def _common_dtype(traced: Traced, entries: Mapping[str, TensorEntry]) -> torch.dtype:
     dtypes = {entries[block.source].dtype for block in traced.blocks}
     if len(dtypes) != 1:
-        raise Untraceable(f"parts of types {sorted(map(str, dtypes))}")
+        raise UntraceableError(f"parts of types {sorted(map(str, dtypes))}")
     return dtypes.pop()
 
 
@@ -113,30 +111,28 @@ def _regions(blocks: Sequence[Block]) -> dict[str, tuple[int, int]]:
         covered[block.source] = covered.get(block.source, 0) + block.numel
     for source, (low, high) in spans.items():
         if covered[source] != high - low:
-            raise Untraceable(f"an expert's part of {source!r} is not contiguous")
+            raise UntraceableError(f"an expert's part of {source!r} is not contiguous")
     return spans
 
 
-def _affine(
-    traced: Traced, base: Mapping[str, int]
-) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
+def _affine(traced: Traced, base: Mapping[str, int]) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
     """(first element, strides, row order) of a traced matrix or vector, given where each source begins."""
     rows = np.full(traced.shape[0], -1, dtype=np.int64)  # [out] place of each row's first element
     columns = set()
     for block in traced.blocks:
         row, *rest = block.axes
         if any(axis.start or axis.step != 1 for axis in rest) or [a.count for a in rest] != list(traced.shape[1:]):
-            raise Untraceable("a row in several parts")
+            raise UntraceableError("a row in several parts")
         columns.add(tuple(axis.stride for axis in rest))
         places = base[block.source] + block.offset + row.stride * np.arange(row.count)
         rows[row.start : row.start + row.count * row.step : row.step] = places
     if len(columns) != 1 or (rows < 0).any():
-        raise Untraceable("rows of unequal strides")
+        raise UntraceableError("rows of unequal strides")
     ranked = np.sort(rows)
     steps = np.diff(ranked)
     pitch = int(steps[0]) if len(steps) else math.prod(traced.shape[1:])
     if (steps != pitch).any():
-        raise Untraceable("rows at uneven distances")
+        raise UntraceableError("rows at uneven distances")
     strides = (pitch, *columns.pop())
     if (ranked == rows).all():
         return int(ranked[0]), strides, None

@@ -3,7 +3,7 @@
 transformers describes how a published tensor becomes a parameter by operations on tensors (stack the experts,
 concatenate gate and up, transpose, de-interleave ...). Running those very operations on a `Traced` tensor tells
 which element of which file tensor each element of the parameter is, so that records can be read straight from
-the user's files. Only operations that move elements are known; any other raises Untraceable.
+the user's files. Only operations that move elements are known; any other raises UntraceableError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """The operation does not merely move elements, or moves them in a way that is not followed."""
 
 
@@ -76,11 +76,15 @@ class Traced:
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         handler = _HANDLERS.get(func)
         if handler is None:
-            raise Untraceable(f"torch.{getattr(func, '__name__', func)}")
+            raise UntraceableError(f"torch.{getattr(func, '__name__', func)}")
         return handler(*args, **(kwargs or {}))
 
     @property
@@ -139,12 +143,12 @@ class Traced:
             return self
         if isinstance(index, int):
             return self.narrow(0, index, 1).squeeze(0)
-        raise Untraceable(f"indexing by {index!r}")
+        raise UntraceableError(f"indexing by {index!r}")
 
     def reshape(self, *shape: Any) -> Traced:
         target = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
         if math.prod(target) != math.prod(self.shape):
-            raise Untraceable(f"reshape of {tuple(self.shape)} to {tuple(target)}")
+            raise UntraceableError(f"reshape of {tuple(self.shape)} to {tuple(target)}")
         traced, dim = self, 0
         while dim < max(traced.ndim, len(target)):
             have = traced.shape[dim] if dim < traced.ndim else 1
@@ -160,7 +164,7 @@ class Traced:
                 continue
             dim += 1
         if list(traced.shape) != target:
-            raise Untraceable(f"reshape of {tuple(self.shape)} to {tuple(target)}")
+            raise UntraceableError(f"reshape of {tuple(self.shape)} to {tuple(target)}")
         return traced
 
     view = reshape
@@ -168,7 +172,7 @@ class Traced:
     def _split_axis(self, dim: int, outer: int) -> Traced:
         inner, rest = divmod(self.shape[dim], outer)
         if rest or any(b.axes[dim] != Axis(0, self.shape[dim], b.axes[dim].stride) for b in self.blocks):
-            raise Untraceable("splitting an axis that has parts")
+            raise UntraceableError("splitting an axis that has parts")
         blocks = []
         for block in self.blocks:
             stride = block.axes[dim].stride
@@ -186,7 +190,7 @@ def _merged(block: Block, dim: int, inner: int) -> list[Block]:
     """`block` with axes `dim` and `dim + 1` as one; several blocks where one stride will not do."""
     outside, inside = block.axes[dim], block.axes[dim + 1]
     if outside.step != 1 or inside.step != 1:
-        raise Untraceable("merging axes with steps")
+        raise UntraceableError("merging axes with steps")
 
     def placed(offset: int, axis: Axis) -> Block:
         return replace(block, offset=offset, axes=(*block.axes[:dim], axis, *block.axes[dim + 2 :]))
@@ -218,7 +222,7 @@ def _cat(tensors: Sequence[Traced], dim: int = 0) -> Traced:
     if any(len(t.shape) != len(shape) for t in tensors) or any(
         t.shape[d] != shape[d] for t, d in product(tensors, range(len(shape))) if d != dim
     ):
-        raise Untraceable(f"tensors of unequal shapes {sorted({tuple(t.shape) for t in tensors})}")
+        raise UntraceableError(f"tensors of unequal shapes {sorted({tuple(t.shape) for t in tensors})}")
     blocks, position = [], 0
     for tensor in tensors:
         for block in tensor.blocks:

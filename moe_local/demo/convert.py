@@ -59,13 +59,9 @@ class CarvingShape:
 
     def __post_init__(self) -> None:
         if self.shared + self.experts * self.width != self.intermediate:
-            raise ValueError(
-                f"{self.shared} + {self.experts} x {self.width} neurons are not {self.intermediate}"
-            )
+            raise ValueError(f"{self.shared} + {self.experts} x {self.width} neurons are not {self.intermediate}")
         if self.shared % self.width or not 0 < self.top_k <= self.experts:
-            raise ValueError(
-                "the shared expert must be a multiple of an expert, and top_k at most the experts"
-            )
+            raise ValueError("the shared expert must be a multiple of an expert, and top_k at most the experts")
 
     @property
     def moe_layers(self) -> range:
@@ -164,9 +160,7 @@ def fingerprint(dense: DenseModel) -> torch.Tensor:
     """Norms of each layer's first gate rows, `[layers, 16]`: the same for a quantised copy, other for
     other weights.
     """
-    names = [
-        f"model.layers.{layer}.mlp.gate_proj.weight" for layer in range(dense.config["num_hidden_layers"])
-    ]
+    names = [f"model.layers.{layer}.mlp.gate_proj.weight" for layer in range(dense.config["num_hidden_layers"])]
     return torch.stack([dense.tensors[name][:FINGERPRINT_ROWS].float().norm(dim=1) for name in names])
 
 
@@ -187,9 +181,7 @@ class SwiGLU:
     def of(cls, dense: DenseModel, layer: int) -> SwiGLU:
         """A layer's block, in float32."""
         prefix = f"model.layers.{layer}.mlp"
-        return cls(
-            *(dense.tensors[f"{prefix}.{part}_proj.weight"].float() for part in ("gate", "up", "down"))
-        )
+        return cls(*(dense.tensors[f"{prefix}.{part}_proj.weight"].float() for part in ("gate", "up", "down")))
 
     def reordered(self, order: torch.Tensor) -> SwiGLU:
         """The same function with its neurons in another order."""

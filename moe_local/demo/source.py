@@ -264,9 +264,7 @@ def read_gguf(path: Path, report: Report) -> DenseModel:
     reader = GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields.get("general.architecture") != "llama":
-        raise CheckpointError(
-            f"{path}: a GGUF of a Llama model was expected, not {fields['general.architecture']!r}"
-        )
+        raise CheckpointError(f"{path}: a GGUF of a Llama model was expected, not {fields['general.architecture']!r}")
     config = gguf_config(fields)
     tensors = {}
     for done, tensor in enumerate(reader.tensors):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_local.checkpoint.record import Field, Layout
 
@@ -39,7 +40,7 @@ class PlainExpert:
         """Features of the output."""
         return self.down.weight.shape[0]
 
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, module: Any, x: Tensor) -> Tensor:
         """x [rows, hidden] -> [rows, hidden], unweighted.
 
         `module` is transformers' experts module: its activation, gate and norm are used as they are.
@@ -47,7 +48,9 @@ class PlainExpert:
         hidden = self.up(x)
         hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
         out: Tensor = self.down(hidden)
-        return module.post_expert_norm(out) if module.has_post_expert_norm else out
+        if module.has_post_expert_norm:
+            out = module.post_expert_norm(out)
+        return out
 
 
 def open_plain(layout: Layout, slot: Tensor) -> PlainExpert:

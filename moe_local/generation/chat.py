@@ -65,9 +65,7 @@ class ChatSession:
 
     def _answer(self, on_text: Callable[[str], None] | None, interrupt: threading.Event | None) -> Generation:
         ids = render(self._generator, self.messages)
-        result = self._generator.generate(
-            ids, self.sampling, on_text=on_text, interrupt=interrupt, state=self._state
-        )
+        result = self._generator.generate(ids, self.sampling, on_text=on_text, interrupt=interrupt, state=self._state)
         self.messages.append({"role": "assistant", "content": result.text})
         return result
 

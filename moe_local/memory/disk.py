@@ -51,7 +51,8 @@ class FileReader:
                 count = _read(self._descriptors[file], buffer[done:], offset + done)
             except OSError as error:
                 raise StorageError(
-                    f"reading {file} failed at byte {offset + done}: {error.strerror}", remedy="check the disk"
+                    f"reading {file} failed at byte {offset + done}: {error.strerror}",
+                    remedy="check the disk",
                 ) from error
             if count == 0:
                 raise StorageError(
@@ -71,7 +72,6 @@ if hasattr(os, "preadv"):
         return os.preadv(descriptor, [buffer], offset)
 
 else:  # Windows has no positioned read in `os`
-
     import threading
 
     _seek_and_read = threading.Lock()

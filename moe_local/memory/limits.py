@@ -15,12 +15,14 @@ _UNLIMITED = 1 << 60
 
 def memory_limit() -> int:
     """Bytes of RAM that exist for this process: physical memory or the tightest control group."""
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups())])
+    total: int = psutil.virtual_memory().total
+    return min([total, *(limit for limit, _ in _groups())])
 
 
 def memory_available() -> int:
     """Bytes of RAM that can still be taken without swapping or being killed, page cache counted as free."""
-    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _groups())]))
+    available: int = psutil.virtual_memory().available
+    return max(0, min([available, *(limit - used for limit, used in _groups())]))
 
 
 def process_memory() -> int:
@@ -50,7 +52,11 @@ def _groups() -> Iterator[tuple[int, int]]:
             yield from _walk(_CGROUPS, path, "memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
             yield from _walk(
-                _CGROUPS / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                _CGROUPS / "memory",
+                path,
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
             )
 
 

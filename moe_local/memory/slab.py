@@ -29,7 +29,8 @@ class Slab:
 
     def memory(self, slot: int) -> memoryview:
         """The slot's bytes for reading files into. Host memory only."""
-        return memoryview(self._buffer[slot].numpy())
+        view: memoryview = self._buffer[slot].numpy().data
+        return view
 
     @property
     def nbytes(self) -> int:

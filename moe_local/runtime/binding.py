@@ -83,7 +83,7 @@ class LazyTensor:
     def __getitem__(self, index: object) -> Tensor:
         entry = self._entry
         raw = torch.empty(entry.length, dtype=torch.uint8)
-        self._read_at(entry.file, entry.offset, memoryview(raw.numpy()))
+        self._read_at(entry.file, entry.offset, raw.numpy().data)
         return raw.view(entry.dtype).view(entry.shape)
 
 
@@ -111,15 +111,15 @@ def _restore(classes: set[type[nn.Module]], mapping: Mapping[str, type[nn.Module
 
 
 def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
-    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def initialize(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         original.__init__(self, *args, **kwargs)
         for name in list(self._parameters):
             delattr(self, name)
             # Some models' own initialisation reaches into their experts: there must be something to reach.
             self.__dict__[name] = torch.empty(0)
-        self._is_hf_initialized = True
+        vars(self)["_is_hf_initialized"] = True
 
-    members = {"__init__": __init__, "__module__": original.__module__}
+    members = {"__init__": initialize, "__module__": original.__module__}
     return type(original.__name__, (PagedExperts, original), members)
 
 

@@ -108,7 +108,7 @@ class ExpertCache:
             missing.popleft()
 
     def _start(self, key: Key) -> bool:
-        layer, expert = key
+        layer = key[0]
         share = self._device.shares[layer]
         slot = share.admit(key)
         if slot is None:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
@@ -79,7 +79,8 @@ def _kv_by_formula(config: PreTrainedConfig, context: int, dtype: torch.dtype) -
     heads = _attribute(config, "num_attention_heads", 1)
     kv_heads = _attribute(config, "num_key_value_heads", heads)
     size = _attribute(config, "head_dim", config.hidden_size // heads)
-    return 2 * config.num_hidden_layers * kv_heads * size * context * dtype.itemsize
+    layers: int = config.num_hidden_layers
+    return 2 * layers * kv_heads * size * context * dtype.itemsize
 
 
 def _attribute(config: PreTrainedConfig, name: str, default: int) -> int:
@@ -91,7 +92,7 @@ def _attribute(config: PreTrainedConfig, name: str, default: int) -> int:
     return value if isinstance(value, int) and value > 0 else default
 
 
-def _top_k(skeleton: nn.Module, catalog: Catalog) -> tuple[int, ...]:
+def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     """Experts a token of each layer, as the router beside the experts or the configuration says."""
     found: dict[int, int] = {}
     for path, layer in catalog.layer_of.items():
@@ -109,12 +110,12 @@ def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dty
     One layer's keys and values are copied when they grow and again when heads share them; a chunk has its mask, its
     hidden states and one row a token and choice of expert; sampling works on a few copies of the logits.
     """
-    hidden = config.hidden_size
+    hidden: int = config.hidden_size
     heads = _attribute(config, "num_attention_heads", 1)
     shared = max(1, heads // _attribute(config, "num_key_value_heads", heads))
-    layer_kv = kv // max(1, config.num_hidden_layers)
+    layer_kv: int = kv // max(1, config.num_hidden_layers)
     tokens = min(PREFILL_CHUNK, context)
     attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize)
     rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
-    logits = 8 * config.vocab_size * 4
+    logits: int = 8 * config.vocab_size * 4
     return 64 * MIB + attention + rows + logits

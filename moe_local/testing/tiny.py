@@ -356,9 +356,7 @@ def randomize_(model: PreTrainedModel, generator: torch.Generator) -> None:
             _randomize_tensor_(name, tensor, generator, is_embedding=id(tensor) in embeddings)
 
 
-def _randomize_tensor_(
-    name: str, tensor: torch.Tensor, generator: torch.Generator, *, is_embedding: bool
-) -> None:
+def _randomize_tensor_(name: str, tensor: torch.Tensor, generator: torch.Generator, *, is_embedding: bool) -> None:
     if name.endswith("tid2eid"):
         # Which experts each token id goes to: `top_k` different ones.
         scores = torch.rand(tensor.shape[0], NUM_EXPERTS, generator=generator)

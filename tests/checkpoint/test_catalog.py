@@ -47,9 +47,7 @@ def test_records_are_the_parameters(name: str, tmp_path: Path) -> None:
                 for extent in extents:
                     with extent.file.open("rb") as stream:
                         stream.seek(extent.offset)
-                        stream.readinto(
-                            record.numpy()[extent.position : extent.position + extent.length].data
-                        )
+                        stream.readinto(record.numpy()[extent.position : extent.position + extent.length].data)
                 view = record.view(field.dtype).as_strided(
                     field.shape, field.strides, field.position // field.dtype.itemsize
                 )
@@ -81,9 +79,7 @@ def _rewrite(source: Path, target: Path, change: object) -> Path:
 
 @pytest.mark.parametrize("expert", [0, 3, 7])
 @pytest.mark.parametrize("projection", ["gate_proj", "down_proj"])
-def test_a_tensor_missing_for_one_expert_is_named(
-    qwen: Path, tmp_path: Path, expert: int, projection: str
-) -> None:
+def test_a_tensor_missing_for_one_expert_is_named(qwen: Path, tmp_path: Path, expert: int, projection: str) -> None:
     name = f"model.layers.1.mlp.experts.{expert}.{projection}.weight"
     broken = _rewrite(qwen, tmp_path / "broken", lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError) as caught:

@@ -70,7 +70,11 @@ CASES: dict[str, tuple[Callable[[Path], object], type[MoeLocalError], str]] = {
     "missing shard": (lambda d: _first_shard(d).unlink(), CheckpointError, "model-00001.* is missing"),
     "truncated shard": (_truncate, CheckpointError, "model-00001.* is truncated"),
     "missing config": (lambda d: (d / "config.json").unlink(), CheckpointError, "config.json is missing"),
-    "broken config": (lambda d: (d / "config.json").write_text("{"), CheckpointError, "config.json is not valid"),
+    "broken config": (
+        lambda d: (d / "config.json").write_text("{"),
+        CheckpointError,
+        "config.json is not valid",
+    ),
     "config of bytes": (
         lambda d: (d / "config.json").write_bytes(b"\xff\xfe"),
         CheckpointError,

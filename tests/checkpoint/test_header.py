@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -82,7 +83,11 @@ def test_damage_is_named(tmp_path: Path, header: object, body: bytes, said: str)
 
 
 def test_wrong_lengths(tmp_path: Path) -> None:
-    for length, said in [(10**12, "not a safetensors file"), (1000, "larger than the file"), (2**64 - 1, "not a")]:
+    for length, said in [
+        (10**12, "not a safetensors file"),
+        (1000, "larger than the file"),
+        (2**64 - 1, "not a"),
+    ]:
         with pytest.raises(CheckpointError, match=said):
             read_header(_write(tmp_path / "bad.safetensors", b"{}", b"", length=length))
     (tmp_path / "short.safetensors").write_bytes(b"1234")
@@ -132,15 +137,17 @@ def test_any_mutation_gives_the_right_answer_or_a_clear_error(file: Path, data: 
 
 HEADERS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["a", "b", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["a", "b", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4
+        )
+    ),
 )
 
 
 @IN_PLACE
 @given(HEADERS, st.binary(max_size=20))
 def test_any_json_for_a_header(tmp_path: Path, header: object, body: bytes) -> None:
-    try:
+    with contextlib.suppress(CheckpointError):
         read_header(_write(tmp_path / "any.safetensors", header, body))
-    except CheckpointError:
-        pass

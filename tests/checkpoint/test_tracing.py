@@ -13,7 +13,7 @@ from transformers.core_model_loading import Chunk, Concatenate, Interleave, Merg
 
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import place_record
-from moe_local.checkpoint.tracing import Traced, Untraceable
+from moe_local.checkpoint.tracing import Traced, UntraceableError
 
 NAMES = "abc"
 
@@ -77,7 +77,7 @@ def test_any_program_of_moves(shape: list[int], program: list[tuple[str, tuple[i
         theirs = _apply(step, arguments, theirs, [])
         try:
             ours = _apply(step, arguments, ours, [])
-        except Untraceable:
+        except UntraceableError:
             return
     assert torch.equal(_resolve(ours, real), theirs)
 
@@ -100,9 +100,9 @@ def test_transformers_own_operations(shape: tuple[int, ...]) -> None:
 
 
 def test_what_computes_is_refused() -> None:
-    with pytest.raises(Untraceable):
+    with pytest.raises(UntraceableError):
         torch.add(Traced.source("a", (2,)), 1)
-    with pytest.raises(Untraceable):
+    with pytest.raises(UntraceableError):
         torch.cat([Traced.source("a", (2, 3)), Traced.source("b", (2, 2))])
 
 
@@ -143,5 +143,5 @@ def test_a_record_reads_as_the_parameter(half: int, width: int, interleaved: boo
 
 def test_scattered_bytes_are_refused() -> None:
     entries = _entries("file", {"a": (4, 6)})
-    with pytest.raises(Untraceable, match="not contiguous"):
+    with pytest.raises(UntraceableError, match="not contiguous"):
         place_record({"p": Traced.source("a", (4, 6)).narrow(1, 0, 3)}, entries)

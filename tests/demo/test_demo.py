@@ -115,9 +115,7 @@ def test_a_carving_with_every_expert_chosen_is_the_dense_model(dense: DenseModel
         torch.testing.assert_close(carved(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_checkpoint_loads_with_no_key_missing_and_none_left_over(
-    dense: DenseModel, tmp_path: Path
-) -> None:
+def test_the_checkpoint_loads_with_no_key_missing_and_none_left_over(dense: DenseModel, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     convert.convert(dense, tiny_carving(dense), tmp_path, silent)
@@ -499,9 +497,7 @@ def test_a_cache_directory_that_is_a_file_is_said(tiny_demo: Path) -> None:
         demo.ensure_demo(tiny_demo)
 
 
-def test_where_another_process_was_first_its_result_stands(
-    tiny_demo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_another_process_was_first_its_result_stands(tiny_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tiny_demo / "demo" / demo.VERSION
     convert_once = convert.convert
 

@@ -68,7 +68,8 @@ def test_a_saved_conversation_goes_on(engine: Engine, session: ChatSession, tmp_
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "{}", "[1]", json.dumps([{"role": "robot", "content": "x"}]), json.dumps([{"role": "user"}])]
+    "content",
+    ["{", "{}", "[1]", json.dumps([{"role": "robot", "content": "x"}]), json.dumps([{"role": "user"}])],
 )
 def test_other_files_are_refused(session: ChatSession, tmp_path: Path, content: str) -> None:
     (tmp_path / "bad.json").write_text(content)

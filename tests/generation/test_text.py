@@ -89,7 +89,7 @@ def test_a_kept_cache_gives_the_same_tokens(engine: Engine) -> None:
     first = list(range(60, 90))
     state = KVState()
     engine.generator.generate(first, GREEDY, state=state)
-    for ids, at_least in [(first + [5, 6, 7], 30), (first[:20] + [9], 20), (first, 20), ([1, 2, 3], 0)]:
+    for ids, at_least in [([*first, 5, 6, 7], 30), ([*first[:20], 9], 20), (first, 20), ([1, 2, 3], 0)]:
         kept = engine.generator.generate(ids, GREEDY, state=state)
         fresh = engine.generator.generate(ids, GREEDY)
         assert kept.token_ids == fresh.token_ids
@@ -105,7 +105,7 @@ def test_caches_that_cannot_be_cut_are_made_again(name: str, tmp_path: Path) -> 
     with load(tmp_path, Options(context=128)) as engine:
         engine.model.generation_config.eos_token_id = None
         state = KVState()
-        for prompt in (ids, ids[:10] + [7, 8], ids):
+        for prompt in (ids, [*ids[:10], 7, 8], ids):
             kept = engine.generator.generate(prompt, GREEDY, state=state)
             assert kept.token_ids == engine.generator.generate(prompt, GREEDY).token_ids
 

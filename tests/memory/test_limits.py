@@ -28,10 +28,15 @@ def test_limits_are_plausible() -> None:
     ("files", "expected"),
     [
         (("memory.max", "memory.current", "inactive_file"), [(1000, 300), (5000, 4100)]),
-        (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), [(1000, 300), (5000, 4100)]),
+        (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            [(1000, 300), (5000, 4100)],
+        ),
     ],
 )
-def test_groups_and_their_ancestors(tmp_path: Path, files: tuple[str, str, str], expected: list[tuple[int, int]]) -> None:
+def test_groups_and_their_ancestors(
+    tmp_path: Path, files: tuple[str, str, str], expected: list[tuple[int, int]]
+) -> None:
     limit, usage, cache = files
     for folder, bound, used in [("a/b", 1000, 400), ("a", 5000, 4200), ("", "max", 9999)]:
         group = tmp_path / folder

@@ -79,9 +79,7 @@ TIERS = [(10, None), (4, None), (1, None), (4, 6), (2, 2), (3, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(("device", "host"), TIERS)
-def test_what_is_asked_for_comes_once_and_right(
-    file: Path, files: FileReader, device: int, host: int | None
-) -> None:
+def test_what_is_asked_for_comes_once_and_right(file: Path, files: FileReader, device: int, host: int | None) -> None:
     cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
     rng = random.Random(0)
     for _ in range(60):

@@ -7,7 +7,6 @@ half of its experts in memory, and then run again with three tiers and with the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,26 @@ from moe_local.engine import Engine, Options, load, make_cache
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.memory.placement import Plan, make_plan
-from moe_local.testing import Architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
+from moe_local.testing import (
+    Architecture,
+    architectures,
+    tiny_inputs,
+    whole_architectures,
+    write_tiny_checkpoint,
+)
 
 EVERY = (*architectures(), *whole_architectures())
 
 # Architectures that cannot be run, and why. Each is shown to be refused with an error of ours.
 CANNOT = {
     "diffusion_gemma": "transformers checks while building it that its tied experts have parameters",
-    "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts": "the talker is a part of another model: its config.json names no model_type",
+    "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts": "a part of another model: its config.json names no model_type",
 }
 NEW_TOKENS = 6
 PLENTY = 1 << 40
 
 
 RUN = [found for found in EVERY if found.id not in CANNOT]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("found", RUN, ids=lambda found: found.id)
@@ -120,9 +117,7 @@ def _expect(engine: Engine, inputs: dict[str, Tensor], logits: Tensor, tokens: l
     torch.testing.assert_close(_logits(engine.model, inputs), logits, rtol=1e-5, atol=1e-5)
     if tokens is not None:
         engine.model.generation_config.eos_token_id = None
-        result = engine.generate(
-            inputs["input_ids"][0].tolist(), Sampling(max_new_tokens=NEW_TOKENS, temperature=0)
-        )
+        result = engine.generate(inputs["input_ids"][0].tolist(), Sampling(max_new_tokens=NEW_TOKENS, temperature=0))
         assert result.token_ids == tokens
 
 

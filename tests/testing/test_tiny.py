@@ -45,14 +45,6 @@ PUBLISHED_NAMES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=EVERY, ids=lambda found: found.id)
 def found(request: pytest.FixtureRequest) -> Architecture:
     parameter: Architecture = request.param

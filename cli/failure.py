@@ -1,0 +1,60 @@
+"""Every failure of a command is one line on stderr and an exit code; `--debug` shows where it came from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from moe_local.errors import MoeLocalError
+
+INTERRUPTED = 130
+INTERNAL_ERROR = 70
+
+P = ParamSpec("P")
+
+
+class _Settings:
+    debug = False
+
+
+def set_debug(wanted: bool) -> None:
+    _Settings.debug = wanted
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, ending in a message and `typer.Exit` where it would have ended in an exception."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except MoeLocalError as error:
+            _end(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _end("interrupted", INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output went away: `moe-local ... | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the interpreter's last flush
+            raise typer.Exit(0) from None
+        except Exception as error:
+            reason = " ".join(str(error).split()) or "no message"
+            _end(
+                f"internal error: {type(error).__name__}: {reason}; run with --debug and report it",
+                INTERNAL_ERROR,
+            )
+
+    return run
+
+
+def _end(message: str, code: int) -> None:
+    if _Settings.debug:
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)

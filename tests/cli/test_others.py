@@ -1,0 +1,83 @@
+"""`inspect`, `doctor`, `pull`, and the command line as a whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_local.profiles import profiles
+
+from .conftest import Run, expect_error
+
+
+def test_inspect_counts(run: Run, qwen: Path) -> None:
+    result = run("inspect", qwen, "--json", "--context", "128", "--experts", "50%")
+    assert result.exit_code == 0, result.output
+    out = json.loads(result.stdout)
+    assert out["architecture"] == "Qwen3MoeForCausalLM"
+    assert out["experts"] == 8 * out["moe_layers"]
+    assert out["device_slots"] == [4] * out["moe_layers"]
+    assert out["ram_planned"] <= out["ram_budget"]
+    assert out["expert_bytes"] + out["dense_bytes"] >= out["checkpoint_bytes"] - 10_000
+
+
+def test_inspect_reads_for_people(run: Run, qwen: Path) -> None:
+    result = run("inspect", qwen, "--context", "128")
+    for said in ("experts in RAM", "KV cache", "dense weights", "caching pays from"):
+        assert said in result.stdout
+
+
+@pytest.mark.parametrize("name", list(profiles()))
+def test_inspect_plans_for_every_profile(run: Run, qwen: Path, name: str) -> None:
+    result = run("inspect", qwen, "--json", "--profile", name)
+    assert result.exit_code == 0, result.output
+    assert (json.loads(result.stdout)["host_slots"] is None) == (profiles()[name].vram == 0)
+
+
+def test_inspect_refuses(run: Run, qwen: Path) -> None:
+    expect_error(run("inspect", qwen, "--ram", "10MB"), "--ram", code=5)
+    expect_error(run("inspect", qwen, "--profile", "cray-1"), "rtx-3090")
+
+
+def test_doctor(run: Run, tmp_path: Path) -> None:
+    out = json.loads(run("doctor", "--json").stdout)
+    assert out["memory"] > out["memory_available"] > 0
+    assert out["versions"]["torch"]
+    assert out["chosen"]["profile"] in profiles()
+    assert out["disk"]["read"] > 0
+    assert list(Path(out["cache_folder"]).iterdir()) == []
+    assert "nearest profile" in run("doctor").stdout
+
+
+def test_doctor_without_a_cache_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path / "file" / "home"))
+    expect_error(run("doctor"), "MOE_LOCAL_HOME", code=6)
+
+
+def test_help_and_version_are_quick_and_light() -> None:
+    """No torch for a help page."""
+    code = (
+        "import sys; from moe_local.cli.main import app; app(['--help'], standalone_mode=False);"
+        "assert 'torch' not in sys.modules"
+    )
+    began = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "chat" in out.stdout
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "inspect", "pull", "doctor"])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) > 5
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout.startswith("moe-local ")
