@@ -61,7 +61,8 @@ def generate(
             on_text = None if as_json else write
             result = engine.generate(ids, sampling, on_text=on_text, interrupt=interrupt)
         if as_json:
-            typer.echo(json.dumps(result.as_json(), ensure_ascii=False))
+            out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
+            typer.echo(json.dumps(out, ensure_ascii=False))
         else:
             write("\n")
             if stderr.is_terminal:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -111,6 +112,7 @@ def load(
 
     `read_at` may wrap the file reader (see `moe_local.testing` for slow and failing disks).
     """
+    began = perf_counter()
     report = report or (lambda stage, fraction: None)
     report("planning", 0.0)
     prepared = prepare(model, options)
@@ -135,7 +137,7 @@ def load(
         files.close()
         raise
     report("ready", 1.0)
-    return Engine(prepared, network, tokenizer, cache, files)
+    return Engine(prepared, network, tokenizer, cache, files, load_seconds=perf_counter() - began)
 
 
 class Engine:
@@ -148,10 +150,13 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase | None,
         cache: ExpertCache,
         files: FileReader,
+        *,
+        load_seconds: float,
     ) -> None:
         self.prepared = prepared
         self.model = model
         self.files = files
+        self.load_seconds = load_seconds
         self._tokenizer = tokenizer
         self._cache = cache
         self._connect()
@@ -219,6 +224,7 @@ class Engine:
             "peak_memory": peak_memory(),
             "ram_budget": self.plan.ram,
             "vram_budget": self.plan.vram,
+            "load_seconds": round(self.load_seconds, 3),
             "experts_in_device_tier": self.plan.device_experts,
             "experts": self.plan.needs.all_experts,
         }

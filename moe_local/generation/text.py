@@ -73,6 +73,7 @@ class Generation:
     time_to_first_token: float  # seconds
     counters: Counters
     peak_memory: int  # bytes, of the process since it began
+    decode: Counters  # the part of `counters` after the first token
 
     @property
     def new_tokens(self) -> int:
@@ -83,6 +84,11 @@ class Generation:
         """Decoding speed: tokens after the first, over the time after the first."""
         rest = self.seconds - self.time_to_first_token
         return (self.new_tokens - 1) / rest if self.new_tokens > 1 and rest > 0 else 0.0
+
+    @property
+    def bytes_read_per_token(self) -> float:
+        """Bytes read from disk for each token after the first."""
+        return self.decode.bytes_read / (self.new_tokens - 1) if self.new_tokens > 1 else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """The fields of `--json`."""
@@ -99,6 +105,7 @@ class Generation:
             "hits": self.counters.hits,
             "misses": self.counters.misses,
             "bytes_read": self.counters.bytes_read,
+            "bytes_read_per_token": round(self.bytes_read_per_token),
             "stall_seconds": round(self.counters.stall_seconds, 4),
             "peak_memory": self.peak_memory,
         }
@@ -132,7 +139,7 @@ class TextGenerator:
         room = self._room(ids)
         state = state or KVState()
         cached = state.reuse(ids)
-        stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None))
+        stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None), self.counters)
         halt = _Halt(stream, interrupt or threading.Event())
         limit = min(room, sampling.max_new_tokens or room)
         before = self.counters.snapshot()
@@ -143,6 +150,7 @@ class TextGenerator:
             state.clear()
             raise
         seconds = perf_counter() - began
+        after = self.counters.snapshot()
         new = sequence[len(ids) :]
         return Generation(
             text=stream.text,
@@ -151,8 +159,9 @@ class TextGenerator:
             cached_tokens=cached,
             finish_reason=self._reason(new, stream, halt),
             seconds=seconds,
-            time_to_first_token=(stream.first_token_at or perf_counter()) - began,
-            counters=self.counters.snapshot() - before,
+            time_to_first_token=stream.first_token_at - began,
+            counters=after - before,
+            decode=after - stream.counters_at_first_token,
             peak_memory=peak_memory(),
         )
 
@@ -204,7 +213,11 @@ class _Stream(TextStreamer):
     """Hands text on as it becomes certain, never any of a stop string."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], on_text: Callable[[str], None]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str],
+        on_text: Callable[[str], None],
+        counters: Counters,
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._stop = stop
@@ -214,11 +227,16 @@ class _Stream(TextStreamer):
         self._prompt_seen = False
         self.text = ""
         self.stopped = False
-        self.first_token_at: float | None = None
+        self._counters = counters
+        self._first_token_seen = False
+        self.first_token_at = perf_counter()
+        self.counters_at_first_token = counters.snapshot()
 
     def put(self, value: Tensor) -> None:
-        if self._prompt_seen and self.first_token_at is None:
+        if self._prompt_seen and not self._first_token_seen:
+            self._first_token_seen = True
             self.first_token_at = perf_counter()
+            self.counters_at_first_token = self._counters.snapshot()
         self._prompt_seen = True
         super().put(value)
 
