@@ -23,7 +23,17 @@ from moe_local.config import format_size, parse_size
 
 PROMPT = "The quick brown fox jumps over the lazy dog and then"
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-COLUMNS = "RAM budget | experts that fit | tokens/s | MB read a token | hits | stall share | first token, s | load, s | peak RAM"
+COLUMNS = (
+    "RAM budget",
+    "experts that fit",
+    "tokens/s",
+    "MB read a token",
+    "hits",
+    "stall share",
+    "first token, s",
+    "load, s",
+    "peak RAM",
+)
 
 
 def main() -> None:
@@ -38,7 +48,7 @@ def main() -> None:
         for budget in arguments.ram:
             runs[budget].append(_run(arguments.model, budget, arguments.new_tokens))
             print(f"{budget}: {json.dumps(runs[budget][-1])}", file=sys.stderr, flush=True)
-    print(f"| {COLUMNS} |\n|{'---|' * len(COLUMNS.split('|'))}")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for budget, results in runs.items():
         print(f"| {budget} | {_row(arguments.model, budget, results)} |")
 
@@ -94,7 +104,7 @@ def _command(*arguments: str, group: Path | None = None) -> str:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     command = [sys.executable, "-m", "moe_local.cli.main", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, preexec_fn=join).stdout  # noqa: PLW1509
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, preexec_fn=join).stdout
 
 
 if __name__ == "__main__":

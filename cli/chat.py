@@ -39,7 +39,6 @@ def chat(
     vram: opt.Vram = None,
     context: opt.Context = None,
     experts: opt.Experts = "100%",
-    policy: opt.Policy = "lru",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     max_new_tokens: opt.MaxNewTokens = None,
@@ -59,9 +58,7 @@ def chat(
     from .session import load, stderr
 
     sampling = opt.sampling_options(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
-    chosen = opt.load_options(
-        ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype, policy=policy
-    )
+    chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
     with load(model, chosen) as engine:
         session = engine.chat(sampling, system=system)
         terminal = sys.stdin.isatty()

@@ -31,7 +31,6 @@ def generate(
     vram: opt.Vram = None,
     context: opt.Context = None,
     experts: opt.Experts = "100%",
-    policy: opt.Policy = "lru",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     max_new_tokens: opt.MaxNewTokens = None,
@@ -52,9 +51,7 @@ def generate(
 
     text = read_prompt(prompt, file)
     sampling = opt.sampling_options(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
-    chosen = opt.load_options(
-        ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype, policy=policy
-    )
+    chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
     with load(model, chosen) as engine:
         ids = engine.encode(text, raw=raw, system=system)
         with interruptible() as interrupt:

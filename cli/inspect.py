@@ -46,6 +46,8 @@ def inspect(
         vram = vram or (str(machine.vram) if machine.vram else None)
     chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
     described = describe(engine.prepare(resolve(model), chosen))
+    if profile is not None:
+        described["device"] = machine.title
     if as_json:
         typer.echo(json.dumps(described))
     else:

@@ -54,7 +54,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=
 Dtype = Annotated[
     str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
 ]
-Policy = Annotated[str, typer.Option(help="Which expert leaves first: lru.", rich_help_panel=MEMORY)]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(
@@ -96,7 +95,6 @@ def load_options(
     experts: str = "100%",
     device: str = "auto",
     dtype: str = "auto",
-    policy: str = "lru",
 ) -> Options:
     """Options of loading from what was typed. Raises MoeLocalError naming what is wrong."""
     from moe_local.engine import Options
@@ -108,7 +106,6 @@ def load_options(
         context=context,
         dtype=dtype,
         experts=parse_share(experts),
-        policy=policy,
     )
 
 

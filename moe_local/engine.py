@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,6 @@ class Options:
     dtype: str = "auto"
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
-    policy: str = "lru"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def load(
             device=prepared.device,
         )
         report("expert cache", 0.9)
-        cache = make_cache(prepared, reader, (options or Options()).policy)
+        cache = make_cache(prepared, reader)
         network.generation_config = _generation_config(prepared)
         tokenizer = _tokenizer(prepared.checkpoint)
     except BaseException:
@@ -282,7 +282,12 @@ def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
 
 def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, tuple[str, ...]]:
     notes: list[str] = []
-    ram_overhead = process_memory()
+    vram, vram_overhead = options.vram, 0
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        vram_overhead = total - free
+        vram = vram if vram is not None else int(total - free * _KEEP_FREE)
+    ram_overhead = process_memory()  # the device's runtime, begun above, included
     ram = options.ram if options.ram is not None else _default_ram(ram_overhead)
     if ram > memory_limit():
         notes.append(
@@ -290,11 +295,6 @@ def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, t
             f" {format_size(memory_limit())} is used instead"
         )
         ram = memory_limit()
-    vram, vram_overhead = options.vram, 0
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        vram_overhead = total - free
-        vram = vram if vram is not None else int(total - free * _KEEP_FREE)
     plan = make_plan(
         needs,
         ram=ram,
@@ -317,19 +317,27 @@ def _default_ram(used: int) -> int:
     return used + int(memory_available() * (1 - _KEEP_FREE))
 
 
-def make_cache(prepared: Prepared, reader: ReadAt, policy: str = "lru") -> ExpertCache:
+def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
-    if policy not in POLICIES:
-        raise MoeLocalError(f"--policy {policy} is unknown", remedy=f"use {', '.join(POLICIES)}")
-    plan, make_policy = prepared.plan, POLICIES[policy]
+    plan, make_policy = prepared.plan, POLICIES["lru"]
     slot = plan.needs.slot
     device = Tier.make(Slab(plan.device_experts, slot, prepared.device), plan.device_slots, make_policy)
     host = None
     if plan.host_slots is not None:
-        pinned = prepared.device.type == "cuda"
-        slab = Slab(sum(plan.host_slots), slot, torch.device("cpu"), pinned=pinned)
+        slab = _host_slab(sum(plan.host_slots), slot, pinned=prepared.device.type == "cuda")
         host = Tier.make(slab, plan.host_slots, make_policy)
     return ExpertCache(prepared.catalog, RecordReader(reader), device, host)
+
+
+def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:
+    """A slab in RAM, page-locked if asked for and possible: systems limit how much may be."""
+    if pinned:
+        try:
+            return Slab(slots, slot, torch.device("cpu"), pinned=True)
+        except RuntimeError as error:
+            size = format_size(slots * slot)
+            warnings.warn(f"{size} of RAM cannot be pinned ({first_line(error)}): uploads are slower", stacklevel=2)
+    return Slab(slots, slot, torch.device("cpu"))
 
 
 def _generation_config(prepared: Prepared) -> GenerationConfig:

@@ -145,7 +145,6 @@ def test_a_tokenizer_is_only_needed_for_text(mixtral: Path, tmp_path: Path) -> N
     [
         (Options(device="tpu"), "--device tpu"),
         (Options(dtype="int3"), "--dtype int3"),
-        (Options(policy="fifo"), "--policy fifo"),
         (Options(context=0), "--context 0"),
         (Options(context=10**9), "positions"),
     ],

@@ -45,6 +45,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{where} is quantised with {method!r}, which is not supported yet",
             remedy="use the model's bf16, fp16 or fp32 weights",
         )
+    _assert_plausible(checkpoint)
     try:
         return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
@@ -52,6 +53,19 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{checkpoint.directory / 'config.json'} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
+
+
+def _assert_plausible(checkpoint: Checkpoint) -> None:
+    """Refuses a configuration of more layers than there are tensors, before anything of that size is built."""
+    parts = [checkpoint.config, *(part for part in checkpoint.config.values() if isinstance(part, dict))]
+    for name in ("num_hidden_layers", "n_layer", "num_layers"):
+        layers = max((part[name] for part in parts if isinstance(part.get(name), int)), default=0)
+        if layers > max(1, len(checkpoint.tensors)):
+            raise CheckpointError(
+                f"{checkpoint.directory / 'config.json'} says {name} {layers}, and the checkpoint has"
+                f" {len(checkpoint.tensors)} tensors",
+                remedy="download it again",
+            )
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

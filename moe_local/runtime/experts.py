@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_local.runtime.cache import ExpertCache
 
-Groups = dict[int, list[int] | Tensor]
+Groups = dict[int, Any]  # expert -> places: a list for one token, else a tensor
 
 
 class PagedExperts(nn.Module):
@@ -44,8 +46,8 @@ class PagedLayer:
         rows = hidden.new_zeros(tokens * k, hidden.shape[-1])  # [T * k, H] one for each token and choice
         for expert, weight in self._cache.fetch(self._layer, list(groups)):
             at = groups[expert]
-            inputs = hidden if tokens == 1 else hidden[_tokens_of(at, k)]
-            rows[at] = weight(module, inputs)
+            inputs = hidden if tokens == 1 else hidden[padded(at // k)]
+            rows[at] = weight(module, inputs)[: len(at)]
         weighted = rows * weights.reshape(-1, 1)
         return weighted.view(tokens, k, -1).sum(dim=1).to(hidden.dtype)
 
@@ -73,5 +75,14 @@ def group_by_expert(index: Tensor, experts: int) -> Groups:
     return groups
 
 
-def _tokens_of(places: list[int] | Tensor, k: int) -> Tensor:
-    return torch.as_tensor(places) // k
+def padded(tokens: Tensor) -> Tensor:
+    """Token numbers [n] with token 0 added to the end until there is one of a few round counts.
+
+    A CPU's matrix library makes and keeps a program for every number of rows it meets: hundreds of megabytes for
+    the counts that routing gives. Rounded up, there are a dozen.
+    """
+    count = len(tokens)
+    if tokens.device.type != "cpu":
+        return tokens
+    step = 1 << max(0, count.bit_length() - 2)  # 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: never half too many
+    return F.pad(tokens, (0, -count % step))

@@ -50,6 +50,13 @@ def test_nonsense_in_a_known_config(tmp_path: Path) -> None:
         build_skeleton(model_class(known), known, torch.float32)
 
 
+def test_more_layers_than_tensors() -> None:
+    with pytest.raises(CheckpointError, match="num_hidden_layers 1000000000"):
+        load_config(_checkpoint({"model_type": "mixtral", "num_hidden_layers": 10**9}))
+    with pytest.raises(CheckpointError, match="num_hidden_layers 1000000000"):
+        load_config(_checkpoint({"model_type": "gemma4", "text_config": {"num_hidden_layers": 10**9}}))
+
+
 def test_a_dense_model_is_refused() -> None:
     config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(UnsupportedError, match="dense model"):

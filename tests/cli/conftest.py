@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moe_local.cli.main import app
 from typer.testing import CliRunner
+
+from moe_local.cli.main import app
 
 Result = Any  # typer's runner has no public name for it
 Run = Callable[..., Result]
