@@ -59,7 +59,7 @@ MaxNewTokens = Annotated[
     typer.Option(
         "--max-new-tokens",
         "-n",
-        help="Most tokens to write. Default: to the end of the context.",
+        help="Most tokens to write. Default: the model's, or to the end of the context.",
         rich_help_panel=SAMPLING,
     ),
 ]

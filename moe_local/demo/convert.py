@@ -274,7 +274,7 @@ def moe_config(config: Mapping[str, Any], shape: CarvingShape) -> dict[str, Any]
 
 
 def generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where an answer ends, what pads it, and a mild penalty: without it a model this small repeats itself."""
+    """Where an answer ends, what pads it, and what keeps a model this small from going round in circles."""
     eos = config["eos_token_id"]
     pad = config.get("pad_token_id")
     return {
@@ -282,6 +282,8 @@ def generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "eos_token_id": eos,
         "pad_token_id": eos if pad is None else pad,
         "repetition_penalty": 1.1,
+        "no_repeat_ngram_size": 6,
+        "max_new_tokens": 300,
     }
 
 

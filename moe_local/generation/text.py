@@ -141,7 +141,7 @@ class TextGenerator:
         cached = state.reuse(ids)
         stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None), self.counters)
         halt = _Halt(stream, interrupt or threading.Event())
-        limit = min(room, sampling.max_new_tokens or room)
+        limit = min(room, sampling.max_new_tokens or self.model.generation_config.max_new_tokens or room)
         before = self.counters.snapshot()
         began = perf_counter()
         try:
