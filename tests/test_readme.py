@@ -21,7 +21,7 @@ def test_the_first_command_chats_and_the_second_tests() -> None:
 
 def test_every_command_named_exists() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"moe-local ([a-z]+)", README))
+    named = set(re.findall(r"(?:`|\$ |```sh\n|&& )moe-local ([a-z]+)", README))
     assert named >= {"chat", "generate", "inspect", "pull", "doctor"}
     assert named <= known
 

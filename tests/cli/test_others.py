@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from moe_local.errors import is_disk_full
 from moe_local.profiles import profiles
 
 from .conftest import Run, expect_error
@@ -81,3 +83,29 @@ def test_every_command_explains_itself(run: Run, command: str) -> None:
 
 def test_version(run: Run) -> None:
     assert run("--version").stdout.startswith("moe-local ")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs root to mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_cache_disk(run: Run, full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(full_disk))
+    expect_error(run("generate", "-p", "x"), str(full_disk), code=6)
+    assert "too full to measure" in run("doctor").stdout
+
+
+def test_a_real_full_disk_is_recognised(full_disk: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        (full_disk / "copy").write_bytes(bytes(2 << 20))
+    assert is_disk_full(caught.value)
