@@ -1,7 +1,7 @@
 """Building a transformers model whose experts modules are ours, and loading its dense part.
 
-Experts classes are replaced by subclasses without parameters through transformers' own patch mapping, so that
-expert tensors are never materialised: to transformers they are unexpected keys, and are left in the files.
+Experts classes are replaced by subclasses without parameters while the model is built, so that expert tensors are
+never materialised: to transformers they are unexpected keys, and are left in the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 from transformers.utils import logging as transformers_logging
 
 from moe_local.checkpoint.architecture import experts_modules
@@ -26,7 +25,7 @@ from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.memory.disk import ReadAt
 from moe_local.runtime.experts import PagedExperts
 
-_patching = threading.Lock()  # transformers' mapping belongs to the whole process
+_patching = threading.Lock()  # the classes belong to the whole process
 
 
 def load_dense(
@@ -89,25 +88,20 @@ class LazyTensor:
 
 @contextmanager
 def paging(classes: set[type[nn.Module]]) -> Iterator[None]:
-    """While inside, transformers builds paged subclasses in place of these experts classes."""
-    mapping = {cls.__name__: _paged_subclass(cls) for cls in classes}
+    """While inside, models are built with paged subclasses in place of these experts classes.
+
+    Each modeling file builds the experts it defines, so the name in that file is the only one to replace.
+    transformers' own patch mapping does the same by walking all its modules, which imports some that need packages
+    nobody has, and does not undo it when a load fails.
+    """
     with _patching:
-        register_patch_mapping(mapping)
+        for original in classes:
+            setattr(sys.modules[original.__module__], original.__name__, _paged_subclass(original))
         try:
             yield
         finally:
-            unregister_patch_mapping(list(mapping))
-            _restore(classes, mapping)
-
-
-def _restore(classes: set[type[nn.Module]], mapping: Mapping[str, type[nn.Module]]) -> None:
-    """Puts the original classes back where transformers left ours, as it does when a load raises."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("transformers")]
-    for original in classes:
-        name = original.__name__
-        for module in modules:
-            if getattr(module, "__dict__", {}).get(name) is mapping[name]:
-                setattr(module, name, original)
+            for original in classes:
+                setattr(sys.modules[original.__module__], original.__name__, original)
 
 
 def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
