@@ -35,20 +35,9 @@ Ctrl-C stops an answer and not the chat. Anything else is said to the model."""
 def chat(
     model: opt.Model = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
-    ram: opt.Ram = None,
-    vram: opt.Vram = None,
-    context: opt.Context = None,
-    experts: opt.Experts = "100%",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
-    max_new_tokens: opt.MaxNewTokens = None,
-    temperature: opt.Temperature = None,
-    top_p: opt.TopP = None,
-    top_k: opt.TopK = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
+    *,
+    flags: opt.LoadFlags,
+    sampling: opt.SamplingFlags,
 ) -> None:
     """Chat with a model. /help lists what can be typed.
 
@@ -57,10 +46,9 @@ def chat(
     """
     from .session import load, stderr
 
-    sampling = opt.sampling_options(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
-    chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
-    with load(model, chosen) as engine:
-        session = engine.chat(sampling, system=system)
+    options, chosen = flags.options(), sampling.options()
+    with load(model, options) as engine:
+        session = engine.chat(chosen, system=system)
         terminal = sys.stdin.isatty()
         if terminal:
             name = engine.prepared.checkpoint.directory.name

@@ -27,20 +27,9 @@ def generate(
         bool, typer.Option("--raw", help="Go on from the prompt as it is, without the model's chat template.")
     ] = False,
     as_json: opt.Json = False,
-    ram: opt.Ram = None,
-    vram: opt.Vram = None,
-    context: opt.Context = None,
-    experts: opt.Experts = "100%",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
-    max_new_tokens: opt.MaxNewTokens = None,
-    temperature: opt.Temperature = None,
-    top_p: opt.TopP = None,
-    top_k: opt.TopK = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
+    *,
+    flags: opt.LoadFlags,
+    sampling: opt.SamplingFlags,
 ) -> None:
     """Write one answer to a prompt, as it is generated.
 
@@ -50,13 +39,12 @@ def generate(
     from .session import interruptible, load, status, stderr, write
 
     text = read_prompt(prompt, file)
-    sampling = opt.sampling_options(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
-    chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
-    with load(model, chosen) as engine:
+    options, chosen = flags.options(), sampling.options()
+    with load(model, options) as engine:
         ids = engine.encode(text, raw=raw, system=system)
         with interruptible() as interrupt:
             on_text = None if as_json else write
-            result = engine.generate(ids, sampling, on_text=on_text, interrupt=interrupt)
+            result = engine.generate(ids, chosen, on_text=on_text, interrupt=interrupt)
         if as_json:
             out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
             typer.echo(json.dumps(out, ensure_ascii=False))

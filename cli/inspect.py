@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,17 +20,13 @@ if TYPE_CHECKING:
 
 def inspect(
     model: opt.Model = None,
-    ram: opt.Ram = None,
-    vram: opt.Vram = None,
-    context: opt.Context = None,
-    experts: opt.Experts = "100%",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
     profile: Annotated[
         str | None,
         typer.Option(help="Plan for another machine's memory, like rtx-3060-12gb (`moe-local doctor` lists them)."),
     ] = None,
     as_json: opt.Json = False,
+    *,
+    flags: opt.LoadFlags,
 ) -> None:
     """Show what a model takes and how the plan would place it. Reads headers only.
 
@@ -40,13 +37,12 @@ def inspect(
 
     from .session import resolve
 
-    if profile is not None:
-        machine = get_profile(profile)
-        ram = ram or str(machine.ram)
-        vram = vram or (str(machine.vram) if machine.vram else None)
-    chosen = opt.load_options(ram=ram, vram=vram, context=context, experts=experts, device=device, dtype=dtype)
-    described = describe(engine.prepare(resolve(model), chosen))
-    if profile is not None:
+    machine = get_profile(profile) if profile is not None else None
+    if machine is not None:
+        vram = flags.vram or (str(machine.vram) if machine.vram else None)
+        flags = replace(flags, ram=flags.ram or str(machine.ram), vram=vram)
+    described = describe(engine.prepare(resolve(model), flags.options()))
+    if machine is not None:
         described["device"] = machine.title
     if as_json:
         typer.echo(json.dumps(described))

@@ -14,6 +14,7 @@ from .doctor import doctor
 from .failure import guarded, set_debug
 from .generate import generate
 from .inspect import inspect
+from .options import spread
 from .pull import pull
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
 )
 for command in (chat, generate, inspect, pull, doctor):
-    app.command()(guarded(command))
+    app.command()(guarded(spread(command)))
 
 
 def _version(wanted: bool) -> None:

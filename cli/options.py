@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -23,102 +26,129 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Ram = Annotated[
-    str | None,
-    typer.Option(
-        help="Most RAM that the whole process may use, like 6GiB. Default: what is free.",
-        rich_help_panel=MEMORY,
-    ),
-]
-Vram = Annotated[
-    str | None,
-    typer.Option(
-        help="Most GPU memory, like 8GiB. Default: what is free. With --device cpu it bounds a device tier in RAM"
-        " (RAM is then the tier below).",
-        rich_help_panel=MEMORY,
-    ),
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens of context to reserve memory for. Default: 4096, or the model's.", rich_help_panel=MEMORY
-    ),
-]
-Experts = Annotated[
-    str,
-    typer.Option(
-        help="Keep at most this share of the experts in the fastest memory, like 50%.", rich_help_panel=MEMORY
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)]
-Dtype = Annotated[
-    str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
-]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens",
-        "-n",
-        help="Most tokens to write. Default: the model's, or to the end of the context.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(help="0 is greedy; higher is more random. Default: the model's.", rich_help_panel=SAMPLING),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(help="Sample from the likeliest tokens of this total probability.", rich_help_panel=SAMPLING),
-]
-TopK = Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens.", rich_help_panel=SAMPLING)]
-MinP = Annotated[
-    float | None,
-    typer.Option(help="Drop tokens less likely than this share of the likeliest.", rich_help_panel=SAMPLING),
-]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 1 discourages what was said already.", rich_help_panel=SAMPLING)
-]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING)]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(help="End before this text appears; may be given again.", rich_help_panel=SAMPLING),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 
-def load_options(
-    *,
-    ram: str | None,
-    vram: str | None,
-    context: int | None,
-    experts: str = "100%",
-    device: str = "auto",
-    dtype: str = "auto",
-) -> Options:
-    """Options of loading from what was typed. Raises MoeLocalError naming what is wrong."""
-    from moe_local.engine import Options
+@dataclass(frozen=True)
+class LoadFlags:
+    """How to load a model, as typed."""
 
-    return Options(
-        device=device,
-        ram=parse_size(ram) if ram is not None else None,
-        vram=parse_size(vram) if vram is not None else None,
-        context=context,
-        dtype=dtype,
-        experts=parse_share(experts),
-    )
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            help="Most RAM that the whole process may use, like 6GiB. Default: what is free.",
+            rich_help_panel=MEMORY,
+        ),
+    ] = None
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            help="Most GPU memory, like 8GiB. Default: what is free. With --device cpu it bounds a device tier in RAM"
+            " (RAM is then the tier below).",
+            rich_help_panel=MEMORY,
+        ),
+    ] = None
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of context to reserve memory for. Default: 4096, or the model's.", rich_help_panel=MEMORY
+        ),
+    ] = None
+    experts: Annotated[
+        str,
+        typer.Option(
+            help="Keep at most this share of the experts in the fastest memory, like 50%.", rich_help_panel=MEMORY
+        ),
+    ] = "100%"
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
+    dtype: Annotated[
+        str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
+    ] = "auto"
+
+    def options(self) -> Options:
+        """What was typed, understood. Raises MoeLocalError naming what is wrong."""
+        from moe_local.engine import Options
+
+        return Options(
+            device=self.device,
+            ram=None if self.ram is None else parse_size(self.ram),
+            vram=None if self.vram is None else parse_size(self.vram),
+            context=self.context,
+            dtype=self.dtype,
+            experts=parse_share(self.experts),
+        )
 
 
-def sampling_options(
-    max_new_tokens: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-    stop: list[str] | None,
-) -> Sampling:
-    from moe_local.generation.sampling import Sampling
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How tokens are chosen, as typed."""
 
-    return Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            help="Most tokens to write. Default: the model's, or to the end of the context.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 is greedy; higher is more random. Default: the model's.", rich_help_panel=SAMPLING),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens of this total probability.", rich_help_panel=SAMPLING),
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from this many likeliest tokens.", rich_help_panel=SAMPLING)
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Drop tokens less likely than this share of the likeliest.", rich_help_panel=SAMPLING),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 discourages what was said already.", rich_help_panel=SAMPLING)
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING)] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End before this text appears; may be given again.", rich_help_panel=SAMPLING),
+    ] = None
+
+    def options(self) -> Sampling:
+        """What was typed, checked. Raises MoeLocalError naming what makes no sense."""
+        from moe_local.generation.sampling import Sampling
+
+        return Sampling(**{**vars(self), "stop": tuple(self.stop or ())})
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with each parameter that is a class of flags replaced by an option for each of its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters = [
+        parameter
+        for name, given in inspect.signature(command).parameters.items()
+        for parameter in (_fields(groups[name]) if name in groups else [given.replace(annotation=hints[name])])
+    ]
+
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    return run
+
+
+def _fields(kind: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(kind)
+    ]
