@@ -52,7 +52,8 @@ def chat(
         terminal = sys.stdin.isatty()
         if terminal:
             name = engine.prepared.checkpoint.directory.name
-            stderr.print(f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave.")
+            banner = f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave."
+            stderr.print(banner, markup=False)
         _converse(engine, session, _Lines(terminal), strict=not terminal)
 
 
@@ -82,6 +83,8 @@ class _Lines:
             return input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return None
+        except UnicodeDecodeError as error:
+            raise MoeLocalError(f"what was typed is not {error.encoding} text") from error
 
     def close(self) -> None:
         if self._terminal:
@@ -97,13 +100,13 @@ def _converse(engine: Engine, session: ChatSession, lines: _Lines, *, strict: bo
         while not commands.finished:
             try:
                 line = lines.next()
-            except KeyboardInterrupt:
-                typer.echo("", err=True)
-                continue
-            if line is None:
-                return
-            try:
+                if line is None:
+                    return
                 _respond(engine, session, commands, line.strip())
+            except KeyboardInterrupt:
+                if strict:
+                    raise
+                typer.echo("", err=True)
             except MoeLocalError as error:
                 if strict or isinstance(error, CheckpointError | StorageError):
                     raise

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from moe_local.config import GIB, MIB, format_size, home
@@ -139,7 +140,7 @@ def _show(found: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column()
     for label, value in _rows(found):
-        table.add_row(label, value)
+        table.add_row(label, escape(value))
     Console(highlight=False).print(table)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from moe_local.config import format_size
@@ -15,7 +16,7 @@ from moe_local.config import format_size
 from . import options as opt
 
 if TYPE_CHECKING:
-    from moe_local.engine import Prepared
+    from moe_local.planning import Prepared
 
 
 def inspect(
@@ -32,7 +33,7 @@ def inspect(
 
     Example: `moe-local inspect Qwen/Qwen3-30B-A3B --ram 16GiB`.
     """
-    from moe_local import engine
+    from moe_local.planning import prepare
     from moe_local.profiles import get_profile
 
     from .session import resolve
@@ -41,7 +42,8 @@ def inspect(
     if machine is not None:
         vram = flags.vram or (str(machine.vram) if machine.vram else None)
         flags = replace(flags, ram=flags.ram or str(machine.ram), vram=vram)
-    described = describe(engine.prepare(resolve(model), flags.options()))
+    options = replace(flags.options(), elsewhere=machine is not None)
+    described = describe(prepare(resolve(model), options))
     if machine is not None:
         described["device"] = machine.title
     if as_json:
@@ -84,14 +86,14 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 def _show(d: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    table = Table(title=d["model"], title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(title=escape(d["model"]), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
     for label, value in _rows(d):
-        table.add_row(label, value)
+        table.add_row(label, escape(value))
     console.print(table)
     for note in d["notes"]:
-        console.print(f"[yellow]note:[/] {note}")
+        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:

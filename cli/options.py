@@ -12,8 +12,8 @@ import typer
 from moe_local.config import parse_share, parse_size
 
 if TYPE_CHECKING:
-    from moe_local.engine import Options
     from moe_local.generation.sampling import Sampling
+    from moe_local.planning import Options
 
 MODEL = "Model"
 MEMORY = "Memory"
@@ -67,7 +67,7 @@ class LoadFlags:
 
     def options(self) -> Options:
         """What was typed, understood. Raises MoeLocalError naming what is wrong."""
-        from moe_local.engine import Options
+        from moe_local.planning import Options
 
         return Options(
             device=self.device,

@@ -14,13 +14,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from moe_local.config import format_size, home
 
 if TYPE_CHECKING:
-    from moe_local.engine import Engine, Options
+    from moe_local.engine import Engine
     from moe_local.generation.text import Generation
+    from moe_local.planning import Options
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -52,8 +54,8 @@ def load(model: str | None, options: Options) -> Engine:
     where = resolve(model)
     with progress() as report:
         loaded = engine.load(where, options, report=report)
-    for note in loaded.prepared.notes:
-        stderr.print(f"[yellow]note:[/] {note}")
+    for note in loaded.notes:
+        stderr.print(f"[yellow]note:[/] {escape(note)}")
     return loaded
 
 

@@ -6,17 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_local.engine import Engine, Options, load, prepare
+    from moe_local.engine import Engine, load
     from moe_local.generation.sampling import Sampling
+    from moe_local.planning import Options, prepare
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "Options", "Sampling", "load", "prepare"]
 
 _HOMES = {
     "Engine": "moe_local.engine",
-    "Options": "moe_local.engine",
+    "Options": "moe_local.planning",
     "load": "moe_local.engine",
-    "prepare": "moe_local.engine",
+    "prepare": "moe_local.planning",
     "Sampling": "moe_local.generation.sampling",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ _UNITS = {
     **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
     **{unit: 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)},
 }
+_MOST = 1 << 60  # bytes: beyond any machine
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -25,9 +27,11 @@ def parse_size(text: str) -> int:
     """Bytes in a size such as `6GiB`, `500 MB`, `1.5g` or `1048576`. Raises MoeLocalError."""
     match = _SIZE.fullmatch(text)
     unit = match and _UNITS.get(match[2].lower())
-    if not match or not unit:
-        raise MoeLocalError(f"{text!r} is not a size", remedy="write it like 6GiB, 500MB or 1.5g")
-    return int(float(match[1]) * unit)
+    size = float(match[1]) * unit if match and unit else math.inf
+    if size > _MOST:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise MoeLocalError(f"{shown!r} is not a size", remedy="write it like 6GiB, 500MB or 1.5g")
+    return int(size)
 
 
 def parse_share(text: str) -> float:

@@ -5,100 +5,33 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_local.checkpoint.architecture import (
-    assert_all_captured,
-    build_skeleton,
-    compute_dtype,
-    experts_modules,
-    load_config,
-    model_class,
-)
-from moe_local.checkpoint.catalog import Catalog, build_catalog
+from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.checkpoint.hub import locate
 from moe_local.config import format_size
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
-from moe_local.formats import supports
 from moe_local.generation.chat import ChatSession, has_template, render
+from moe_local.generation.defaults import generation_defaults
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.text import Generation, TextGenerator
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
-from moe_local.memory.limits import memory_available, memory_limit, peak_memory, process_memory
-from moe_local.memory.placement import Needs, Plan, make_plan
+from moe_local.memory.limits import peak_memory, process_memory
+from moe_local.memory.placement import Plan
 from moe_local.memory.slab import Slab
+from moe_local.planning import Options, Prepared, prepare
 from moe_local.policies import POLICIES
 from moe_local.runtime.binding import load_dense
 from moe_local.runtime.cache import ExpertCache, Tier
 from moe_local.runtime.experts import PagedLayer
-from moe_local.runtime.footprint import measure
 
-DEFAULT_CONTEXT = 4096
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_KEEP_FREE = 0.1  # of what is available, where no budget was given
 Report = Callable[[str, float], None]  # (stage, fraction done)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose about loading. Sizes in bytes; None lets moe-local choose."""
-
-    device: str = "auto"
-    ram: int | None = None
-    vram: int | None = None
-    context: int | None = None
-    dtype: str = "auto"
-    experts: float = 1.0  # cap on the share of experts in the device tier
-    host_experts: float = 1.0  # and in the host tier
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checkpoint that was understood and planned, and not yet loaded."""
-
-    checkpoint: Checkpoint
-    config: PreTrainedConfig
-    skeleton: PreTrainedModel
-    catalog: Catalog
-    dtype: torch.dtype
-    device: torch.device
-    context: int
-    plan: Plan
-    notes: tuple[str, ...]
-
-
-def prepare(model: str | Path, options: Options | None = None) -> Prepared:
-    """Reads a checkpoint's headers and makes the plan; no weights are read.
-
-    Raises BudgetError when it cannot fit, CheckpointError and UnsupportedError for what cannot be run.
-    """
-    options = options or Options()
-    checkpoint = Checkpoint.open(locate(str(model)))
-    config = load_config(checkpoint)
-    dtype = _dtype(options.dtype) or compute_dtype(config, checkpoint)
-    skeleton = build_skeleton(model_class(config), config, dtype)
-    assert_all_captured(skeleton)
-    catalog = build_catalog(checkpoint, skeleton)
-    _assert_supported(catalog, checkpoint)
-    context = _context(config, options.context)
-    device = _device(options.device)
-    needs = measure(skeleton, catalog, context, dtype)
-    plan, notes = _plan(needs, device, options)
-    return Prepared(checkpoint, config, skeleton, catalog, dtype, device, context, plan, notes)
 
 
 def load(
@@ -116,6 +49,7 @@ def load(
     report = report or (lambda stage, fraction: None)
     report("planning", 0.0)
     prepared = prepare(model, options)
+    defaults, remarks = generation_defaults(prepared.checkpoint.directory, prepared.config)
     report("dense weights", 0.1)
     files = FileReader()
     try:
@@ -131,13 +65,14 @@ def load(
         )
         report("expert cache", 0.9)
         cache = make_cache(prepared, reader)
-        network.generation_config = _generation_config(prepared)
+        network.generation_config = defaults
         tokenizer = _tokenizer(prepared.checkpoint)
     except BaseException:
         files.close()
         raise
     report("ready", 1.0)
-    return Engine(prepared, network, tokenizer, cache, files, load_seconds=perf_counter() - began)
+    notes = (*prepared.notes, *remarks)
+    return Engine(prepared, network, tokenizer, cache, files, notes=notes, load_seconds=perf_counter() - began)
 
 
 class Engine:
@@ -151,11 +86,13 @@ class Engine:
         cache: ExpertCache,
         files: FileReader,
         *,
+        notes: tuple[str, ...],
         load_seconds: float,
     ) -> None:
         self.prepared = prepared
         self.model = model
         self.files = files
+        self.notes = notes  # for the user: what is not as it was asked for
         self.load_seconds = load_seconds
         self._tokenizer = tokenizer
         self._cache = cache
@@ -192,8 +129,9 @@ class Engine:
         """Token ids of a prompt: as a user's message in the model's chat template, or `raw` text to go on from."""
         generator = self.generator
         if raw or not has_template(generator):
-            ids: list[int] = generator.tokenizer(prompt)["input_ids"]
-            return ids
+            if system:
+                raise MoeLocalError("a system message needs a chat template", remedy="put it into the prompt")
+            return generator.encode(prompt)
         messages = [{"role": "system", "content": system}] if system else []
         return render(generator, [*messages, {"role": "user", "content": prompt}])
 
@@ -242,81 +180,6 @@ class Engine:
         self.close()
 
 
-def _dtype(name: str) -> torch.dtype | None:
-    if name == "auto":
-        return None
-    if name not in _DTYPES:
-        raise MoeLocalError(f"--dtype {name} is unknown", remedy=f"use auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
-    return torch.device(name)
-
-
-def _context(config: PreTrainedConfig, wanted: int | None) -> int:
-    most = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
-    if wanted is None:
-        return int(min(DEFAULT_CONTEXT, most))
-    if wanted < 1:
-        raise MoeLocalError(f"--context {wanted} is not a number of tokens")
-    if wanted > most:
-        raise MoeLocalError(f"--context {wanted} is more than this model's {most} positions")
-    return wanted
-
-
-def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
-    for layer in catalog.layers:
-        if not supports(layer.layout):
-            raise UnsupportedError(
-                f"{checkpoint.directory} holds the experts of {layer.path} as {layer.layout.dtype}",
-                remedy="use the model's bf16, fp16 or fp32 weights",
-            )
-
-
-def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, tuple[str, ...]]:
-    notes: list[str] = []
-    vram, vram_overhead = options.vram, 0
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        vram_overhead = total - free
-        vram = vram if vram is not None else int(total - free * _KEEP_FREE)
-    ram_overhead = process_memory()  # the device's runtime, begun above, included
-    ram = options.ram if options.ram is not None else _default_ram(ram_overhead)
-    if ram > memory_limit():
-        notes.append(
-            f"the RAM budget of {format_size(ram)} is more than this machine gives;"
-            f" {format_size(memory_limit())} is used instead"
-        )
-        ram = memory_limit()
-    plan = make_plan(
-        needs,
-        ram=ram,
-        vram=vram,
-        ram_overhead=ram_overhead,
-        vram_overhead=vram_overhead,
-        device_share=options.experts,
-        host_share=options.host_experts,
-    )
-    if plan.too_small_to_cache:
-        option = "--ram" if plan.vram is None else "--vram"
-        notes.append(
-            f"{plan.device_experts} experts fit and one token needs {needs.token_set}: below that caching only costs;"
-            f" {option} {-(-plan.useful_minimum >> 20)}MiB would hold a token's set"
-        )
-    return plan, tuple(notes)
-
-
-def _default_ram(used: int) -> int:
-    return used + int(memory_available() * (1 - _KEEP_FREE))
-
-
 def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
     plan, make_policy = prepared.plan, POLICIES["lru"]
@@ -338,19 +201,6 @@ def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:
             size = format_size(slots * slot)
             warnings.warn(f"{size} of RAM cannot be pinned ({first_line(error)}): uploads are slower", stacklevel=2)
     return Slab(slots, slot, torch.device("cpu"))
-
-
-def _generation_config(prepared: Prepared) -> GenerationConfig:
-    directory = prepared.checkpoint.directory
-    if not (directory / "generation_config.json").exists():
-        return GenerationConfig.from_model_config(prepared.config)
-    try:
-        return GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # validation of whatever the file says
-        raise CheckpointError(
-            f"{directory / 'generation_config.json'} is not valid ({first_line(error)})",
-            remedy="download it again or delete it",
-        ) from error
 
 
 def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:

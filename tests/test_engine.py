@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import random
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import moe_local
-from moe_local import Options, Sampling
+from moe_local import Sampling
 from moe_local.config import MIB
-from moe_local.engine import Engine, load, prepare
+from moe_local.engine import Engine, load
 from moe_local.errors import BudgetError, CheckpointError, MoeLocalError, StorageError
-from moe_local.testing import FailingDisk
+from moe_local.planning import Options, prepare
+from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
 
 PROMPT = "The quick brown fox"
 GREEDY = Sampling(max_new_tokens=16, temperature=0)
@@ -55,7 +59,45 @@ def test_small_budgets_are_refused_with_one_that_works(qwen: Path) -> None:
 
 def test_a_budget_below_a_tokens_set_is_said(qwen: Path) -> None:
     assert "caching only costs" in prepare(qwen, Options(experts=0.001)).notes[0]
+    assert "--experts 25%" in prepare(qwen, Options(experts=0.001)).notes[0]
+    assert prepare(qwen, Options(experts=0.5)).notes == ()
     assert prepare(qwen, Options()).notes == ()
+
+
+def test_on_a_cpu_both_tiers_come_from_ram(qwen: Path) -> None:
+    small = {"ram": 2048 * MIB, "context": 128, "device": "cpu"}
+    plan = prepare(qwen, Options(vram=128 * MIB, **small)).plan
+    assert plan.vram_used is not None
+    assert plan.ram_used == plan.ram_overhead + plan.vram_used + plan.host_bytes <= plan.ram
+    with pytest.raises(BudgetError, match="--ram") as caught:
+        prepare(qwen, Options(vram=2048 * MIB, **small))
+    assert caught.value.minimum > 2048 * MIB
+
+
+def test_a_closed_engine_says_so(qwen: Path) -> None:
+    engine = load(qwen, Options(context=128))
+    engine.close()
+    with pytest.raises(MoeLocalError, match="closed"):
+        engine.generate(PROMPT, GREEDY)
+    engine.close()
+
+
+def test_a_second_interrupt_leaves_the_engine_whole(qwen: Path) -> None:
+    """Ctrl-C that is not waited for, anywhere in a generation: the next answer is right."""
+    with load(qwen, Options(context=128, experts=0.4), read_at=partial(SlowDisk, seconds=0.0005)) as engine:
+        wanted = engine.generate(PROMPT, GREEDY).token_ids
+        session = engine.chat(GREEDY)
+        answer = session.send("Hello").text
+        rng = random.Random(0)
+        interrupted = 0
+        for _ in range(30):
+            with interrupted_after(rng.uniform(0.001, 0.04)) as struck:
+                session.send("More")
+            interrupted += len(struck)
+            assert engine.generate(PROMPT, GREEDY).token_ids == wanted
+            session.reset()
+            assert session.send("Hello").text == answer
+        assert interrupted > 10
 
 
 def test_a_budget_beyond_the_machine_is_cut_and_said(qwen: Path) -> None:
@@ -152,6 +194,34 @@ def test_a_tokenizer_is_only_needed_for_text(mixtral: Path, tmp_path: Path) -> N
 def test_options_that_make_no_sense(qwen: Path, options: Options, said: str) -> None:
     with pytest.raises(MoeLocalError, match=said):
         load(qwen, options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"experts": 0.0},
+        {"experts": 5.0},
+        {"experts": math.nan},
+        {"host_experts": -1.0},
+        {"ram": -1},
+        {"vram": -1},
+    ],
+)
+def test_options_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(MoeLocalError):
+        Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_tokens_outside_the_vocabulary(qwen: Path) -> None:
+    with load(qwen, Options(context=128)) as engine:
+        for ids in ([1, 10**6], [-1]):
+            with pytest.raises(CheckpointError, match="tokenizer"):
+                engine.generate(ids, GREEDY)
+
+
+def test_a_system_message_needs_a_template(qwen: Path) -> None:
+    with load(qwen, Options(context=128)) as engine, pytest.raises(MoeLocalError, match="system"):
+        engine.encode("hello", raw=True, system="Be kind.")
 
 
 def test_the_package_is_light_until_used() -> None:

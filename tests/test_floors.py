@@ -14,6 +14,7 @@ FLOORS = [
     {"cli"},
     {"engine"},
     {"generation"},
+    {"planning"},
     {"runtime"},
     {"memory"},
     {"policies"},

@@ -31,7 +31,7 @@ def locate(model: str) -> Path:
         return path
     if path.is_file():
         raise CheckpointError(f"{model} is a file", remedy="name the directory that holds the checkpoint")
-    if not _REPO.fullmatch(model):
+    if not _REPO.fullmatch(model) or model.startswith((".", "~")):
         raise CheckpointError(
             f"{model} does not exist",
             remedy="name a checkpoint directory or a hub id like Qwen/Qwen3-30B-A3B",
@@ -96,10 +96,10 @@ def needed_files(repo: str, files: Sequence[str]) -> list[str]:
 
 def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
     return folder if any(folder.glob("*.safetensors")) else None

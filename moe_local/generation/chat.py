@@ -43,12 +43,7 @@ class ChatSession:
         interrupt: threading.Event | None = None,
     ) -> Generation:
         """Adds a user message and answers it. On an error the conversation is as it was before."""
-        self.messages.append({"role": "user", "content": text})
-        try:
-            return self._answer(on_text, interrupt)
-        except BaseException:
-            self.messages.pop()
-            raise
+        return self._answer([*self.messages, {"role": "user", "content": text}], on_text, interrupt)
 
     def regenerate(
         self, *, on_text: Callable[[str], None] | None = None, interrupt: threading.Event | None = None
@@ -56,17 +51,14 @@ class ChatSession:
         """Answers the last user message again, in place of the last answer."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise MoeLocalError("there is no answer to regenerate", remedy="ask something first")
-        former = self.messages.pop()
-        try:
-            return self._answer(on_text, interrupt)
-        except BaseException:
-            self.messages.append(former)
-            raise
+        return self._answer(self.messages[:-1], on_text, interrupt)
 
-    def _answer(self, on_text: Callable[[str], None] | None, interrupt: threading.Event | None) -> Generation:
-        ids = render(self._generator, self.messages)
+    def _answer(
+        self, messages: list[Message], on_text: Callable[[str], None] | None, interrupt: threading.Event | None
+    ) -> Generation:
+        ids = render(self._generator, messages)
         result = self._generator.generate(ids, self.sampling, on_text=on_text, interrupt=interrupt, state=self._state)
-        self.messages.append({"role": "assistant", "content": result.text})
+        self.messages = [*messages, {"role": "assistant", "content": result.text}]
         return result
 
     def reset(self) -> None:
@@ -76,12 +68,16 @@ class ChatSession:
 
     def save(self, file: Path) -> None:
         """Writes the messages as JSON; the file appears whole or not at all."""
-        partial = file.with_name(f".{file.name}.partial")
+        text = json.dumps(self.messages, ensure_ascii=False, indent=2)
         try:
-            partial.write_text(json.dumps(self.messages, ensure_ascii=False, indent=2), encoding="utf-8")
-            partial.replace(file)
-        except OSError as error:
-            raise MoeLocalError(f"cannot write {file}: {error.strerror}", remedy="choose another place") from error
+            partial = file.with_name(f".{file.name}.partial")
+            try:
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise MoeLocalError(f"cannot write {file} ({error})", remedy="choose another place") from error
 
     def load(self, file: Path) -> None:
         """Takes up messages that `save` wrote. Raises MoeLocalError for any other file."""
@@ -89,7 +85,7 @@ class ChatSession:
             messages = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise MoeLocalError(f"cannot read {file}: {error.strerror}", remedy="check the name") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MoeLocalError(f"{file} is not JSON ({error})", remedy="load what /save wrote") from error
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise MoeLocalError(f"{file} does not hold chat messages", remedy="load what /save wrote")
@@ -120,5 +116,4 @@ def render(generator: TextGenerator, messages: list[Message]) -> list[int]:
         text = generator.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # templates are programs, and refuse with exceptions of their own
         raise MoeLocalError(f"the model's chat template refuses this conversation ({error})") from error
-    ids: list[int] = generator.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return generator.encode(text, special=False)

@@ -7,6 +7,8 @@ from typing import Any
 
 from moe_local.errors import MoeLocalError
 
+_SMALLEST, _HOTTEST = 1e-4, 1e4
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,12 +28,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _within("--max-new-tokens", self.max_new_tokens, 1, None)
-        _within("--temperature", self.temperature, 0, None)
+        _within("--temperature", self.temperature, 0, _HOTTEST)
         _within("--top-p", self.top_p, 0, 1)
         _within("--top-k", self.top_k, 0, None)
         _within("--min-p", self.min_p, 0, 1)
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise MoeLocalError(f"--repetition-penalty {self.repetition_penalty} is not above 0")
+        _within("--repetition-penalty", self.repetition_penalty, _SMALLEST, None)
+        _within("--seed", self.seed, -(2**63), 2**63 - 1)
         if "" in self.stop:
             raise MoeLocalError("an empty stop string would stop at once", remedy="leave it out")
 
@@ -45,7 +47,7 @@ class Sampling:
             "repetition_penalty": self.repetition_penalty,
         }
         given = {name: value for name, value in chosen.items() if value is not None}
-        if self.temperature == 0:
+        if self.temperature is not None and self.temperature < _SMALLEST:  # dividing by it would overflow
             greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
             return {**greedy, **({"repetition_penalty": p} if (p := self.repetition_penalty) else {})}
         if given.keys() - {"repetition_penalty"}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -28,36 +28,41 @@ from moe_local.runtime.footprint import PREFILL_CHUNK
 from moe_local.telemetry import Counters
 
 
-@dataclass
 class KVState:
-    """A KV cache and the tokens it was made from, to go on from."""
+    """A KV cache and the tokens it was made from, to go on from.
 
-    ids: list[int] = field(default_factory=list)
-    cache: Any = None
+    A generation takes the cache out and puts it back at its end: one that is interrupted leaves nothing behind.
+    """
 
-    def reuse(self, ids: Sequence[int]) -> int:
-        """Cuts the cache down to what `ids` begins with, leaving at least one token to compute.
+    def __init__(self) -> None:
+        self._kept: tuple[list[int], Any] = ([], None)
 
-        Returns how many tokens it keeps. A cache that cannot be cut (recurrent or sliding-window states) is dropped.
+    def take(self, ids: Sequence[int]) -> tuple[int, Any]:
+        """The cache cut down to what `ids` begins with, and how many tokens that is; at least one is left to compute.
+
+        A cache that cannot be cut (recurrent or sliding-window states) is dropped: (0, None).
         """
-        common = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), None)
-        keep = min(len(self.ids), len(ids)) if common is None else common
-        keep = min(keep, len(ids) - 1)
-        if self.cache is None or (keep < len(self.ids) and not self._cut(keep)):
-            self.clear()
-            return 0
-        self.ids = self.ids[:keep]
-        return keep
+        (kept, cache), self._kept = self._kept, ([], None)
+        differing = (i for i, (a, b) in enumerate(zip(kept, ids, strict=False)) if a != b)
+        common = min(next(differing, len(kept)), len(ids) - 1)
+        if cache is None or (common < len(kept) and not _cut(cache, len(kept), common)):
+            return 0, None
+        return common, cache
 
-    def _cut(self, length: int) -> bool:
-        layers = getattr(self.cache, "layers", None)
-        if length == 0 or not layers or any(type(layer) is not DynamicLayer for layer in layers):
-            return False
-        self.cache.crop(length - len(self.ids))  # a negative number: tokens to take off the end
-        return True
+    def put(self, ids: list[int], cache: Any) -> None:
+        """Keeps a cache, computed from `ids`."""
+        self._kept = (ids, cache)
 
     def clear(self) -> None:
-        self.ids, self.cache = [], None
+        self._kept = ([], None)
+
+
+def _cut(cache: Any, length: int, wanted: int) -> bool:
+    layers = getattr(cache, "layers", None)
+    if wanted == 0 or not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return False
+    cache.crop(wanted - length)  # a negative number: tokens to take off the end
+    return True
 
 
 @dataclass(frozen=True)
@@ -138,17 +143,15 @@ class TextGenerator:
         """
         room = self._room(ids)
         state = state or KVState()
-        cached = state.reuse(ids)
+        cached, cache = state.take(ids)
         stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None), self.counters)
         halt = _Halt(stream, interrupt or threading.Event())
         limit = min(room, sampling.max_new_tokens or self.model.generation_config.max_new_tokens or room)
         before = self.counters.snapshot()
         began = perf_counter()
-        try:
-            sequence = self._run(ids, sampling, limit, state, stream, halt)
-        except BaseException:
-            state.clear()
-            raise
+        sequence, cache = self._run(ids, sampling, limit, (cached, cache), stream, halt)
+        if cache is not None:
+            state.put(sequence[:-1], cache)  # the last token was chosen but not yet computed
         seconds = perf_counter() - began
         after = self.counters.snapshot()
         new = sequence[len(ids) :]
@@ -165,9 +168,27 @@ class TextGenerator:
             peak_memory=peak_memory(),
         )
 
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text, `special` with the tokens that the tokenizer puts around one."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise MoeLocalError(
+                f"the text is not Unicode: it has a lone surrogate at character {error.start}",
+                remedy="give it as UTF-8",
+            ) from error
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
     def _room(self, ids: Sequence[int]) -> int:
         if not ids:
             raise MoeLocalError("the prompt is empty", remedy="write something")
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if not (min(ids) >= 0 and max(ids) < vocabulary):
+            raise CheckpointError(
+                f"the prompt has token {min(ids) if min(ids) < 0 else max(ids)} and the model {vocabulary} of them",
+                remedy="use the tokenizer that belongs to the model",
+            )
         if len(ids) >= self.context:
             raise MoeLocalError(
                 f"the prompt has {len(ids)} tokens and the context holds {self.context}",
@@ -176,17 +197,23 @@ class TextGenerator:
         return self.context - len(ids)
 
     def _run(
-        self, ids: Sequence[int], sampling: Sampling, limit: int, state: KVState, stream: _Stream, halt: _Halt
-    ) -> list[int]:
-        """The whole sequence, prompt included; `state` then holds what was computed of it."""
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        limit: int,
+        past: tuple[int, Any],
+        stream: _Stream,
+        halt: _Halt,
+    ) -> tuple[list[int], Any]:
+        """The whole sequence, prompt included, and its KV cache; `past` is how much of it has one already, and it."""
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         inputs = torch.tensor([list(ids)], device=self.model.device)  # [1, T]
-        chunk = {"prefill_chunk_size": PREFILL_CHUNK} if len(ids) - len(state.ids) > PREFILL_CHUNK else {}
+        chunk = {"prefill_chunk_size": PREFILL_CHUNK} if len(ids) - past[0] > PREFILL_CHUNK else {}
         output = self.model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
-            past_key_values=state.cache,
+            past_key_values=past[1],
             max_new_tokens=limit,
             streamer=stream,
             stopping_criteria=StoppingCriteriaList([halt]),
@@ -195,11 +222,7 @@ class TextGenerator:
             **sampling.for_transformers(),
             **chunk,
         )
-        sequence: list[int] = output.sequences[0].tolist()
-        state.cache = getattr(output, "past_key_values", None)
-        # The last token was chosen but not yet computed.
-        state.ids = sequence[:-1] if state.cache is not None else []
-        return sequence
+        return output.sequences[0].tolist(), getattr(output, "past_key_values", None)
 
     def _reason(self, new: list[int], stream: _Stream, halt: _Halt) -> str:
         end = self.model.generation_config.eos_token_id

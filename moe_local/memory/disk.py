@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from moe_local.checkpoint.record import Extent
@@ -72,8 +74,6 @@ if hasattr(os, "preadv"):
         return os.preadv(descriptor, [buffer], offset)
 
 else:  # Windows has no positioned read in `os`
-    import threading
-
     _seek_and_read = threading.Lock()
 
     def _read(descriptor: int, buffer: memoryview, offset: int) -> int:
@@ -85,21 +85,35 @@ else:  # Windows has no positioned read in `os`
 
 
 class RecordReader:
-    """Starts reads of whole records and tells when each has arrived, in whatever order they do."""
+    """Starts reads of whole records and tells when each has arrived, in whatever order they do.
+
+    For one thread. An interrupt (Ctrl-C) may strike between any two of its instructions; what is in flight is then
+    unknown until `drain`. Hence no executor, and no lock or thread is made after the beginning: what Python's own
+    classes do there is not safe against interrupts. Putting into a SimpleQueue is: it happens or it does not.
+    """
 
     def __init__(self, read_at: ReadAt, *, parallel: int = PARALLEL_READS) -> None:
         self._read_at = read_at
-        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="moe-local-read")
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._finished: SimpleQueue[tuple[Key, BaseException | None]] = SimpleQueue()
         self._parts: dict[Key, int] = {}
-        self._failed: dict[Key, BaseException] = {}
+        self._parked: list[SimpleQueue[None]] = []  # where threads may wait that a drain has stopped
+        self._threads = [
+            threading.Thread(target=self._work, name="moe-local-read", daemon=True) for _ in range(parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
 
     def start(self, key: Key, extents: Sequence[Extent], target: memoryview) -> None:
         """Begins to read a record into `target`, which must stay untouched until `next_arrival` names `key`."""
         parts = [part for extent in extents for part in _parts(extent)]
         self._parts[key] = len(parts)
         for part in parts:
-            self._pool.submit(self._read_part, key, part, target)
+            self._jobs.put(partial(self._read_part, key, part, target))
 
     def _read_part(self, key: Key, part: Extent, target: memoryview) -> None:
         try:
@@ -113,19 +127,56 @@ class RecordReader:
         """Records begun and not yet told of."""
         return len(self._parts)
 
-    def next_arrival(self) -> tuple[Key, BaseException | None]:
-        """Waits until a record is whole or all its reads have ended, one of them badly. Main thread only."""
+    def next_arrival(self) -> Key:
+        """Waits until a record is whole. Raises what its read raised; `drain` then, before anything else."""
         while True:
             key, error = self._finished.get()
             if error is not None:
-                self._failed.setdefault(key, error)
+                raise error
             self._parts[key] -= 1
             if not self._parts[key]:
                 del self._parts[key]
-                return key, self._failed.pop(key, None)
+                return key
+
+    def drain(self) -> None:
+        """Waits for the reads under way and forgets all of them: no target is written to any more.
+
+        Every thread is brought to stop at a job of its own; when all have, none is reading.
+        """
+        self._cancel()
+        stopped: SimpleQueue[None] = SimpleQueue()
+        resume: SimpleQueue[None] = SimpleQueue()
+        self._parked.append(resume)
+
+        def stop() -> None:
+            stopped.put(None)
+            resume.get()
+
+        for _ in self._threads:
+            self._jobs.put(stop)
+        for _ in self._threads:
+            stopped.get()
+        self._finished = SimpleQueue()
+        self._parts = {}
+        self._cancel()
+        self._parked.clear()
+
+    def _cancel(self) -> None:
+        """Takes back the jobs not yet begun, and lets threads go on that a drain has stopped."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._jobs.get_nowait()
+        for resume in self._parked:
+            for _ in self._threads:
+                resume.put(None)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads, each after the read it is at. May be called again."""
+        self._cancel()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
 
 def _parts(extent: Extent) -> list[Extent]:

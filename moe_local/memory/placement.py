@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ class Needs:
         """Experts that one token needs: with fewer slots, caching is worse than none."""
         return sum(min(k, n) for k, n in zip(self.top_k, self.experts, strict=True))
 
+    @property
+    def useful_share(self) -> float:
+        """The share of each layer's experts, in whole hundredths, that holds one token's."""
+        return max(math.ceil(100 * min(k, n) / n) for k, n in zip(self.top_k, self.experts, strict=True)) / 100
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,6 +54,7 @@ class Plan:
     vram_overhead: int  # the device's runtime
     device_slots: tuple[int, ...]
     host_slots: tuple[int, ...] | None
+    device_in_ram: bool = False  # the device's memory is a part of RAM
 
     @property
     def device_experts(self) -> int:
@@ -70,7 +77,7 @@ class Plan:
     @property
     def ram_used(self) -> int:
         on_host = self.ram_overhead + self.host_bytes
-        return on_host if self.vram is not None else on_host + self.needs.fixed + self.device_bytes
+        return on_host + self.needs.fixed + self.device_bytes if self.device_in_ram else on_host
 
     @property
     def vram_used(self) -> int | None:
@@ -97,12 +104,14 @@ def make_plan(
     vram: int | None = None,
     ram_overhead: int = 0,
     vram_overhead: int = 0,
+    device_in_ram: bool = False,
     device_share: float = 1.0,
     host_share: float = 1.0,
 ) -> Plan:
     """Gives every byte of the budgets that is left to slots, at least one a layer and at most all the experts.
 
     `device_share` and `host_share` cap a tier at that share of each layer's experts, however much would fit.
+    With `device_in_ram` the device tier (where it has a budget of its own: all of it) is taken from `ram`.
     Raises BudgetError, with the smallest budget that would do, when not even one slot a layer fits.
     """
     layers = len(needs.experts)
@@ -110,13 +119,14 @@ def make_plan(
         taken = ram_overhead + needs.fixed
         _require(ram, taken + layers * needs.slot, "RAM", "--ram", needs)
         slots = share_out((ram - taken) // needs.slot, capped(needs.experts, device_share))
-        return Plan(needs, ram, None, ram_overhead, 0, slots, None)
+        return Plan(needs, ram, None, ram_overhead, 0, slots, None, device_in_ram=True)
     taken = vram_overhead + needs.fixed
     _require(vram, taken + layers * needs.slot, "device memory", "--vram", needs)
-    _require(ram, ram_overhead + layers * needs.slot, "RAM", "--ram", needs)
+    ram_taken = ram_overhead + (vram if device_in_ram else 0)
+    _require(ram, ram_taken + layers * needs.slot, "RAM", "--ram", needs)
     device = share_out((vram - taken) // needs.slot, capped(needs.experts, device_share))
-    host = share_out((ram - ram_overhead) // needs.slot, capped(needs.experts, host_share))
-    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host)
+    host = share_out((ram - ram_taken) // needs.slot, capped(needs.experts, host_share))
+    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram)
 
 
 def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) -> None:
@@ -134,8 +144,8 @@ def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) ->
 
 
 def capped(experts: Sequence[int], share: float) -> tuple[int, ...]:
-    """At most `share` of each layer's experts, rounded, and at least one."""
-    return tuple(max(1, round(count * share)) for count in experts)
+    """`share` of each layer's experts, rounded up."""
+    return tuple(min(count, max(1, math.ceil(count * share - 1e-9))) for count in experts)
 
 
 def share_out(slots: int, most: Sequence[int]) -> tuple[int, ...]:

@@ -13,12 +13,18 @@ from moe_local.policies import EvictionPolicy, Key
 class Share:
     """The slots that one layer may use, and the keys in them."""
 
-    def __init__(self, slots: Sequence[int], policy: EvictionPolicy) -> None:
-        self._policy = policy
-        self._free = list(reversed(slots))
+    def __init__(self, slots: Sequence[int], policy: Callable[[], EvictionPolicy]) -> None:
+        self._all = slots
+        self._make_policy = policy
+        self.capacity = len(slots)
+        self.clear()
+
+    def clear(self) -> None:
+        """Empties every slot, whatever was in it and whatever was pinned."""
+        self._policy = self._make_policy()
+        self._free = list(reversed(self._all))
         self._slots: dict[Key, int] = {}
         self._pins: dict[Key, int] = {}
-        self.capacity = len(slots)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._slots
@@ -57,7 +63,7 @@ class Share:
         return slot
 
     def drop(self, key: Key) -> None:
-        """Forgets a pinned key whose bytes never arrived."""
+        """Takes the slot of a pinned key back before anything was written to it."""
         del self._pins[key]
         self._evict(key)
 
@@ -70,6 +76,6 @@ def make_shares(capacities: Sequence[int], policy: Callable[[], EvictionPolicy])
     """One share a layer over consecutive slots: layer 0 gets the first `capacities[0]` slots, and so on."""
     shares, start = [], 0
     for capacity in capacities:
-        shares.append(Share(range(start, start + capacity), policy()))
+        shares.append(Share(range(start, start + capacity), policy))
         start += capacity
     return shares

@@ -16,8 +16,9 @@ skips pinned keys, so a slot is never overwritten while it is filling or in use.
 slot; the upload from there to the device slot is issued on the thread, and so on the stream, that also issues the
 compute, so it comes after every kernel that used the slot's former expert.
 
-If compute stops in the middle (an error, Ctrl-C), the reads in flight are waited for before anything else happens:
-their slots are theirs until then.
+If a fetch does not come to its end (a read failed, compute raised, Ctrl-C between any two instructions), its layer's
+books cannot be trusted. The cache knows which layer that is, and before the next fetch waits for every reader thread
+and empties the layer: to read a few experts again is cheap, and there is no state to restore by halves.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from moe_local.checkpoint.catalog import Catalog
+from moe_local.errors import MoeLocalError
 from moe_local.formats import open_expert
 from moe_local.formats.plain import PlainExpert
 from moe_local.memory.disk import RecordReader
@@ -60,31 +62,43 @@ class ExpertCache:
         self._host = host
         self._uploads: deque[Key] = deque()  # host tier has them, device slot is theirs, copy not yet issued
         self._opened: dict[int, PlainExpert] = {}  # device slot -> views; a slot never changes its layer
+        self._underway: int | None = None  # the layer of a fetch that has not ended
+        self._closed = False
 
     def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, PlainExpert]]:
         """Yields each of `experts` (distinct) with its weights as soon as they are there: hits, then arrivals.
 
         An expert's weights may be used until the next one is asked for. The number of experts may exceed the layer's
-        slots: the rest follow as slots fall free. Raises StorageError when a read fails; what had arrived stays.
+        slots: the rest follow as slots fall free. Raises StorageError when a read fails.
         """
+        self._recover()
+        self._underway = layer
         share = self._device.shares[layer]
         keys = [(layer, expert) for expert in experts]
         ready = deque(key for key in keys if key in share)
         missing = deque(key for key in keys if key not in share)
         self._count(len(ready), len(missing))
-        in_use = list(ready)
         for key in ready:
             share.pin(key)
-        try:
+        self._request(missing)
+        while ready or missing or self._pending:
+            key = ready.popleft() if ready else self._next_arrival()
+            yield key[1], self._open(layer, share.slot(key))
+            share.unpin(key)
             self._request(missing)
-            while ready or missing or self._pending:
-                key = ready.popleft() if ready else self._next_arrival(in_use)
-                yield key[1], self._open(layer, share.slot(key))
-                share.unpin(key)
-                in_use.remove(key)
-                self._request(missing)
-        finally:
-            self._settle(in_use)
+        self._underway = None
+
+    def _recover(self) -> None:
+        """Empties the layer of a fetch that did not end, once nothing writes to its slots any more."""
+        if self._closed:
+            raise MoeLocalError("this expert cache is closed", remedy="load the model again")
+        if self._underway is None:
+            return
+        self._reader.drain()
+        self._uploads.clear()
+        for tier in filter(None, (self._device, self._host)):
+            tier.shares[self._underway].clear()
+        self._underway = None
 
     @property
     def _pending(self) -> int:
@@ -135,59 +149,24 @@ class ExpertCache:
         self.counters.bytes_read += sum(extent.length for extent in extents)
         self._reader.start(key, extents, target)
 
-    def _next_arrival(self, in_use: list[Key]) -> Key:
+    def _next_arrival(self) -> Key:
         """The next key whose bytes are in its device slot. Waits; the wait is a stall."""
         began = perf_counter()
-        try:
-            if self._uploads:
-                key = self._uploads.popleft()
-            else:
-                key, error = self._reader.next_arrival()
-                if error is not None:
-                    self._forget(key)
-                    raise error
-            in_use.append(key)
-            if self._host is not None:
-                self._upload(key)
-            return key
-        finally:
-            self.counters.stall_seconds += perf_counter() - began
+        key = self._uploads.popleft() if self._uploads else self._reader.next_arrival()
+        if self._host is not None:
+            self._upload(self._host, key)
+        self.counters.stall_seconds += perf_counter() - began
+        return key
 
-    def _upload(self, key: Key) -> None:
-        assert self._host is not None
-        host = self._host.shares[key[0]]
-        source = self._host.slab[host.slot(key)]
-        self._device.slab[self._device.shares[key[0]].slot(key)].copy_(source)
+    def _upload(self, tier: Tier, key: Key) -> None:
+        layer = key[0]
+        host = tier.shares[layer]
+        source = tier.slab[host.slot(key)]
+        self._device.slab[self._device.shares[layer].slot(key)].copy_(source)
         self.counters.bytes_uploaded += source.numel()
         host.unpin(key)
 
-    def _forget(self, key: Key) -> None:
-        """Takes back the slots of a key whose bytes did not arrive."""
-        self._device.shares[key[0]].drop(key)
-        if self._host is not None:
-            self._host.shares[key[0]].drop(key)
-
-    def _settle(self, in_use: list[Key]) -> None:
-        """Leaves nothing pinned and nothing in flight, whatever happened."""
-        for key in in_use:
-            self._device.shares[key[0]].unpin(key)
-        while self._uploads:
-            key = self._uploads.popleft()
-            self._device.shares[key[0]].drop(key)
-            self._host_share(key).unpin(key)
-        while self._reader.in_flight:
-            key, error = self._reader.next_arrival()
-            if error is not None:
-                self._forget(key)
-            elif self._host is not None:
-                self._device.shares[key[0]].drop(key)
-                self._host_share(key).unpin(key)
-            else:
-                self._device.shares[key[0]].unpin(key)
-
-    def _host_share(self, key: Key) -> Share:
-        assert self._host is not None
-        return self._host.shares[key[0]]
-
     def close(self) -> None:
+        """Waits for the reads in flight. Nothing can be fetched afterwards."""
+        self._closed = True
         self._reader.close()

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moe_local.testing.architectures import Architecture, architecture, architectures, whole_architectures
+from moe_local.testing.interrupts import interrupted_after
 from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "SlowDisk",
     "architecture",
     "architectures",
+    "interrupted_after",
     "tiny_config",
     "tiny_inputs",
     "tiny_model",

@@ -167,6 +167,9 @@ def test_paths_come_first(qwen: Path, tmp_path: Path) -> None:
     assert locate(str(qwen)) == qwen
     with pytest.raises(CheckpointError, match="does not exist"):
         locate(str(tmp_path / "absent"))
+    for typo in ("./typo", "../typo", "~/typo"):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            locate(typo)
     with pytest.raises(CheckpointError, match="is a file"):
         locate(str(qwen / "config.json"))
 

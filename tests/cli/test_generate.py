@@ -68,6 +68,11 @@ def test_the_seed_decides(run: Run, qwen: Path) -> None:
     [
         (("-p", "x", "--ram", "10MB"), "--ram", 5),
         (("-p", "x", "--ram", "lots"), "'lots' is not a size", 1),
+        (("-p", "x", "--ram", "9" * 400), "is not a size", 1),
+        (("-p", "x", "--seed", str(1 << 70)), "--seed", 1),
+        (("-p", "x", "--repetition-penalty", "nan"), "--repetition-penalty", 1),
+        (("-p", "x", "--raw", "--system", "y"), "template", 1),
+        (("-p", "caf\udce9"), "not Unicode", 1),
         (("-p", "x", "--experts", "200%"), "share", 1),
         (("-p", "x", "--temperature", "-1"), "--temperature", 1),
         (("-p", "x", "--device", "abacus"), "--device abacus", 1),
@@ -154,8 +159,9 @@ def test_ctrl_c_while_loading(process: Callable[..., subprocess.Popen[str]], end
     time.sleep(1)
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=60)
-    assert "Traceback" not in err
-    assert started.returncode == 130
+    assert err == "error: interrupted\n"
+    # Interrupted in the import of some C libraries, Python ends by the signal itself: to a shell that is 130 too.
+    assert started.returncode in (130, -signal.SIGINT)
 
 
 def test_a_reader_that_goes_away(process: Callable[..., subprocess.Popen[str]], qwen: Path) -> None:

@@ -38,7 +38,17 @@ def test_inspect_reads_for_people(run: Run, qwen: Path) -> None:
 def test_inspect_plans_for_every_profile(run: Run, qwen: Path, name: str) -> None:
     result = run("inspect", qwen, "--json", "--profile", name)
     assert result.exit_code == 0, result.output
-    assert (json.loads(result.stdout)["host_slots"] is None) == (profiles()[name].vram == 0)
+    out = json.loads(result.stdout)
+    assert (out["host_slots"] is None) == (profiles()[name].vram == 0)
+    assert (out["ram_budget"], out["notes"]) == (profiles()[name].ram, [])
+
+
+def test_inspect_prints_names_as_they_are(run: Run, qwen: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "x[" / "y]"
+    odd.parent.mkdir()
+    odd.symlink_to(qwen)
+    result = run("inspect", odd, "--context", "128")
+    assert "x[/y]" in result.stdout.replace("\n", "")
 
 
 def test_inspect_refuses(run: Run, qwen: Path) -> None:

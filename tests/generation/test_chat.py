@@ -69,7 +69,14 @@ def test_a_saved_conversation_goes_on(engine: Engine, session: ChatSession, tmp_
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "{}", "[1]", json.dumps([{"role": "robot", "content": "x"}]), json.dumps([{"role": "user"}])],
+    [
+        "{",
+        "{}",
+        "[1]",
+        "[" * 100_000,
+        json.dumps([{"role": "robot", "content": "x"}]),
+        json.dumps([{"role": "user"}]),
+    ],
 )
 def test_other_files_are_refused(session: ChatSession, tmp_path: Path, content: str) -> None:
     (tmp_path / "bad.json").write_text(content)
@@ -84,6 +91,16 @@ def test_files_that_cannot_be(session: ChatSession, tmp_path: Path) -> None:
         session.load(tmp_path / "absent.json")
     with pytest.raises(MoeLocalError, match="cannot write"):
         session.save(tmp_path / "no" / "folder.json")
+    for name in (Path(), Path("/"), tmp_path, tmp_path / "a\0b"):
+        with pytest.raises(MoeLocalError, match="cannot write"):
+            session.save(name)
+    (tmp_path / "surrogate.json").write_text('[{"role": "user", "content": "\\udce9"}]')
+    session.load(tmp_path / "surrogate.json")
+    with pytest.raises(MoeLocalError, match="cannot write"):
+        session.save(tmp_path / "again.json")
+    with pytest.raises(MoeLocalError, match="not Unicode"):
+        session.send("hello")
+    assert [file.name for file in tmp_path.iterdir()] == ["surrogate.json"]
 
 
 def test_an_error_leaves_the_conversation_as_it_was(session: ChatSession) -> None:

@@ -123,14 +123,22 @@ def test_a_long_prompt_in_chunks_is_the_same(qwen: Path, monkeypatch: pytest.Mon
     ("wrong", "said"),
     [
         ({"temperature": -1}, "--temperature"),
+        ({"temperature": float("nan")}, "--temperature"),
+        ({"seed": 1 << 64}, "--seed"),
         ({"top_p": 1.5}, "--top-p"),
         ({"top_k": -1}, "--top-k"),
         ({"min_p": 2}, "--min-p"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"repetition_penalty": 0}, "--repetition-penalty"),
+        ({"repetition_penalty": float("nan")}, "--repetition-penalty"),
         ({"stop": ("",)}, "stop string"),
     ],
 )
 def test_sampling_that_makes_no_sense(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(MoeLocalError, match=said):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_next_to_no_temperature_is_greedy(engine: Engine) -> None:
+    cold = Sampling(temperature=1e-45, max_new_tokens=8)
+    assert engine.generate("hello", cold).token_ids == engine.generate("hello", GREEDY).token_ids[:8]

@@ -15,7 +15,7 @@ KEYS = st.tuples(st.just(0), st.integers(0, 5))
 class ShareMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.share = Share(range(CAPACITY), LRU())
+        self.share = Share(range(CAPACITY), LRU)
         self.pins: dict[tuple[int, int], int] = {}
 
     @rule(key=KEYS)
@@ -47,6 +47,12 @@ class ShareMachine(RuleBasedStateMachine):
         self.share.drop(key)
         del self.pins[key]
         assert key not in self.share
+
+    @rule()
+    def clear(self) -> None:
+        self.share.clear()
+        self.pins = {}
+        assert not list(self.share)
 
     @invariant()
     def slots_are_distinct_and_pins_resident(self) -> None:

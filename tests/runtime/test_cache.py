@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog
 from moe_local.checkpoint.record import Extent, Field, Layout
-from moe_local.errors import StorageError
+from moe_local.errors import MoeLocalError, StorageError
+from moe_local.formats.plain import PlainExpert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies import LRU
 from moe_local.runtime.cache import ExpertCache, Tier
-from moe_local.testing import FailingDisk, SlowDisk
+from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
 RECORD = 2 * WIDTH * WIDTH * 4
@@ -68,7 +70,14 @@ def files(file: Path) -> FileReader:
     reader.close()
 
 
+def _assert_right(layer: int, expert: int, weights: PlainExpert) -> None:
+    value = 100.0 * layer + expert
+    assert (weights.up.weight == value).all()
+    assert (weights.down.weight == value).all()
+
+
 def _assert_settled(cache: ExpertCache) -> None:
+    assert cache._underway is None
     assert cache._reader.in_flight == 0
     assert not cache._uploads
     for tier in filter(None, (cache._device, cache._host)):
@@ -88,9 +97,7 @@ def test_what_is_asked_for_comes_once_and_right(file: Path, files: FileReader, d
         got = []
         for expert, weights in cache.fetch(layer, wanted):
             got.append(expert)
-            value = 100.0 * layer + expert
-            assert (weights.up.weight == value).all()
-            assert (weights.down.weight == value).all()
+            _assert_right(layer, expert, weights)
         assert sorted(got) == sorted(wanted)
         _assert_settled(cache)
     counters = cache.counters
@@ -101,7 +108,7 @@ def test_what_is_asked_for_comes_once_and_right(file: Path, files: FileReader, d
 
 
 @pytest.mark.parametrize(("device", "host"), TIERS)
-def test_failures_and_interruptions_leave_nothing_behind(
+def test_after_failures_and_early_ends_all_is_right(
     file: Path, files: FileReader, device: int, host: int | None
 ) -> None:
     chaos = random.Random(1)
@@ -109,6 +116,7 @@ def test_failures_and_interruptions_leave_nothing_behind(
     cache = _cache(file, disk, device, host)
     rng = random.Random(2)
     failures = stops = 0
+    abandoned = []
     for _ in range(150):
         layer = rng.randrange(LAYERS)
         wanted = rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
@@ -116,17 +124,49 @@ def test_failures_and_interruptions_leave_nothing_behind(
         fetching = cache.fetch(layer, wanted)
         try:
             for count, (expert, weights) in enumerate(fetching, start=1):
-                assert (weights.up.weight == 100.0 * layer + expert).all()
-                assert (weights.down.weight == 100.0 * layer + expert).all()
+                _assert_right(layer, expert, weights)
                 if count == leave_after:
                     stops += 1
+                    abandoned.append(fetching)  # as a traceback keeps it, closed at any later time
                     break
+            else:
+                _assert_settled(cache)
         except StorageError:
             failures += 1
-        fetching.close()
-        _assert_settled(cache)
+        if rng.random() < 0.2:
+            abandoned.clear()
     assert failures > 3
     assert stops > 5
+    cache.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on Windows")
+@pytest.mark.parametrize(("device", "host"), TIERS)
+def test_an_interrupt_between_any_two_instructions(
+    file: Path, files: FileReader, device: int, host: int | None
+) -> None:
+    """A real signal, as Ctrl-C sends, at random moments of fetches and of the recovery from the one before."""
+    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host)
+    rng = random.Random(3)
+    interrupted = 0
+    for _ in range(400):
+        layer, wanted = rng.randrange(LAYERS), rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
+        with interrupted_after(1e-5 + rng.expovariate(3000)) as struck:
+            got = []
+            for expert, weights in cache.fetch(layer, wanted):
+                got.append(expert)
+                _assert_right(layer, expert, weights)
+            assert sorted(got) == sorted(wanted)
+        interrupted += len(struck)
+    assert interrupted > 40
+    cache.close()
+
+
+def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
+    cache = _cache(file, files, 4, None)
+    cache.close()
+    with pytest.raises(MoeLocalError, match="closed"):
+        next(cache.fetch(0, [1]))
     cache.close()
 
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from moe_local.checkpoint.architecture import experts_modules
-from moe_local.engine import Engine, Options, load, make_cache
+from moe_local.engine import Engine, load, make_cache
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.memory.placement import Plan, make_plan
+from moe_local.planning import Options
 from moe_local.testing import (
     Architecture,
     architectures,

@@ -1,0 +1,171 @@
+"""From a model's name and the user's budgets to a plan, before any weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe_local.checkpoint.architecture import (
+    assert_all_captured,
+    build_skeleton,
+    compute_dtype,
+    load_config,
+    model_class,
+)
+from moe_local.checkpoint.catalog import Catalog, build_catalog
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.hub import locate
+from moe_local.config import MIB, format_size
+from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.formats import supports
+from moe_local.memory.limits import memory_available, memory_limit, process_memory
+from moe_local.memory.placement import Needs, Plan, make_plan
+from moe_local.runtime.footprint import measure
+
+DEFAULT_CONTEXT = 4096
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_KEEP_FREE = 0.1  # of what is available, where no budget was given
+_ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose about loading. Sizes in bytes; None lets moe-local choose.
+
+    On a CPU, `vram` bounds a device tier that is itself in RAM, and so a part of `ram`.
+    """
+
+    device: str = "auto"
+    ram: int | None = None
+    vram: int | None = None
+    context: int | None = None
+    dtype: str = "auto"
+    experts: float = 1.0  # cap on the share of experts in the device tier
+    host_experts: float = 1.0  # and in the host tier
+    elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
+
+    def __post_init__(self) -> None:
+        for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
+            if not 0 < share <= 1:
+                raise MoeLocalError(f"a share of {share} of the {name} is not above 0 and at most 1")
+        for name, size in (("--ram", self.ram), ("--vram", self.vram)):
+            if size is not None and size < 0:
+                raise MoeLocalError(f"{name} {size} is not a number of bytes")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint that was understood and planned, and not yet loaded."""
+
+    checkpoint: Checkpoint
+    config: PreTrainedConfig
+    skeleton: PreTrainedModel
+    catalog: Catalog
+    dtype: torch.dtype
+    device: torch.device
+    context: int
+    plan: Plan
+    notes: tuple[str, ...]
+
+
+def prepare(model: str | Path, options: Options | None = None) -> Prepared:
+    """Reads a checkpoint's headers and makes the plan; no weights are read.
+
+    Raises BudgetError when it cannot fit, CheckpointError and UnsupportedError for what cannot be run.
+    """
+    options = options or Options()
+    checkpoint = Checkpoint.open(locate(str(model)))
+    config = load_config(checkpoint)
+    dtype = _dtype(options.dtype) or compute_dtype(config, checkpoint)
+    skeleton = build_skeleton(model_class(config), config, dtype)
+    assert_all_captured(skeleton)
+    catalog = build_catalog(checkpoint, skeleton)
+    _assert_supported(catalog, checkpoint)
+    context = _context(config, options.context)
+    device = _device(options.device)
+    needs = measure(skeleton, catalog, context, dtype)
+    plan, notes = _plan(needs, device, options)
+    return Prepared(checkpoint, config, skeleton, catalog, dtype, device, context, plan, notes)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    if name == "auto":
+        return None
+    if name not in _DTYPES:
+        raise MoeLocalError(f"--dtype {name} is unknown", remedy=f"use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
+    return torch.device(name)
+
+
+def _context(config: PreTrainedConfig, wanted: int | None) -> int:
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+    if wanted is None:
+        return int(min(DEFAULT_CONTEXT, most))
+    if wanted < 1:
+        raise MoeLocalError(f"--context {wanted} is not a number of tokens")
+    if wanted > most:
+        raise MoeLocalError(f"--context {wanted} is more than this model's {most} positions")
+    return wanted
+
+
+def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
+    for layer in catalog.layers:
+        if not supports(layer.layout):
+            raise UnsupportedError(
+                f"{checkpoint.directory} holds the experts of {layer.path} as {layer.layout.dtype}",
+                remedy="use the model's bf16, fp16 or fp32 weights",
+            )
+
+
+def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, tuple[str, ...]]:
+    notes: list[str] = []
+    vram, vram_overhead = options.vram, 0
+    if device.type == "cuda" and not options.elsewhere:
+        free, total = torch.cuda.mem_get_info()
+        vram_overhead = total - free
+        vram = vram if vram is not None else int(total - free * _KEEP_FREE)
+    ram_overhead = -(-process_memory() // _ROUND) * _ROUND  # the device's runtime, begun above, included
+    ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
+    if ram > memory_limit() and not options.elsewhere:
+        notes.append(
+            f"the RAM budget of {format_size(ram)} is more than this machine gives;"
+            f" {format_size(memory_limit())} is used instead"
+        )
+        ram = memory_limit()
+    plan = make_plan(
+        needs,
+        ram=ram,
+        vram=vram,
+        ram_overhead=ram_overhead,
+        vram_overhead=vram_overhead,
+        device_in_ram=device.type == "cpu" and not options.elsewhere,
+        device_share=options.experts,
+        host_share=options.host_experts,
+    )
+    if plan.too_small_to_cache:
+        notes.append(_too_small(plan, options))
+    return plan, tuple(notes)
+
+
+def _too_small(plan: Plan, options: Options) -> str:
+    option, budget = ("--ram", plan.ram) if plan.vram is None else ("--vram", plan.vram)
+    if budget >= plan.useful_minimum and options.experts < 1:
+        remedy = f"--experts {plan.needs.useful_share:.0%}"
+    else:
+        remedy = f"{option} {-(-plan.useful_minimum >> 20)}MiB"
+    return (
+        f"{plan.device_experts} experts fit and one token needs {plan.needs.token_set}: below that caching only"
+        f" costs; {remedy} would hold a token's set"
+    )
