@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from moe_local import demo
-from moe_local.demo import carve, convert, source
+from moe_local.demo import calibrate, carve, convert, dealing, source
 from moe_local.demo.convert import Carving, CarvingShape, SwiGLU, fingerprint
 from moe_local.demo.source import DenseModel
 from moe_local.errors import CheckpointError, DownloadError, StorageError
@@ -111,7 +111,7 @@ def test_a_carving_with_every_expert_chosen_is_the_dense_model(dense: DenseModel
     carved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = torch.randint(3, CONFIG["vocab_size"], (2, 17), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        expected = carve.build_dense(dense, torch.float32)(ids).logits
+        expected = calibrate.build_dense(dense, torch.float32)(ids).logits
         torch.testing.assert_close(carved(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -229,7 +229,7 @@ def total(gain: np.ndarray, bin_of: np.ndarray) -> float:
 def test_the_assignment_is_balanced_and_the_best_there_is(case: tuple[np.ndarray, int]) -> None:
     gain, capacity = case
     bins = gain.shape[1]
-    bin_of = carve.balanced_assignment(gain, capacity)
+    bin_of = dealing.balanced_assignment(gain, capacity)
     assert np.bincount(bin_of, minlength=bins).tolist() == [capacity] * bins
     slots = np.repeat(np.arange(bins), capacity)
     best = max(total(gain, slots[list(order)]) for order in itertools.permutations(range(len(gain))))
@@ -240,7 +240,7 @@ def test_the_assignment_is_balanced_and_the_best_there_is(case: tuple[np.ndarray
 @settings(max_examples=40, deadline=None)
 def test_no_two_items_would_rather_swap(seed: int, bins: int, capacity: int) -> None:
     gain = np.random.default_rng(seed).normal(size=(bins * capacity, bins))
-    bin_of = carve.balanced_assignment(gain, capacity)
+    bin_of = dealing.balanced_assignment(gain, capacity)
     mine = gain[np.arange(len(gain)), bin_of]
     swapped = gain[:, bin_of] + gain[:, bin_of].T  # [item, item]: both in the other's bin
     assert (swapped <= mine[:, None] + mine[None, :] + 1e-9).all()
@@ -249,7 +249,7 @@ def test_no_two_items_would_rather_swap(seed: int, bins: int, capacity: int) -> 
 
 def test_items_that_do_not_fill_the_bins_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fill"):
-        carve.balanced_assignment(np.zeros((5, 2)), 2)
+        dealing.balanced_assignment(np.zeros((5, 2)), 2)
 
 
 # Carving a layer
