@@ -65,7 +65,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "moe_layers": len(catalog.layers),
         "experts": needs.all_experts,
         "experts_per_token": needs.token_set,
-        "expert_dtype": str(catalog.layers[0].layout.dtype).removeprefix("torch."),
+        "expert_format": " and ".join(map(str, catalog.layers[0].layout.encodings)),
         "record_bytes": needs.slot,
         "expert_bytes": catalog.expert_bytes,
         "dense_bytes": needs.dense,
@@ -105,8 +105,8 @@ def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
         ("checkpoint", format_size(d["checkpoint_bytes"])),
         (
             "experts",
-            f"{d['experts']} in {d['moe_layers']} layers, {d['expert_dtype']}, {format_size(d['record_bytes'])} each,"
-            f" {format_size(d['expert_bytes'])} together; one token needs {d['experts_per_token']}",
+            f"{d['experts']} in {d['moe_layers']} layers, {d['expert_format']}, {format_size(d['record_bytes'])}"
+            f" each, {format_size(d['expert_bytes'])} together; one token needs {d['experts_per_token']}",
         ),
         ("dense weights", format_size(d["dense_bytes"])),
         ("KV cache", f"{format_size(d['kv_cache_bytes'])} at {d['context']} tokens"),

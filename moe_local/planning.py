@@ -124,7 +124,8 @@ def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
     for layer in catalog.layers:
         if not supports(layer.layout):
             raise UnsupportedError(
-                f"{checkpoint.directory} holds the experts of {layer.path} as {layer.layout.dtype}",
+                f"{checkpoint.directory} holds the experts of {layer.path} as"
+                f" {' and '.join(map(str, layer.layout.encodings))}, which cannot be read",
                 remedy="use the model's bf16, fp16 or fp32 weights",
             )
 

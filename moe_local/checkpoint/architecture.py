@@ -24,7 +24,7 @@ _FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPIN
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """The checkpoint's configuration, built by transformers; never runs code from the checkpoint.
 
-    Raises UnsupportedError for an unknown model type or one that needs its own code or is quantised.
+    Raises UnsupportedError for an unknown model type or one that needs its own code.
     """
     model_type = checkpoint.config.get("model_type")
     where = f"{checkpoint.directory} (model_type {model_type!r})"
@@ -38,21 +38,17 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{where} is unknown to transformers {transformers.__version__}",
             remedy="pip install -U transformers, if a newer release has it",
         )
-    quantization = checkpoint.config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UnsupportedError(
-            f"{where} is quantised with {method!r}, which is not supported yet",
-            remedy="use the model's bf16, fp16 or fp32 weights",
-        )
     _assert_plausible(checkpoint)
     try:
-        return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
         raise CheckpointError(
             f"{checkpoint.directory / 'config.json'} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
+    if hasattr(config, "quantization_config"):  # ours to read: transformers would load its own kernels for it
+        del config.quantization_config
+    return cast("PreTrainedConfig", config)
 
 
 def _assert_plausible(checkpoint: Checkpoint) -> None:

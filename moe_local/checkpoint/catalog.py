@@ -24,8 +24,8 @@ from transformers.core_model_loading import (
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import Extent, Layout, place_record
+from moe_local.checkpoint.record import Extent, Layout, Source, place_record, trace
+from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError, UnsupportedError
 
@@ -53,7 +53,7 @@ class Catalog:
 
     layers: tuple[LayerCatalog, ...]
     layer_of: Mapping[str, int]
-    dense: Mapping[str, TensorEntry]
+    dense: Mapping[str, Source]
 
     @property
     def record_size(self) -> int:
@@ -80,10 +80,11 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
         f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)
     }
     conversions = _Conversions(skeleton, parameters)
-    dense = {name: entry for name, entry in checkpoint.tensors.items() if not conversions.take(entry)}
+    sources = understood(checkpoint)
+    dense = {name: source for name, source in sources.items() if not conversions.take(source)}
     traced = conversions.run(checkpoint)
     tied = _tied(modules)
-    layers = tuple(_layer(_stored(paths, traced), modules, traced, checkpoint) for paths in tied)
+    layers = tuple(_layer(_stored(paths, traced), modules, traced, sources, checkpoint) for paths in tied)
     return Catalog(layers, {path: layer for layer, paths in enumerate(tied) for path in paths}, dense)
 
 
@@ -115,9 +116,9 @@ class _Conversions:
         self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self.by_pattern = {p: c for c in self.converters for p in c.source_patterns}
         self.pending: dict[str, WeightTransform] = {}
-        self.sources: dict[str, dict[str, list[TensorEntry]]] = {}  # parameter -> pattern -> tensors
+        self.sources: dict[str, dict[str, list[Source]]] = {}  # parameter -> pattern -> tensors
 
-    def take(self, entry: TensorEntry) -> bool:
+    def take(self, entry: Source) -> bool:
         """Collects a tensor if it is (part of) an experts' parameter; says whether it was."""
         target, pattern = self._renamed(entry.name)
         if target not in self.parameters:
@@ -142,7 +143,7 @@ class _Conversions:
             self._check_complete(target, checkpoint)
             for pattern, entries in self.sources[target].items():
                 for entry in sorted(entries, key=lambda entry: dot_natural_key(entry.name)):
-                    source = Traced.source(entry.name, entry.shape)
+                    source = trace(entry)
                     transform.add_tensor(target, entry.name, pattern, lambda source=source: source)
             try:
                 converted = transform.convert(target, model=self.skeleton, config=self.skeleton.config)
@@ -175,7 +176,11 @@ def _numbered(name: str, groups: Iterable[list[str]]) -> int:
 
 
 def _layer(
-    path: str, modules: Mapping[str, nn.Module], traced: Mapping[str, Traced], checkpoint: Checkpoint
+    path: str,
+    modules: Mapping[str, nn.Module],
+    traced: Mapping[str, Traced],
+    sources: Mapping[str, Source],
+    checkpoint: Checkpoint,
 ) -> LayerCatalog:
     module = modules[path]
     experts: list[dict[str, Traced]] = []
@@ -194,7 +199,7 @@ def _layer(
         for expert, part in zip(experts, slices, strict=True):
             expert[name] = part.transpose(0, 1) if _is_transposed(module) and part.ndim == 2 else part
     try:
-        placed = [place_record(expert, checkpoint.tensors) for expert in experts]
+        placed = [place_record(expert, sources) for expert in experts]
         if any(layout != placed[0][0] for layout, _ in placed):
             raise UntraceableError("its experts differ in layout")
     except UntraceableError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
+from moe_local.checkpoint.tracing import Axis, Block, Traced, UntraceableError
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for every vector load
 
@@ -27,31 +27,93 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """One matrix [out, in] or vector [out] inside a record.
+class Encoding:
+    """How numbers are held: the name of a format (see `moe_local.formats`) and its parameters."""
 
-    Its elements are at `strides` (in elements) from byte `position`. Where the file's rows are in another order
-    than the model's, `order[i]` is the row of the view that the model calls row `i`.
-    """
+    format: str
+    options: tuple[tuple[str, int | str], ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join([self.format, *(f"{name}{value}" for name, value in self.options)])
+
+
+PLAIN = {torch.bfloat16: Encoding("bf16"), torch.float16: Encoding("fp16"), torch.float32: Encoding("fp32")}
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """One array inside a record: elements at `strides` (in elements) from byte `position`."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix of `shape` [out, in], encoded in one or more arrays."""
+
+    encoding: Encoding
+    shape: tuple[int, int]
+    arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Matrices whose outputs follow each other; then, where the model has another order, `order[i]` is the output
+    that it calls `i`; then the bias [out], in the model's order.
+    """
+
+    matrices: tuple[Matrix, ...]
     order: tuple[int, ...] | None = None
+    bias: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(matrix.shape[0] for matrix in self.matrices), self.matrices[0].shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The fields of a record by parameter name (`gate_up_proj`, `down_proj_bias` ...) and its size in bytes."""
+    """The projections of a record by parameter name (`gate_up_proj`, `down_proj` ...) and its size in bytes."""
 
-    fields: Mapping[str, Field]
+    projections: Mapping[str, Projection]
     size: int
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights; biases may have another."""
-        return next(iter(self.fields.values())).dtype
+    def encodings(self) -> list[Encoding]:
+        """Those in use, each once."""
+        found = [matrix.encoding for projection in self.projections.values() for matrix in projection.matrices]
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """A matrix, or one an expert stacked, that a quantised checkpoint holds in several tensors.
+
+    `shape` is [out, in] or [experts, out, in]; `parts` are the arrays of the encoding, with the same leading axis.
+    `name` is what the unquantised checkpoint calls it; it has the last two axes swapped there if `transposed`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    parts: Mapping[str, TensorEntry]
+    transposed: bool = False
+
+    @property
+    def length(self) -> int:
+        return sum(part.length for part in self.parts.values())
+
+
+Source = TensorEntry | EncodedTensor
+
+
+def trace(source: Source) -> Traced:
+    """The tensor as the unquantised checkpoint would hold it."""
+    traced = Traced.source(source.name, source.shape)
+    return traced.transpose(-1, -2) if isinstance(source, EncodedTensor) and source.transposed else traced
 
 
 def aligned(size: int, to: int = ALIGNMENT) -> int:
@@ -59,25 +121,89 @@ def aligned(size: int, to: int = ALIGNMENT) -> int:
 
 
 def place_record(
-    parameters: Mapping[str, Traced], entries: Mapping[str, TensorEntry]
+    parameters: Mapping[str, Traced], sources: Mapping[str, Source]
 ) -> tuple[Layout, tuple[Extent, ...]]:
-    """Lays one expert's parameters out in a record, in the order given, each as the file holds it.
+    """Lays one expert's parameters out in a record, in the order given, each as the files hold it.
 
-    `parameters` are traced tensors of shape [out, in] or [out]. Raises UntraceableError when a parameter is not
-    made of contiguous runs of the files that together read as one evenly strided matrix.
+    `parameters` are traced tensors of shape [out, in], or [out] for the bias of `NAME_bias`. Raises UntraceableError
+    when a parameter is not made of contiguous runs of the files that together read as one evenly strided matrix, or
+    of whole encoded matrices.
     """
-    fields: dict[str, Field] = {}
+    matrices: dict[str, tuple[tuple[Matrix, ...], tuple[int, ...] | None]] = {}
+    biases: dict[str, Array] = {}
     extents: list[Extent] = []
     position = 0
     for name, traced in parameters.items():
-        field, runs = _place_field(traced, entries, position)
-        fields[name] = field
+        if any(isinstance(sources[block.source], EncodedTensor) for block in traced.blocks):
+            placed, order, runs = _place_encoded(traced, sources, position)
+            matrices[name] = (placed, order)
+        else:
+            entries = {block.source: _plain(sources[block.source]) for block in traced.blocks}
+            array, order, runs = _place_plain(traced, entries, position)
+            if name.endswith("_bias"):
+                biases[name.removesuffix("_bias")] = array
+            else:
+                encoding = PLAIN.get(array.dtype, Encoding(str(array.dtype).removeprefix("torch.")))
+                shape = (array.shape[0], array.shape[1])
+                matrices[name] = ((Matrix(encoding, shape, {"weight": array}),), order)
         extents.extend(runs)
         position = aligned(max(run.position + run.length for run in runs))
-    return Layout(fields, position), tuple(extents)
+    if stray := biases.keys() - matrices.keys():
+        raise UntraceableError(f"biases without a matrix: {sorted(stray)}")
+    projections = {name: Projection(placed, order, biases.get(name)) for name, (placed, order) in matrices.items()}
+    return Layout(projections, position), tuple(extents)
 
 
-def _place_field(traced: Traced, entries: Mapping[str, TensorEntry], position: int) -> tuple[Field, list[Extent]]:
+def _plain(source: Source) -> TensorEntry:
+    if isinstance(source, EncodedTensor):
+        raise UntraceableError("a parameter that is quantised in part")
+    return source
+
+
+def _place_encoded(
+    traced: Traced, sources: Mapping[str, Source], position: int
+) -> tuple[tuple[Matrix, ...], tuple[int, ...] | None, list[Extent]]:
+    matrices, runs = [], []
+    rows = np.full(traced.shape[0], -1, dtype=np.int64)  # where the matrices' outputs have each row
+    done = 0
+    for block in sorted(traced.blocks, key=lambda block: block.axes[0].start):
+        source = sources[block.source]
+        if not isinstance(source, EncodedTensor):
+            raise UntraceableError("a parameter that is quantised in part")
+        out, width = source.shape[-2:]
+        expert, within = divmod(block.offset, out * width)
+        row, column = block.axes
+        if within or (row.count, row.stride) != (out, width) or column != Axis(0, width, 1):
+            raise UntraceableError(f"part of the encoded matrix {source.name!r}")
+        rows[row.start : row.start + out * row.step : row.step] = done + np.arange(out)
+        done += out
+        matrix, found = _place_parts(source, expert, position)
+        matrices.append(matrix)
+        runs.extend(found)
+        position = aligned(found[-1].position + found[-1].length)
+    if (rows < 0).any():
+        raise UntraceableError("rows that no matrix has")
+    order = None if (rows == np.arange(len(rows))).all() else tuple(rows.tolist())
+    return tuple(matrices), order, runs
+
+
+def _place_parts(source: EncodedTensor, expert: int, position: int) -> tuple[Matrix, list[Extent]]:
+    """One matrix of `source`, its arrays one after the other from `position`."""
+    count = source.shape[0] if len(source.shape) == 3 else 1
+    arrays, runs = {}, []
+    for name, part in source.parts.items():
+        shape = part.shape[1:] if len(source.shape) == 3 else part.shape
+        length = part.length // count
+        strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+        arrays[name] = Array(part.dtype, tuple(shape), strides, position)
+        runs.append(Extent(part.file, part.offset + expert * length, length, position))
+        position = aligned(position + length)
+    return Matrix(source.encoding, (source.shape[-2], source.shape[-1]), arrays), runs
+
+
+def _place_plain(
+    traced: Traced, entries: Mapping[str, TensorEntry], position: int
+) -> tuple[Array, tuple[int, ...] | None, list[Extent]]:
     dtype = _common_dtype(traced, entries)
     base: dict[str, int] = {}  # source -> the place of its element 0, in elements from `position`
     runs, used = [], 0
@@ -90,7 +216,7 @@ def _place_field(traced: Traced, entries: Mapping[str, TensorEntry], position: i
     first, strides, order = _affine(traced, base)
     if order is not None and traced.ndim == 1:
         raise UntraceableError("a bias in another order than the model's")
-    return Field(dtype, tuple(traced.shape), strides, position + first * dtype.itemsize, order), runs
+    return Array(dtype, tuple(traced.shape), strides, position + first * dtype.itemsize), order, runs
 
 
 def _common_dtype(traced: Traced, entries: Mapping[str, TensorEntry]) -> torch.dtype:

@@ -21,7 +21,9 @@ from transformers.utils import logging as transformers_logging
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.formats import decode_tensor
 from moe_local.memory.disk import ReadAt
 from moe_local.runtime.experts import PagedExperts
 
@@ -31,7 +33,7 @@ _patching = threading.Lock()  # the classes belong to the whole process
 def load_dense(
     skeleton: PreTrainedModel,
     config: PreTrainedConfig,
-    dense: Mapping[str, TensorEntry],
+    dense: Mapping[str, Source],
     read_at: ReadAt,
     *,
     dtype: torch.dtype,
@@ -41,7 +43,7 @@ def load_dense(
 
     Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
     """
-    lazy = {name: LazyTensor(entry, read_at) for name, entry in dense.items()}
+    lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
     experts = experts_modules(skeleton)
     with paging({type(module) for module in experts.values()}), _quiet():
         try:
@@ -75,12 +77,18 @@ def load_dense(
 class LazyTensor:
     """A tensor that is read when `[...]` is asked of it, as transformers' loader does."""
 
-    def __init__(self, entry: TensorEntry, read_at: ReadAt) -> None:
-        self._entry = entry
+    def __init__(self, source: Source, read_at: ReadAt, dtype: torch.dtype) -> None:
+        self._source = source
         self._read_at = read_at
+        self._dtype = dtype  # of what is held encoded
 
     def __getitem__(self, index: object) -> Tensor:
-        entry = self._entry
+        if isinstance(self._source, TensorEntry):
+            return self._read(self._source)
+        arrays = {name: self._read(part) for name, part in self._source.parts.items()}
+        return decode_tensor(self._source, arrays, self._dtype)
+
+    def _read(self, entry: TensorEntry) -> Tensor:
         raw = torch.empty(entry.length, dtype=torch.uint8)
         self._read_at(entry.file, entry.offset, raw.numpy().data)
         return raw.view(entry.dtype).view(entry.shape)
@@ -117,7 +125,7 @@ def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
     return type(original.__name__, (PagedExperts, original), members)
 
 
-def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mapping[str, TensorEntry]) -> None:
+def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mapping[str, Source]) -> None:
     directory = _directory(dense)
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{directory} lacks {_some(missing)}", remedy="download it again")
@@ -129,8 +137,12 @@ def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mappin
         )
 
 
-def _directory(dense: Mapping[str, TensorEntry]) -> str:
-    return str(next(iter(dense.values())).file.parent) if dense else "the checkpoint"
+def _directory(dense: Mapping[str, Source]) -> str:
+    if not dense:
+        return "the checkpoint"
+    source = next(iter(dense.values()))
+    entry = source if isinstance(source, TensorEntry) else next(iter(source.parts.values()))
+    return str(entry.file.parent)
 
 
 def _some(names: list[str]) -> str:

@@ -30,8 +30,7 @@ from time import perf_counter
 
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.errors import MoeLocalError
-from moe_local.formats import open_expert
-from moe_local.formats.plain import PlainExpert
+from moe_local.formats import Expert, open_expert
 from moe_local.memory.disk import RecordReader
 from moe_local.memory.residency import Share, make_shares
 from moe_local.memory.slab import Slab
@@ -61,11 +60,11 @@ class ExpertCache:
         self._device = device
         self._host = host
         self._uploads: deque[Key] = deque()  # host tier has them, device slot is theirs, copy not yet issued
-        self._opened: dict[int, PlainExpert] = {}  # device slot -> views; a slot never changes its layer
+        self._opened: dict[int, Expert] = {}  # device slot -> views; a slot never changes its layer
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._closed = False
 
-    def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, PlainExpert]]:
+    def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Expert]]:
         """Yields each of `experts` (distinct) with its weights as soon as they are there: hits, then arrivals.
 
         An expert's weights may be used until the next one is asked for. The number of experts may exceed the layer's
@@ -109,7 +108,7 @@ class ExpertCache:
         self.counters.hits += hits
         self.counters.misses += misses
 
-    def _open(self, layer: int, slot: int) -> PlainExpert:
+    def _open(self, layer: int, slot: int) -> Expert:
         expert = self._opened.get(slot)
         if expert is None:
             expert = open_expert(self._catalog.layers[layer].layout, self._device.slab[slot])

@@ -31,8 +31,6 @@ def _checkpoint(config: dict[str, Any], directory: Path = Path("model")) -> Chec
         ({"model_type": "moe_of_tomorrow"}, "unknown to transformers"),
         ({}, "unknown to transformers"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "modeling.Mine"}}, "never runs"),
-        ({"model_type": "mixtral", "quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
-        ({"model_type": "mixtral", "quantization_config": "odd"}, "quantised with 'odd'"),
     ],
 )
 def test_kinds_that_are_refused(config: dict[str, Any], said: str) -> None:

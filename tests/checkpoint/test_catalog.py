@@ -13,6 +13,7 @@ from moe_local.checkpoint.architecture import build_skeleton, experts_modules, l
 from moe_local.checkpoint.catalog import Catalog, build_catalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.formats import decode_projection
 from moe_local.testing import architecture, write_tiny_checkpoint
 
 LAYOUTS = {
@@ -41,17 +42,18 @@ def test_records_are_the_parameters(name: str, tmp_path: Path) -> None:
     for path, layer in catalog.layer_of.items():
         layout, records = catalog.layers[layer].layout, catalog.layers[layer].records
         for parameter, value in modules[path].named_parameters(recurse=False):
-            field = layout.fields[parameter]
+            projection = layout.projections[parameter.removesuffix("_bias")]
             for expert, extents in enumerate(records):
                 record = torch.zeros(layout.size, dtype=torch.uint8)
                 for extent in extents:
                     with extent.file.open("rb") as stream:
                         stream.seek(extent.offset)
                         stream.readinto(record.numpy()[extent.position : extent.position + extent.length].data)
-                view = record.view(field.dtype).as_strided(
-                    field.shape, field.strides, field.position // field.dtype.itemsize
-                )
-                view = view if field.order is None else view[list(field.order)]
+                if parameter.endswith("_bias"):
+                    array = projection.bias
+                    view = record[array.position :].view(array.dtype)[: array.shape[0]]
+                else:
+                    view = decode_projection(projection, record, torch.float32)
                 wanted = value[expert]
                 transposed = modules[path].is_transposed and wanted.ndim == 2
                 assert torch.equal(view, wanted.mT if transposed else wanted)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog
-from moe_local.checkpoint.record import Extent, Field, Layout
+from moe_local.checkpoint.record import Array, Encoding, Extent, Layout, Matrix, Projection
 from moe_local.errors import MoeLocalError, StorageError
-from moe_local.formats.plain import PlainExpert
+from moe_local.formats import Expert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies import LRU
@@ -36,11 +36,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _catalog(file: Path) -> Catalog:
     half = RECORD // 2
-    field = {"dtype": torch.float32, "shape": (WIDTH, WIDTH), "strides": (WIDTH, 1)}
-    layout = Layout(
-        {"up_proj": Field(position=0, **field), "down_proj": Field(position=half, **field)},
-        RECORD,
-    )
+
+    def projection(position: int) -> Projection:
+        array = Array(torch.float32, (WIDTH, WIDTH), (WIDTH, 1), position)
+        return Projection((Matrix(Encoding("fp32"), (WIDTH, WIDTH), {"weight": array}),))
+
+    layout = Layout({"up_proj": projection(0), "down_proj": projection(half)}, RECORD)
 
     def record(index: int) -> tuple[Extent, ...]:
         start = index * RECORD
@@ -70,10 +71,10 @@ def files(file: Path) -> FileReader:
     reader.close()
 
 
-def _assert_right(layer: int, expert: int, weights: PlainExpert) -> None:
+def _assert_right(layer: int, expert: int, weights: Expert) -> None:
     value = 100.0 * layer + expert
-    assert (weights.up.weight == value).all()
-    assert (weights.down.weight == value).all()
+    assert (weights.up(torch.eye(WIDTH)) == value).all()
+    assert (weights.down(torch.eye(WIDTH)) == value).all()
 
 
 def _assert_settled(cache: ExpertCache) -> None:
@@ -177,7 +178,7 @@ def test_an_expert_in_use_is_not_evicted(file: Path, files: FileReader) -> None:
     fetching = cache.fetch(0, [0, *range(1, EXPERTS)])
     expert, held = next(fetching)
     assert expert == 0
-    assert (held.up.weight == 0).all()
+    assert (held.up(torch.eye(WIDTH)) == 0).all()
     rest = [expert for expert, _ in fetching]
     assert rest == sorted(rest) or set(rest) == set(range(1, EXPERTS))
     cache.close()

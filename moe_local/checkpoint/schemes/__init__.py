@@ -1,0 +1,51 @@
+"""How quantised checkpoints hold their matrices. A new scheme is a file and a line in `SCHEMES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.errors import CheckpointError, UnsupportedError
+
+# From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` every
+# tensor it has understood; the others are taken as they are.
+Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
+
+SCHEMES: dict[str, Scheme] = {}
+
+
+def method(checkpoint: Checkpoint) -> str | None:
+    """The `quant_method` of a checkpoint; None if it is not quantised."""
+    config = checkpoint.config.get("quantization_config")
+    if config is None:
+        return None
+    return str(config.get("quant_method")) if isinstance(config, dict) else str(config)
+
+
+def understood(checkpoint: Checkpoint) -> dict[str, Source]:
+    """Every tensor by the name that the unquantised checkpoint has for it.
+
+    Raises UnsupportedError for an unknown scheme, CheckpointError for one that makes no sense.
+    """
+    name = method(checkpoint)
+    if name is None:
+        return dict(checkpoint.tensors)
+    if name not in SCHEMES:
+        raise UnsupportedError(
+            f"{checkpoint.directory} is quantised with {name!r}, which is not supported",
+            remedy=f"use one of {', '.join(sorted(SCHEMES))}, or the model's bf16, fp16 or fp32 weights",
+        )
+    config = checkpoint.config["quantization_config"]
+    try:
+        encoded = SCHEMES[name](config, checkpoint.tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.directory} is not as its quantization_config of {name} says ({error!r})",
+            remedy="download it again",
+        ) from error
+    used = {part.name for tensor in encoded for part in tensor.parts.values()}
+    plain = {name: entry for name, entry in checkpoint.tensors.items() if name not in used}
+    return {**plain, **{tensor.name: tensor for tensor in encoded}}

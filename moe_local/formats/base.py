@@ -1,0 +1,65 @@
+"""What a format is: arrays that stand for a matrix, and how to multiply by it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Arrays = Mapping[str, Tensor]
+Shape = tuple[int, int]  # [out, in]
+Multiply = Callable[[Tensor], Tensor]  # x [rows, in] -> [rows, out], in x's dtype
+
+
+class Format(ABC):
+    """How a matrix is held in arrays. Instances are immutable; parameters go to the constructor."""
+
+    @abstractmethod
+    def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] in `dtype`."""
+
+    def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
+        """Multiplication by the matrix that lies in `arrays`, now and whenever it is called."""
+        return lambda x: F.linear(x, self.decode(arrays, shape, x.dtype))
+
+
+class Packable(Format):
+    """A format that matrices can be put into."""
+
+    @abstractmethod
+    def fits(self, shape: Shape) -> bool:
+        """Whether matrices of this shape can be held."""
+
+    @abstractmethod
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        """Arrays for a matrix [out, in] of any float type: always the same names, types and shapes for one shape."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """What of this machine the arrays depend on: they mean something else where this differs."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A matrix as `(codes - zeros) * scales`: what group-wise integer quantisation means, whoever wrote it.
+
+    `codes` [out, in] uint8, `scales` and `zeros` [out, groups] float32; group i has columns i * size to (i + 1) * size.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    bits: int
+
+
+class HasAffine(Format):
+    """A format whose numbers are group-wise integers, so that another of that kind can hold the very same."""
+
+    @abstractmethod
+    def affine(self, arrays: Arrays, shape: Shape) -> Affine | None:
+        """The integers; None where the groups are not contiguous columns."""
