@@ -48,7 +48,7 @@ class Packable(Format):
 class Affine:
     """A matrix as `(codes - zeros) * scales`: what group-wise integer quantisation means, whoever wrote it.
 
-    `codes` [out, in] uint8, `scales` and `zeros` [out, groups] float32; group i has columns i * size to (i + 1) * size.
+    `codes` [out, in] uint8, `scales` and `zeros` [out, groups] float32; group i has columns i * size to (i+1) * size.
     """
 
     codes: Tensor
