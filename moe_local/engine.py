@@ -58,7 +58,7 @@ def load(
         network = load_dense(
             prepared.skeleton,
             prepared.config,
-            prepared.catalog.dense,
+            prepared.catalog,
             reader,
             dtype=prepared.dtype,
             device=prepared.device,

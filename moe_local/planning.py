@@ -24,6 +24,7 @@ from moe_local.formats import supports
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.placement import Needs, Plan, make_plan
 from moe_local.runtime.footprint import measure
+from moe_local.store import is_store, open_store
 
 DEFAULT_CONTEXT = 4096
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -57,14 +58,20 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A checkpoint that was understood and planned, and not yet loaded."""
+class Understood:
+    """A checkpoint or store: its model on meta, and where everything is."""
 
     checkpoint: Checkpoint
     config: PreTrainedConfig
     skeleton: PreTrainedModel
     catalog: Catalog
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Prepared(Understood):
+    """What was understood, and planned, and not yet loaded."""
+
     device: torch.device
     context: int
     plan: Plan
@@ -77,18 +84,29 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     Raises BudgetError when it cannot fit, CheckpointError and UnsupportedError for what cannot be run.
     """
     options = options or Options()
-    checkpoint = Checkpoint.open(locate(str(model)))
-    config = load_config(checkpoint)
-    dtype = _dtype(options.dtype) or compute_dtype(config, checkpoint)
-    skeleton = build_skeleton(model_class(config), config, dtype)
-    assert_all_captured(skeleton)
-    catalog = build_catalog(checkpoint, skeleton)
-    _assert_supported(catalog, checkpoint)
-    context = _context(config, options.context)
+    found = understand(model, options.dtype)
+    context = _context(found.config, options.context)
     device = _device(options.device)
-    needs = measure(skeleton, catalog, context, dtype)
+    needs = measure(found.skeleton, found.catalog, context, found.dtype)
     plan, notes = _plan(needs, device, options)
-    return Prepared(checkpoint, config, skeleton, catalog, dtype, device, context, plan, notes)
+    return Prepared(**vars(found), device=device, context=context, plan=plan, notes=notes)
+
+
+def understand(model: str | Path, dtype: str = "auto") -> Understood:
+    """Reads the headers of a checkpoint or store.
+
+    Raises CheckpointError and UnsupportedError for what cannot be run.
+    """
+    directory = locate(str(model))
+    store = open_store(directory) if is_store(directory) else None
+    checkpoint = store.checkpoint if store else Checkpoint.open(directory)
+    config = load_config(checkpoint)
+    chosen = _dtype(dtype) or compute_dtype(config, checkpoint)
+    skeleton = build_skeleton(model_class(config), config, chosen)
+    assert_all_captured(skeleton)
+    catalog = store.catalog(skeleton) if store else build_catalog(checkpoint, skeleton)
+    _assert_supported(catalog, checkpoint)
+    return Understood(checkpoint, config, skeleton, catalog, chosen)
 
 
 def _dtype(name: str) -> torch.dtype | None:

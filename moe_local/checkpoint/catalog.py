@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.checkpoint.record import Extent, Layout, Source, place_record, trace
+from moe_local.checkpoint.record import EncodedTensor, Extent, Layout, Source, place_record, trace
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError, UnsupportedError
@@ -48,12 +48,15 @@ class Catalog:
     """Where every expert is, and which tensors of the checkpoint are not experts'.
 
     `layer_of` gives the index into `layers` for the path of every experts module; modules that share their weights
-    (tied encoder and decoder) share a layer.
+    (tied encoder and decoder) share a layer. `parameters` gives the parameter's name for dense tensors that become
+    one as they are. `encoded` are the modules whose matrix stays encoded: linear layers and embeddings.
     """
 
     layers: tuple[LayerCatalog, ...]
     layer_of: Mapping[str, int]
     dense: Mapping[str, Source]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    encoded: Mapping[str, EncodedTensor] = field(default_factory=dict)
 
     @property
     def record_size(self) -> int:
@@ -85,7 +88,8 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     traced = conversions.run(checkpoint)
     tied = _tied(modules)
     layers = tuple(_layer(_stored(paths, traced), modules, traced, sources, checkpoint) for paths in tied)
-    return Catalog(layers, {path: layer for layer, paths in enumerate(tied) for path in paths}, dense)
+    layer_of = {path: layer for layer, paths in enumerate(tied) for path in paths}
+    return Catalog(layers, layer_of, dense, conversions.unchanged(dense))
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> list[list[str]]:
@@ -128,6 +132,13 @@ class _Conversions:
             self.pending[target] = rename if pattern is None else deepcopy(self.by_pattern[pattern])
         self.sources.setdefault(target, {}).setdefault(pattern or entry.name, []).append(entry)
         return True
+
+    def unchanged(self, names: Iterable[str]) -> dict[str, str]:
+        """The parameters that these tensors become by no more than a new name."""
+        renamed = {name: self._renamed(name) for name in names}
+        return {
+            name: target for name, (target, pattern) in renamed.items() if pattern is None and target in self.state
+        }
 
     def _renamed(self, name: str) -> tuple[str, str | None]:
         prefix = self.skeleton.base_model_prefix

@@ -2,7 +2,7 @@
 
 from moe_local.formats.base import Format, Multiply, Packable
 from moe_local.formats.expert import Expert, decode_projection, decode_tensor, open_expert, views
-from moe_local.formats.registry import FORMATS, format_of, supports
+from moe_local.formats.registry import FORMATS, format_of, packable, packed_encoding, supports
 
 __all__ = [
     "FORMATS",
@@ -14,6 +14,8 @@ __all__ = [
     "decode_tensor",
     "format_of",
     "open_expert",
+    "packable",
+    "packed_encoding",
     "supports",
     "views",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +38,14 @@ class Packable(Format):
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """Arrays for a matrix [out, in] of any float type: always the same names, types and shapes for one shape."""
 
-    def describe(self) -> Mapping[str, Any]:
-        """What of this machine the arrays depend on: they mean something else where this differs."""
-        return {}
+
+_CHUNK = 1 << 18  # elements: what stays in a core's cache while it is encoded
+
+
+def row_chunks(weight: Tensor) -> list[Tensor]:
+    """Views of a few rows each of a matrix [out, in], to encode one after the other."""
+    step = max(1, _CHUNK // weight.shape[1])
+    return [weight[start : start + step] for start in range(0, len(weight), step)]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ class FileReader:
                 )
             done += count
 
+    def forget(self, extents: Sequence[Extent]) -> None:
+        """Lets go of what the system has cached of these bytes: they are not read again soon."""
+        if hasattr(os, "posix_fadvise"):
+            for extent in extents:
+                descriptor = self._descriptors[extent.file]
+                os.posix_fadvise(descriptor, extent.offset, extent.length, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])

@@ -20,11 +20,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.formats import decode_tensor
 from moe_local.memory.disk import ReadAt
+from moe_local.runtime.encoded import connect, keeping_encoded
 from moe_local.runtime.experts import PagedExperts
 
 _patching = threading.Lock()  # the classes belong to the whole process
@@ -33,7 +35,7 @@ _patching = threading.Lock()  # the classes belong to the whole process
 def load_dense(
     skeleton: PreTrainedModel,
     config: PreTrainedConfig,
-    dense: Mapping[str, Source],
+    catalog: Catalog,
     read_at: ReadAt,
     *,
     dtype: torch.dtype,
@@ -43,11 +45,12 @@ def load_dense(
 
     Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
     """
+    dense = catalog.dense
     lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
     experts = experts_modules(skeleton)
     with paging({type(module) for module in experts.values()}), _quiet():
         try:
-            model, info = type(skeleton).from_pretrained(
+            model, info = keeping_encoded(type(skeleton), frozenset(catalog.encoded)).from_pretrained(
                 None,
                 config=deepcopy(config),
                 state_dict=lazy,
@@ -71,6 +74,7 @@ def load_dense(
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))
         raise CheckpointError(f"these MoE blocks were not captured: {missed}", remedy="report this architecture")
+    connect(model, catalog.encoded, lambda entry: _read(entry, read_at).to(device))
     return model
 
 
@@ -84,14 +88,15 @@ class LazyTensor:
 
     def __getitem__(self, index: object) -> Tensor:
         if isinstance(self._source, TensorEntry):
-            return self._read(self._source)
-        arrays = {name: self._read(part) for name, part in self._source.parts.items()}
+            return _read(self._source, self._read_at)
+        arrays = {name: _read(part, self._read_at) for name, part in self._source.parts.items()}
         return decode_tensor(self._source, arrays, self._dtype)
 
-    def _read(self, entry: TensorEntry) -> Tensor:
-        raw = torch.empty(entry.length, dtype=torch.uint8)
-        self._read_at(entry.file, entry.offset, raw.numpy().data)
-        return raw.view(entry.dtype).view(entry.shape)
+
+def _read(entry: TensorEntry, read_at: ReadAt) -> Tensor:
+    raw = torch.empty(entry.length, dtype=torch.uint8)
+    read_at(entry.file, entry.offset, raw.numpy().data)
+    return raw.view(entry.dtype).view(entry.shape)
 
 
 @contextmanager

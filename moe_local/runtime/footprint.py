@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
+from moe_local.checkpoint.record import PLAIN
 from moe_local.config import MIB
 from moe_local.memory.placement import Needs
 
@@ -27,20 +28,21 @@ def measure(skeleton: PreTrainedModel, catalog: Catalog, context: int, dtype: to
     kv = kv_cache_bytes(skeleton, context, dtype)
     top_k = _top_k(skeleton, catalog)
     return Needs(
-        dense=dense_bytes(skeleton, dtype),
+        dense=dense_bytes(skeleton, catalog, dtype),
         kv_cache=kv,
-        workspace=_workspace(config, kv, context, dtype, max(top_k)),
+        workspace=_workspace(config, kv, context, dtype, max(top_k)) + _decoding(catalog, dtype),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
     )
 
 
-def dense_bytes(skeleton: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Bytes of all parameters and buffers but the experts', tied ones counted once."""
+def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -> int:
+    """Bytes of all parameters and buffers but the experts', tied ones counted once, encoded ones as they are held."""
     experts = {id(p) for module in experts_modules(skeleton).values() for p in module.parameters(recurse=False)}
+    experts |= {id(skeleton.get_submodule(path).weight) for path in catalog.encoded}
     upcast = list(skeleton._get_dtype_plan(dtype))
-    total = 0
+    total = sum(tensor.length for tensor in catalog.encoded.values())
     seen = set(experts)
     for name, tensor in chain(skeleton.named_parameters(), skeleton.named_buffers()):
         if id(tensor) not in seen:
@@ -102,6 +104,14 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
         values = (getattr(owner, name, None) for name in _TOP_K for owner in candidates)
         found[layer] = next((v for v in values if isinstance(v, int) and v > 0), 1)
     return tuple(found[layer] for layer in range(len(catalog.layers)))
+
+
+def _decoding(catalog: Catalog, dtype: torch.dtype) -> int:
+    """The largest matrix that is decoded before it is multiplied, with the codes it is decoded from."""
+    experts = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
+    shapes = [m.shape for m in experts if m.encoding not in PLAIN.values()]
+    shapes += [(t.shape[0], t.shape[1]) for path, t in catalog.encoded.items() if not path.endswith("lm_head")]
+    return max((out * width * (dtype.itemsize + 4) for out, width in shapes), default=0)
 
 
 def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dtype, top_k: int) -> int:

@@ -1,0 +1,121 @@
+"""From one encoding to another: a record's projections, and whole dense matrices."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moe_local.checkpoint.record import (
+    PLAIN,
+    Array,
+    Encoding,
+    Layout,
+    Matrix,
+    Projection,
+    aligned,
+)
+from moe_local.formats import decode_projection, format_of, packable, views
+from moe_local.formats.base import Affine, HasAffine
+from moe_local.formats.int4 import Int4
+from moe_local.store.dense import fitting
+from moe_local.store.writer import PAGE
+
+
+class Spec(NamedTuple):
+    """Type and shape of an array."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@lru_cache(maxsize=1024)
+def encoded_specs(encoding: Encoding, shape: tuple[int, int]) -> dict[str, Spec]:
+    """The arrays that a matrix of `shape` becomes."""
+    arrays = packable(encoding).encode(torch.empty(shape, dtype=torch.bfloat16, device="meta"))
+    return {name: Spec(array.dtype, tuple(array.shape)) for name, array in arrays.items()}
+
+
+def packed_layout(source: Layout, encoding: Encoding) -> Layout:
+    """The layout of `source`'s records once every projection is one matrix of `encoding` in the model's order."""
+    position = 0
+    projections = {}
+
+    def place(spec: Spec) -> Array:
+        nonlocal position
+        strides = tuple(math.prod(spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
+        array = Array(spec.dtype, spec.shape, strides, position)
+        position = aligned(position + spec.length)
+        return array
+
+    for name, projection in source.projections.items():
+        chosen = fitting(encoding, projection.shape)
+        arrays = {key: place(spec) for key, spec in encoded_specs(chosen, projection.shape).items()}
+        bias = projection.bias
+        placed = None if bias is None else place(Spec(bias.dtype, bias.shape))
+        projections[name] = Projection((Matrix(chosen, projection.shape, arrays),), bias=placed)
+    return Layout(projections, aligned(position, PAGE))
+
+
+def encode_record(source: Layout, target: Layout, record: Tensor) -> list[Tensor]:
+    """The bytes of a record of layout `source` (uint8 [bytes]) as those of `target`, in parts one after the other."""
+    parts: list[Tensor] = []
+    written = 0
+
+    def put(array: Array, content: Tensor) -> None:
+        nonlocal written
+        if array.position > written:
+            parts.append(torch.zeros(array.position - written, dtype=torch.uint8))
+        data = content.contiguous().reshape(-1).view(torch.uint8)
+        parts.append(data)
+        written = array.position + data.numel()
+
+    for name, projection in source.projections.items():
+        new = target.projections[name]
+        (matrix,) = new.matrices
+        arrays = encode_projection(projection, record, matrix.encoding)
+        for key, array in matrix.arrays.items():
+            put(array, arrays[key])
+        if projection.bias is not None and new.bias is not None:
+            put(new.bias, _vector(projection.bias, record))
+    parts.append(torch.zeros(target.size - written, dtype=torch.uint8))
+    return parts
+
+
+def _vector(array: Array, record: Tensor) -> Tensor:
+    length = array.shape[0] * array.dtype.itemsize
+    return record[array.position : array.position + length].view(array.dtype)
+
+
+def encode_projection(projection: Projection, record: Tensor, encoding: Encoding) -> dict[str, Tensor]:
+    """The arrays of a projection as one matrix: the very same integers where both hold integers."""
+    target = packable(encoding)
+    if isinstance(target, Int4) and (same := _same_integers(projection, record, target)) is not None:
+        return target.hold(same)
+    plain = projection.matrices[0].encoding in PLAIN.values()
+    dtype = projection.matrices[0].arrays["weight"].dtype if plain else torch.float32
+    return target.encode(decode_projection(projection, record, dtype))
+
+
+def _same_integers(projection: Projection, record: Tensor, target: Int4) -> Affine | None:
+    parts = []
+    for matrix in projection.matrices:
+        scheme = format_of(matrix.encoding)
+        found = scheme.affine(views(matrix, record), matrix.shape) if isinstance(scheme, HasAffine) else None
+        if found is None or found.bits != 4 or matrix.shape[1] // found.scales.shape[1] != target.group:
+            return None
+        parts.append(found)
+    order = list(range(projection.shape[0])) if projection.order is None else list(projection.order)
+    return Affine(
+        torch.cat([part.codes for part in parts])[order],
+        torch.cat([part.scales for part in parts])[order],
+        torch.cat([part.zeros for part in parts])[order],
+        bits=4,
+    )

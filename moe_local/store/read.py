@@ -1,0 +1,94 @@
+"""Opening a store: its manifest against its files, and the catalog of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.catalog import Catalog, LayerCatalog
+from moe_local.checkpoint.files import Checkpoint, read_json
+from moe_local.checkpoint.header import TensorEntry, read_header
+from moe_local.checkpoint.record import EncodedTensor, Extent
+from moe_local.errors import CheckpointError
+from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
+
+_AGAIN = "`moe-local verify` tells which parts; pack it again"
+
+
+class Store:
+    """A whole store, its headers and small files checked against its manifest. Raises CheckpointError otherwise."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = Manifest.read(directory)
+        self.entries = {name: self._header(name, checksum) for name, checksum in self.manifest.headers.items()}
+        for name, digest in self.manifest.files.items():
+            if small_digest(directory / name) != digest:
+                raise CheckpointError(f"{directory / name} is not as the manifest says", remedy=_AGAIN)
+
+    def _header(self, name: str, checksum: int) -> dict[str, TensorEntry]:
+        file = self.directory / name
+        entries = read_header(file)
+        if header_checksum(file) != checksum:
+            raise CheckpointError(f"the header of {file} is not as the manifest says", remedy=_AGAIN)
+        return entries
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The store as a checkpoint: its configuration and tensors, whatever is in them."""
+        tensors = {f"{file}:{name}": entry for file, found in self.entries.items() for name, entry in found.items()}
+        return Checkpoint(self.directory, read_json(self.directory / "config.json"), tensors)
+
+    def catalog(self, skeleton: PreTrainedModel) -> Catalog:
+        """Where everything is. Raises CheckpointError when it is not this model."""
+        if set(self.manifest.layer_of) != set(experts_modules(skeleton)):
+            raise CheckpointError(f"{self.directory} has other MoE layers than {type(skeleton).__name__}")
+        layers = tuple(self._layer(layer) for layer in self.manifest.layers)
+        encoded = {matrix.path: self._matrix(matrix) for matrix in self.manifest.matrices}
+        used = {part.name for tensor in encoded.values() for part in tensor.parts.values()}
+        dense = {name: entry for name, entry in self.entries[DENSE].items() if name not in used}
+        return Catalog(layers, self.manifest.layer_of, dense, encoded=encoded)
+
+    def _layer(self, layer: StoredLayer) -> LayerCatalog:
+        entries = self.entries.get(layer.file, {})
+        records = []
+        for expert in range(len(layer.checksums)):
+            entry = entries.get(str(expert))
+            if entry is None or entry.length != layer.layout.size:
+                raise CheckpointError(
+                    f"{self.directory / layer.file} has no whole record of expert {expert}", remedy=_AGAIN
+                )
+            records.append((Extent(entry.file, entry.offset, entry.length, 0),))
+        return LayerCatalog(layer.path, layer.layout, tuple(records))
+
+    def _matrix(self, matrix: StoredMatrix) -> EncodedTensor:
+        prefix = f"{matrix.path}::"
+        parts = {
+            name.removeprefix(prefix): entry for name, entry in self.entries[DENSE].items() if name.startswith(prefix)
+        }
+        if not parts:
+            raise CheckpointError(f"{self.directory / DENSE} lacks the matrix of {matrix.path}", remedy=_AGAIN)
+        return EncodedTensor(f"{matrix.path}.weight", matrix.shape, matrix.encoding, parts)
+
+
+def open_store(directory: Path) -> Store:
+    return Store(directory)
+
+
+def header_checksum(file: Path) -> int:
+    """CRC-32 of a safetensors header, its length included."""
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        return zlib.crc32(prefix + stream.read(int.from_bytes(prefix, "little")))
+
+
+def small_digest(file: Path) -> str | None:
+    """SHA-256 of a small file; None if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
