@@ -35,6 +35,7 @@ Ctrl-C stops an answer and not the chat. Anything else is said to the model."""
 def chat(
     model: opt.Model = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    pack: opt.Pack = True,
     *,
     flags: opt.LoadFlags,
     sampling: opt.SamplingFlags,
@@ -47,13 +48,13 @@ def chat(
     from .session import load, stderr
 
     options, chosen = flags.options(), sampling.options()
-    with load(model, options) as engine:
+    with load(model, options, pack=pack) as engine:
         session = engine.chat(chosen, system=system)
         terminal = sys.stdin.isatty()
         if terminal:
             name = engine.prepared.checkpoint.directory.name
             banner = f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave."
-            stderr.print(banner, markup=False)
+            stderr.print(banner, markup=False, soft_wrap=True)
         _converse(engine, session, _Lines(terminal), strict=not terminal)
 
 

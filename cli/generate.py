@@ -27,6 +27,7 @@ def generate(
         bool, typer.Option("--raw", help="Go on from the prompt as it is, without the model's chat template.")
     ] = False,
     as_json: opt.Json = False,
+    pack: opt.Pack = True,
     *,
     flags: opt.LoadFlags,
     sampling: opt.SamplingFlags,
@@ -40,7 +41,7 @@ def generate(
 
     text = read_prompt(prompt, file)
     options, chosen = flags.options(), sampling.options()
-    with load(model, options) as engine:
+    with load(model, options, pack=pack) as engine:
         ids = engine.encode(text, raw=raw, system=system)
         with interruptible() as interrupt:
             on_text = None if as_json else write

@@ -15,6 +15,7 @@ from .failure import guarded, set_debug
 from .generate import generate
 from .inspect import inspect
 from .options import spread
+from .pack import pack, stores, verify
 from .pull import pull
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     help="Run Mixture-of-Experts language models that do not fit in memory.\n\n"
     "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
 )
-for command in (chat, generate, inspect, pull, doctor):
+for command in (chat, generate, inspect, pack, verify, stores, pull, doctor):
     app.command()(guarded(spread(command)))
 
 

@@ -26,6 +26,14 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Pack = Annotated[
+    bool,
+    typer.Option(
+        "--pack/--no-pack",
+        help="Pack an unquantised MODEL into int4 in the cache folder on first use; or read it as it is.",
+        rich_help_panel=MODEL,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts instead of text.")]
 
 

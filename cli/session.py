@@ -46,17 +46,30 @@ def resolve(model: str | None) -> str | Path:
         return ensure_demo(home(), report)
 
 
-def load(model: str | None, options: Options) -> Engine:
-    """Loads with a progress bar and prints the plan's notes."""
+def load(model: str | None, options: Options, *, pack: bool) -> Engine:
+    """Loads with a progress bar and prints the plan's notes; packs first if that is wanted and makes sense."""
     _quiet_libraries()
     from moe_local import engine
 
     where = resolve(model)
+    if pack and model is not None and options.dtype == "auto":
+        where = _packed(model)
     with progress() as report:
         loaded = engine.load(where, options, report=report)
     for note in loaded.notes:
         stderr.print(f"[yellow]note:[/] {escape(note)}")
     return loaded
+
+
+def _packed(model: str) -> Path:
+    """The store of a model, made now if need be."""
+    from moe_local.packing import ensure_packed
+
+    with progress() as report:
+        where, made = ensure_packed(model, report)
+    if made:
+        stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False)
+    return where
 
 
 def _quiet_libraries() -> None:

@@ -26,6 +26,9 @@ class Extent:
     position: int
 
 
+_PLACES = ("rows",)  # options that say where numbers lie and not what they are
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How numbers are held: the name of a format (see `moe_local.formats`) and its parameters."""
@@ -34,7 +37,8 @@ class Encoding:
     options: tuple[tuple[str, int | str], ...] = ()
 
     def __str__(self) -> str:
-        return "-".join([self.format, *(f"{name}{value}" for name, value in self.options)])
+        said = (f"{name[0]}{value}" for name, value in self.options if name not in _PLACES)
+        return "-".join([self.format, *said])
 
 
 PLAIN = {torch.bfloat16: Encoding("bf16"), torch.float16: Encoding("fp16"), torch.float32: Encoding("fp32")}

@@ -261,7 +261,7 @@ def _write_layer(layer: LayerCatalog, layout: Layout, files: FileReader, file: P
 
 
 def _records(layer: LayerCatalog, files: FileReader) -> Iterator[Tensor]:
-    """Every record of a layer in order, uint8 [bytes]. Some are read ahead; each is valid until `_BEHIND` more came."""
+    """Every record of a layer in order, uint8 [bytes], some read ahead. One is valid until `_BEHIND` more came."""
     count = _AHEAD + _BEHIND
     buffers = [torch.empty(layer.layout.size, dtype=torch.uint8) for _ in range(count)]
     arrived: set[int] = set()

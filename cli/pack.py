@@ -1,0 +1,100 @@
+"""`moe-local pack`, `verify` and `stores`: our own packed copies of checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moe_local.config import format_size
+from moe_local.errors import CheckpointError
+
+from . import options as opt
+
+
+def pack(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory or a hub id.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to make. Default: one in the cache folder.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Of the experts: int4, int8, bf16, fp16 or fp32.")] = "int4",
+    group_size: Annotated[int, typer.Option(help="Columns that share a scale in int4: 32, 64 or 128.")] = 64,
+    dense_format: Annotated[
+        str, typer.Option(help="Of linear layers and embeddings outside the experts: keep, int8 or int4.")
+    ] = "int8",
+    as_json: opt.Json = False,
+) -> None:
+    """Write a packed copy of a model: smaller, read in one piece an expert, multiplied as it lies on the disk.
+
+    Takes the memory of a few experts, whatever the model's size. Interrupt or kill it and run it again: it goes on.
+    Example: `moe-local pack Qwen/Qwen3-30B-A3B --format int4 --group-size 32`.
+    """
+    from moe_local import packing
+    from moe_local.store import cached_store
+    from moe_local.store import pack as write
+
+    from .session import progress, stderr
+
+    job = packing.plan(model, packing.choose(format, group_size, dense_format))
+    target = output or cached_store(job)
+    stderr.print(f"{format_size(job.checkpoint.total_bytes)} to {format_size(job.total)} in {target}", markup=False)
+    began = time.perf_counter()
+    with progress() as report:
+        write(job, target, report)
+    seconds = time.perf_counter() - began
+    if as_json:
+        found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes}
+        typer.echo(json.dumps({**found, "packing": str(job.packing), "seconds": round(seconds, 2)}))
+    else:
+        stderr.print(f"packed in {seconds:.1f} s", markup=False)
+        typer.echo(target)
+
+
+def verify(store: Annotated[Path, typer.Argument(help="The folder of a store.")]) -> None:
+    """Read every byte of a store and compare it with its checksums. Names what is damaged; exit code 3 then."""
+    from moe_local.store import is_store
+    from moe_local.store import verify as check
+
+    from .session import progress
+
+    if not is_store(store):
+        raise CheckpointError(f"{store} is not a store, or not a whole one", remedy="`moe-local stores` lists them")
+    with progress() as report:
+        damaged = check(store, report)
+    for what in damaged:
+        typer.echo(what)
+    if damaged:
+        raise CheckpointError(f"{store} is damaged in {len(damaged)} places", remedy="pack it again")
+    typer.echo(f"{store} is whole")
+
+
+def stores(
+    remove: Annotated[str | None, typer.Option(help="Delete the store of this name.")] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """List the stores in the cache folder, or remove one."""
+    from moe_local.store import library
+
+    if remove is not None:
+        gone = library.remove(remove)
+        typer.echo(f"removed {gone.name} ({format_size(gone.size)})")
+        return
+    found = library.stores()
+    if as_json:
+        rows = [{**vars(stored), "directory": str(stored.directory), "whole": stored.whole} for stored in found]
+        typer.echo(json.dumps(rows))
+        return
+    if not found:
+        typer.echo(f"no stores in {library.folder()}")
+        return
+    table = Table("name", "size", "formats", "made from", box=None, pad_edge=False)
+    for stored in found:
+        state = stored.formats or "unfinished: pack it again to go on"
+        table.add_row(escape(stored.name), format_size(stored.size), state, escape(stored.source))
+    Console(highlight=False).print(table)
