@@ -93,7 +93,9 @@ def stores(
     if not found:
         typer.echo(f"no stores in {library.folder()}")
         return
-    table = Table("name", "size", "formats", "made from", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "size", "formats", "made from"):
+        table.add_column(title, overflow="fold")
     for stored in found:
         state = stored.formats or "unfinished: pack it again to go on"
         table.add_row(escape(stored.name), format_size(stored.size), state, escape(stored.source))

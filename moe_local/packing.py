@@ -9,7 +9,7 @@ from moe_local.errors import MoeLocalError
 from moe_local.formats import packed_encoding
 from moe_local.planning import Understood, understand
 from moe_local.store import Packing, cached_store, is_store, pack
-from moe_local.store.pack import Job, Report, plan_packing
+from moe_local.store.packer import Job, Report, plan_packing
 
 DEFAULT = ("int4", 64, "int8")  # experts, group, dense
 

@@ -44,7 +44,7 @@ _CHUNK = 1 << 18  # elements: what stays in a core's cache while it is encoded
 
 def row_chunks(weight: Tensor) -> list[Tensor]:
     """Views of a few rows each of a matrix [out, in], to encode one after the other."""
-    step = max(1, _CHUNK // weight.shape[1])
+    step = len(weight) if weight.is_meta else max(1, _CHUNK // weight.shape[1])
     return [weight[start : start + step] for start in range(0, len(weight), step)]
 
 

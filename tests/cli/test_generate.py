@@ -144,7 +144,7 @@ def test_debug_shows_where_it_came_from(run: Run, tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_was_written(process: Callable[..., subprocess.Popen[str]], endless: Path) -> None:
     """The first interrupt ends the answer: what there is is kept, the exit code says so, nothing is spilled."""
-    started = process("generate", endless, "-p", "hello", "--context", "100000")
+    started = process("generate", endless, "-p", "hello", "--context", "100000", "--no-pack")
     assert started.stdout is not None
     first = started.stdout.read(1)
     started.send_signal(signal.SIGINT)
@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_what_was_written(process: Callable[..., subprocess.Popen[s
 
 
 def test_ctrl_c_while_loading(process: Callable[..., subprocess.Popen[str]], endless: Path) -> None:
-    started = process("generate", endless, "-p", "hello", "--context", "100000")
+    started = process("generate", endless, "-p", "hello", "--context", "100000", "--no-pack")
     time.sleep(1)
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=60)
