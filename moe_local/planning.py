@@ -47,6 +47,7 @@ class Options:
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
+    logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
         for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
@@ -87,7 +88,7 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     found = understand(model, options.dtype)
     context = _context(found.config, options.context)
     device = _device(options.device)
-    needs = measure(found.skeleton, found.catalog, context, found.dtype)
+    needs = measure(found.skeleton, found.catalog, context, found.dtype, logits=options.logits)
     plan, notes = _plan(needs, device, options)
     return Prepared(**vars(found), device=device, context=context, plan=plan, notes=notes)
 
