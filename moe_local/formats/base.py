@@ -24,7 +24,7 @@ class Format(ABC):
 
     def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
         """Multiplication by the matrix that lies in `arrays`, now and whenever it is called."""
-        return lambda x: F.linear(x, self.decode(arrays, shape, x.dtype))
+        return lambda x: matmul(x, self.decode(arrays, shape, x.dtype))
 
 
 class Packable(Format):
@@ -67,3 +67,17 @@ class HasAffine(Format):
     @abstractmethod
     def affine(self, arrays: Arrays, shape: Shape) -> Affine | None:
         """The integers; None where the groups are not contiguous columns."""
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """x [rows, in] @ weight [out, in].T -> [rows, out].
+
+    A CPU's matrix library makes and keeps a program for every number of rows it meets: hundreds of megabytes for the
+    counts that routing gives. Rounded up, there are a dozen.
+    """
+    rows = len(x)
+    if x.device.type != "cpu" or rows < 5:
+        return F.linear(x, weight)
+    step = 1 << (rows.bit_length() - 2)  # 4, 6, 8, 12, 16, 24 ...: never half too many
+    more = -rows % step
+    return F.linear(F.pad(x, (0, 0, 0, more)), weight)[:rows] if more else F.linear(x, weight)

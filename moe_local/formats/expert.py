@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,20 +35,8 @@ class Projection:
 class Expert:
     """One expert. Its arrays are views of the slot: no copy."""
 
-    up: Projection  # or gate and up together
-    down: Projection
-
-    def __call__(self, module: Any, x: Tensor) -> Tensor:
-        """x [rows, hidden] -> [rows, hidden], unweighted.
-
-        `module` is transformers' experts module: its activation, gate and norm are used as they are.
-        """
-        hidden = self.up(x)
-        hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
-        out: Tensor = self.down(hidden)
-        if module.has_post_expert_norm:
-            out = module.post_expert_norm(out)
-        return out
+    up: Multiply  # or gate and up together
+    down: Multiply
 
 
 def open_expert(layout: Layout, slot: Tensor) -> Expert:
@@ -58,8 +45,10 @@ def open_expert(layout: Layout, slot: Tensor) -> Expert:
     return Expert(_projection(layout.projections[up], slot), _projection(layout.projections["down_proj"], slot))
 
 
-def _projection(placed: record.Projection, slot: Tensor) -> Projection:
+def _projection(placed: record.Projection, slot: Tensor) -> Multiply:
     matrices = tuple(format_of(matrix.encoding).bind(views(matrix, slot), matrix.shape) for matrix in placed.matrices)
+    if len(matrices) == 1 and placed.bias is None and placed.order is None:
+        return matrices[0]
     order = None if placed.order is None else torch.tensor(placed.order, device=slot.device)
     return Projection(matrices, None if placed.bias is None else _view(placed.bias, slot), order)
 

@@ -8,10 +8,9 @@ The kernel is `aten::_weight_int4pack_mm_for_cpu`, whose blocks are as wide as t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe_local.formats.base import Affine, Arrays, HasAffine, Multiply, Packable, Shape, row_chunks
+from moe_local.formats.base import Affine, Arrays, HasAffine, Multiply, Packable, Shape, matmul, row_chunks
 
 MANY_ROWS = 128  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
 
@@ -93,11 +92,15 @@ class Int4(Packable, HasAffine):
         if weight.device.type != "cpu" or self.rows != native_rows():
             return super().bind(arrays, shape)
         group = self.group
+        kernel = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
         def multiply(x: Tensor) -> Tensor:
             if len(x) >= MANY_ROWS:
-                return F.linear(x, self.decode(arrays, shape, x.dtype))
-            y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), weight, group, scales)
+                return matmul(x, self.decode(arrays, shape, x.dtype))
+            if x.dtype is torch.bfloat16:
+                same: Tensor = kernel(x, weight, group, scales)
+                return same
+            y: Tensor = kernel(x.to(torch.bfloat16), weight, group, scales)
             return y.to(x.dtype)
 
         return multiply

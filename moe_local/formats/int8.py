@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe_local.formats.base import Arrays, Multiply, Packable, Shape, row_chunks
+from moe_local.formats.base import Arrays, Multiply, Packable, Shape, matmul, row_chunks
 
 MANY_ROWS = 32  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
 
@@ -33,7 +32,7 @@ class Int8(Packable):
 
         def multiply(x: Tensor) -> Tensor:
             if len(x) >= MANY_ROWS:
-                return F.linear(x, weight.to(x.dtype)) * scales.to(x.dtype)
+                return matmul(x, weight.to(x.dtype)) * scales.to(x.dtype)
             y: Tensor = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), weight, scales)
             return y.to(x.dtype)
 

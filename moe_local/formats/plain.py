@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe_local.formats.base import Arrays, Multiply, Packable, Shape
+from moe_local.formats.base import Arrays, Multiply, Packable, Shape, matmul
 
 
 class Plain(Packable):
@@ -26,4 +25,4 @@ class Plain(Packable):
 
     def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
         weight = arrays["weight"]
-        return lambda x: F.linear(x, weight.to(x.dtype))
+        return lambda x: matmul(x, weight.to(x.dtype))

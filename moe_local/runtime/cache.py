@@ -64,26 +64,28 @@ class ExpertCache:
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._closed = False
 
-    def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Expert]]:
-        """Yields each of `experts` (distinct) with its weights as soon as they are there: hits, then arrivals.
+    def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Expert]]]:
+        """Yields `experts` (distinct) with their weights as soon as they are there: all hits, then each arrival.
 
-        An expert's weights may be used until the next one is asked for. The number of experts may exceed the layer's
+        Their weights may be used until more are asked for. The number of experts may exceed the layer's
         slots: the rest follow as slots fall free. Raises StorageError when a read fails.
         """
         self._recover()
         self._underway = layer
         share = self._device.shares[layer]
         keys = [(layer, expert) for expert in experts]
-        ready = deque(key for key in keys if key in share)
+        ready = [key for key in keys if key in share]
         missing = deque(key for key in keys if key not in share)
         self._count(len(ready), len(missing))
         for key in ready:
             share.pin(key)
         self._request(missing)
         while ready or missing or self._pending:
-            key = ready.popleft() if ready else self._next_arrival()
-            yield key[1], self._open(layer, share.slot(key))
-            share.unpin(key)
+            ready = ready or [self._next_arrival()]
+            yield [(key[1], self._open(layer, share.slot(key))) for key in ready]
+            for key in ready:
+                share.unpin(key)
+            ready = []
             self._request(missing)
         self._underway = None
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_local.formats import Expert
 from moe_local.runtime.cache import ExpertCache
-
-Groups = dict[int, Any]  # expert -> places: a list for one token, else a tensor
 
 
 class PagedExperts(nn.Module):
@@ -42,47 +40,61 @@ class PagedLayer:
         summed at the end in the order of the top-k: the result does not depend on the order of arrival.
         """
         tokens, k = index.shape
-        groups = group_by_expert(index, self._experts)
-        rows = hidden.new_zeros(tokens * k, hidden.shape[-1])  # [T * k, H] one for each token and choice
-        for expert, weight in self._cache.fetch(self._layer, list(groups)):
-            at = groups[expert]
-            inputs = hidden if tokens == 1 else hidden[padded(at // k)]
-            rows[at] = weight(module, inputs)[: len(at)]
+        rows = self._one(module, hidden, index) if tokens == 1 else self._many(module, hidden, index)
         weighted = rows * weights.reshape(-1, 1)
         return weighted.view(tokens, k, -1).sum(dim=1).to(hidden.dtype)
 
+    def _one(self, module: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
+        """hidden [1, H], index [1, k] -> [k, H], a row for each choice."""
+        chosen = index[0].tolist()
+        outputs: dict[int, Tensor] = {}
+        for ready in self._cache.fetch(self._layer, [e for e in dict.fromkeys(chosen) if e < self._experts]):
+            found = run_experts(module, [weight for _, weight in ready], [hidden] * len(ready))
+            outputs.update(zip([expert for expert, _ in ready], found, strict=True))
+        return torch.cat([outputs[e] if e in outputs else torch.zeros_like(hidden) for e in chosen])
 
-def group_by_expert(index: Tensor, experts: int) -> Groups:
+    def _many(self, module: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
+        """hidden [T, H], index [T, k] -> [T * k, H], a row for each token and choice."""
+        tokens, k = index.shape
+        groups = group_by_expert(index, self._experts)
+        rows = hidden.new_zeros(tokens * k, hidden.shape[-1])
+        for ready in self._cache.fetch(self._layer, list(groups)):
+            places = [groups[expert] for expert, _ in ready]
+            outputs = run_experts(module, [weight for _, weight in ready], [hidden[at // k] for at in places])
+            for at, output in zip(places, outputs, strict=True):
+                rows[at] = output
+        return rows
+
+
+def run_experts(module: Any, experts: Sequence[Expert], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each expert on its own tokens, [rows, hidden] -> [rows, hidden], unweighted.
+
+    `module` is transformers' experts module: its activation, gate and norm are used as they are, on all rows at once.
+    """
+    counts = [len(x) for x in inputs]
+    hidden = _joined([expert.up(x) for expert, x in zip(experts, inputs, strict=True)])
+    hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
+    parts = [hidden] if len(counts) == 1 else hidden.split(counts)
+    outputs = [expert.down(part) for expert, part in zip(experts, parts, strict=True)]
+    return [module.post_expert_norm(out) for out in outputs] if module.has_post_expert_norm else outputs
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def group_by_expert(index: Tensor, experts: int) -> dict[int, Tensor]:
     """Places in the flattened index [T, k] of each expert that is chosen, by expert, ascending.
 
     An index of `experts` or more is a sentinel: it stands for no expert and is left out.
     """
-    if index.shape[0] == 1:
-        chosen: dict[int, list[int]] = {}
-        for place, expert in enumerate(index[0].tolist()):
-            if expert < experts:
-                chosen.setdefault(expert, []).append(place)
-        return {expert: chosen[expert] for expert in sorted(chosen)}
     flat = index.reshape(-1)
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=experts)[:experts].tolist()
-    groups: Groups = {}
+    groups: dict[int, Tensor] = {}
     start = 0
     for expert, count in enumerate(counts):
         if count:
             groups[expert] = order[start : start + count]
         start += count
     return groups
-
-
-def padded(tokens: Tensor) -> Tensor:
-    """Token numbers [n] with token 0 added to the end until there is one of a few round counts.
-
-    A CPU's matrix library makes and keeps a program for every number of rows it meets: hundreds of megabytes for
-    the counts that routing gives. Rounded up, there are a dozen.
-    """
-    count = len(tokens)
-    if tokens.device.type != "cpu":
-        return tokens
-    step = 1 << max(0, count.bit_length() - 2)  # 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: never half too many
-    return F.pad(tokens, (0, -count % step))
