@@ -10,8 +10,8 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.errors import CheckpointError, UnsupportedError
 
-# From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` every
-# tensor it has understood; the others are taken as they are.
+# From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` and
+# `beside` every tensor it has understood; the others are taken as they are.
 Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
 SCHEMES: dict[str, Scheme] = {}
@@ -47,5 +47,6 @@ def understood(checkpoint: Checkpoint) -> dict[str, Source]:
             remedy="download it again",
         ) from error
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
+    used |= {name for tensor in encoded for name in tensor.beside}
     plain = {name: entry for name, entry in checkpoint.tensors.items() if name not in used}
     return {**plain, **{tensor.name: tensor for tensor in encoded}}
