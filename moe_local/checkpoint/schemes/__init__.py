@@ -8,13 +8,18 @@ from typing import Any
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.checkpoint.schemes.fp8 import fp8
+from moe_local.checkpoint.schemes.mxfp4 import mxfp4
 from moe_local.errors import CheckpointError, UnsupportedError
 
 # From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` and
 # `beside` every tensor it has understood; the others are taken as they are.
 Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
-SCHEMES: dict[str, Scheme] = {}
+SCHEMES: dict[str, Scheme] = {
+    "fp8": fp8,
+    "mxfp4": mxfp4,
+}
 
 
 def method(checkpoint: Checkpoint) -> str | None:

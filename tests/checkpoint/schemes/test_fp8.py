@@ -1,0 +1,124 @@
+"""fp8 checkpoints, written by transformers' own quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import FineGrainedFP8Config
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize, _dequantize_fp8_weight
+
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.schemes import understood
+from moe_local.errors import CheckpointError
+from moe_local.testing.quantised import assert_quantised_runs, is_linear, rewrite_checkpoint
+
+
+def _library(block: tuple[int, int] | None) -> tuple[Fp8Quantize, Fp8Dequantize]:
+    config = FineGrainedFP8Config(weight_block_size=block or (128, 128))
+    config.weight_block_size = block
+    stub = SimpleNamespace(quantization_config=config)
+    return Fp8Quantize(stub), Fp8Dequantize(stub)
+
+
+# granitemoe: experts fused in a [experts, out, in] of the published name; the others: expert by expert.
+@pytest.mark.parametrize("block", [(16, 16), (8, 32)], ids=str)
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3", "granitemoe"])
+def test_blocks_as_transformers_writes_them(model_type: str, block: tuple[int, int], tmp_path: Path) -> None:
+    library, inverse = _library(block)
+
+    def quantise(name: str, weight: Tensor) -> Mapping[str, Tensor] | None:
+        if not is_linear(name, weight) and weight.ndim != 3:
+            return None
+        parts = library.convert({name: weight})
+        return parts if len(parts) == 2 else None  # it leaves what does not divide into blocks
+
+    def dequantise(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        decoded: Tensor = inverse._dequantize_one(parts[name], parts[f"{name}_scale_inv"])
+        return decoded
+
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": list(block)}
+    assert_quantised_runs(model_type, tmp_path, quantise, dequantise, config)
+
+
+def _cast(name: str, weight: Tensor, scale: Tensor, block: tuple[int, int]) -> dict[str, Tensor]:
+    spread = scale.float().repeat_interleave(block[0], 0)[: weight.shape[0]].repeat_interleave(block[1], 1)
+    codes = (weight / spread[:, : weight.shape[1]]).to(torch.float8_e4m3fn)
+    return {name: codes, f"{name}_scale_inv": scale}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e8m0fnu], ids=str)
+def test_blocks_that_edges_cut_short(dtype: torch.dtype, tmp_path: Path) -> None:
+    """DeepSeek-V3 has matrices of 576 rows in blocks of 128."""
+    block = (20, 20)
+
+    def quantise(name: str, weight: Tensor) -> Mapping[str, Tensor] | None:
+        if not is_linear(name, weight):
+            return None
+        scale = torch.full([-(-size // 20) for size in weight.shape], 2.0**-6)
+        scale[0] = 2.0**-7
+        return _cast(name, weight, scale.to(dtype), block)
+
+    def dequantise(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        scale = parts[f"{name}_scale_inv"].float()
+        decoded: Tensor = _dequantize_fp8_weight(parts[name], scale, list(block), torch.float32)
+        return decoded
+
+    config = {"quant_method": "fp8", "weight_block_size": list(block)}
+    assert_quantised_runs("deepseek_v3", tmp_path, quantise, dequantise, config)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_scale_a_matrix_or_a_row(per_row: bool, tmp_path: Path) -> None:
+    def quantise(name: str, weight: Tensor) -> Mapping[str, Tensor] | None:
+        if not is_linear(name, weight):
+            return None
+        scale = weight.abs().amax(dim=1, keepdim=True) / 448 if per_row else weight.abs().max() / 448
+        codes = (weight / scale).to(torch.float8_e4m3fn)
+        activation = name.removesuffix("weight") + "activation_scale"
+        return {name: codes, f"{name}_scale_inv": scale, activation: torch.ones(())}
+
+    def dequantise(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        return parts[name].float() * parts[f"{name}_scale_inv"]
+
+    config = {"quant_method": "fp8", "activation_scheme": "static"}
+    assert_quantised_runs("mixtral", tmp_path, quantise, dequantise, config)
+
+
+BAD: list[tuple[Any, dict[str, Tensor], str]] = [
+    ([16, 16], {"scale": torch.ones(2, 2)}, "weight_scale_inv' is missing"),
+    ([16, 16], {"weight_scale_inv": torch.ones(2, 2)}, r"has shape \(2, 2\), not \(2, 4\)"),
+    ([16, 16], {"weight_scale_inv": torch.ones(2, 4, dtype=torch.int32)}, "is of type int32"),
+    (None, {"weight_scale_inv": torch.ones(2, 4)}, r"has shape \(2, 4\)"),
+    ([16], {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
+    ("128", {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
+    ([0, 16], {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
+]
+
+
+@pytest.mark.parametrize(("block", "scale", "message"), BAD)
+def test_bad_input_is_named(qwen: Path, tmp_path: Path, block: Any, scale: dict[str, Tensor], message: str) -> None:
+    victim = "model.layers.1.mlp.experts.3.gate_proj."
+
+    def replace(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+        if name != f"{victim}weight":
+            return {name: tensor}
+        return {name: tensor.to(torch.float8_e4m3fn), **{victim + n: s for n, s in scale.items()}}
+
+    rewrite_checkpoint(qwen, tmp_path, replace, {"quant_method": "fp8", "weight_block_size": block})
+    with pytest.raises(CheckpointError, match=message):
+        understood(Checkpoint.open(tmp_path))
+
+
+def test_a_scale_without_its_matrix_is_refused(qwen: Path, tmp_path: Path) -> None:
+    def replace(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+        return {name: tensor, "model.layers.0.self_attn.q_proj.weight_scale_inv": torch.ones(4, 4)}
+
+    rewrite_checkpoint(qwen, tmp_path, replace, {"quant_method": "fp8", "weight_block_size": [16, 16]})
+    with pytest.raises(CheckpointError, match="belongs to no quantised matrix"):
+        understood(Checkpoint.open(tmp_path))
