@@ -8,17 +8,26 @@ from functools import lru_cache
 import torch
 
 from moe_local.checkpoint.record import Encoding, Layout
+from moe_local.formats.awq import Awq
 from moe_local.formats.base import Format
 from moe_local.formats.fp8 import Fp8
+from moe_local.formats.gptq import Gptq
+from moe_local.formats.int8 import AbsmaxInt8, Int8
 from moe_local.formats.mxfp4 import Mxfp4
+from moe_local.formats.packed import Packed
 from moe_local.formats.plain import Plain
 
 FORMATS: dict[str, Callable[..., Format]] = {
     "bf16": lambda: Plain(torch.bfloat16),
     "fp16": lambda: Plain(torch.float16),
     "fp32": lambda: Plain(torch.float32),
+    "absmax-int8": AbsmaxInt8,
+    "awq": Awq,
     "fp8": Fp8,
+    "gptq": Gptq,
+    "int8": Int8,
     "mxfp4": Mxfp4,
+    "packed": Packed,
 }
 
 

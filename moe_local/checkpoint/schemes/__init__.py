@@ -8,7 +8,10 @@ from typing import Any
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.checkpoint.schemes.awq import awq
+from moe_local.checkpoint.schemes.compressed_tensors import compressed_tensors
 from moe_local.checkpoint.schemes.fp8 import fp8
+from moe_local.checkpoint.schemes.gptq import gptq
 from moe_local.checkpoint.schemes.mxfp4 import mxfp4
 from moe_local.errors import CheckpointError, UnsupportedError
 
@@ -17,7 +20,10 @@ from moe_local.errors import CheckpointError, UnsupportedError
 Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
 SCHEMES: dict[str, Scheme] = {
+    "awq": awq,
+    "compressed-tensors": compressed_tensors,
     "fp8": fp8,
+    "gptq": gptq,
     "mxfp4": mxfp4,
 }
 

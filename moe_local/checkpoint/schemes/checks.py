@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from moe_local.checkpoint.header import TensorEntry
+from moe_local.errors import UnsupportedError
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -48,12 +49,38 @@ def assert_none_left(tensors: Mapping[str, TensorEntry], suffixes: Collection[st
             raise ValueError(f"tensor {name!r} belongs to no quantised matrix")
 
 
-def integer(config: Mapping[str, Any], key: str, allowed: Collection[int] | range | None = None) -> int:
-    """A whole number of the configuration. Raises ValueError if it is something else, or not `allowed`."""
+def integer(config: Mapping[str, Any], key: str) -> int:
+    """A whole number of the configuration. Raises ValueError if it is something else."""
     value = config.get(key)
-    if type(value) is not int or (allowed is not None and value not in allowed):
+    if type(value) is not int:
         raise ValueError(f"{key} is {value!r}")
     return value
+
+
+def bits_of(config: Mapping[str, Any], key: str, supported: Collection[int]) -> int:
+    """The bits of a number. Raises UnsupportedError for as many as cannot be read."""
+    bits = integer(config, key)
+    if bits not in supported:
+        raise UnsupportedError(
+            f"quantised numbers of {bits} bits cannot be read", remedy=f"use {' or '.join(map(str, supported))} bits"
+        )
+    return bits
+
+
+def group_size(config: Mapping[str, Any], key: str) -> int:
+    """How many columns share a scale; 0 for all of them, which the configuration calls -1."""
+    size = integer(config, key)
+    if size < 1 and size != -1:
+        raise ValueError(f"{key} is {size}")
+    return max(0, size)
+
+
+def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object of the configuration, empty where it is absent. Raises ValueError if it is something else."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{key} is {value!r}")
+    return value or {}
 
 
 def boolean(config: Mapping[str, Any], key: str, default: bool) -> bool:
