@@ -14,6 +14,7 @@ from moe_local.formats.fp8 import Fp8
 from moe_local.formats.gptq import Gptq
 from moe_local.formats.int8 import AbsmaxInt8, Int8
 from moe_local.formats.mxfp4 import Mxfp4
+from moe_local.formats.nf4 import Nf4
 from moe_local.formats.packed import Packed
 from moe_local.formats.plain import Plain
 
@@ -27,6 +28,7 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "gptq": Gptq,
     "int8": Int8,
     "mxfp4": Mxfp4,
+    "nf4": Nf4,
     "packed": Packed,
 }
 

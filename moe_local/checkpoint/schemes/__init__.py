@@ -9,6 +9,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.checkpoint.schemes.awq import awq
+from moe_local.checkpoint.schemes.bitsandbytes import bitsandbytes
 from moe_local.checkpoint.schemes.compressed_tensors import compressed_tensors
 from moe_local.checkpoint.schemes.fp8 import fp8
 from moe_local.checkpoint.schemes.gptq import gptq
@@ -21,6 +22,7 @@ Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTe
 
 SCHEMES: dict[str, Scheme] = {
     "awq": awq,
+    "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
     "fp8": fp8,
     "gptq": gptq,
