@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe_local.formats.awq import Awq
 from moe_local.formats.base import Affine
+from moe_local.formats.gptq import Gptq
 from moe_local.formats.grouped import unpack
 from moe_local.formats.int8 import AbsmaxInt8, Int8
 from moe_local.formats.packed import Packed
@@ -75,6 +77,57 @@ def test_groups_that_are_not_there_are_not_read() -> None:
     """Bytes of a file that nobody checked."""
     arrays = {"weight": torch.zeros(8, 4).int(), "scale": torch.ones(8, 2), "g_idx": torch.tensor([-9, 10**9] * 16)}
     assert Packed(4, 16).decode(arrays, (8, 32), torch.float32).tolist() == [[-8.0] * 32] * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.sampled_from([4, 8]),
+    groups=st.integers(1, 3),
+    group=st.sampled_from([8, 16, 0]),
+    less=st.integers(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_gptq_decodes_to_its_integers(bits: int, groups: int, group: int, less: int, seed: int) -> None:
+    width = groups * (group or 16)
+    groups = groups if group else 1
+    generator = torch.Generator().manual_seed(seed)
+    arrays = {
+        "qweight": words(generator, width * bits // 32, 8),
+        "qzeros": words(generator, groups, 8 * bits // 32),
+        "scales": torch.rand(groups, 8, generator=generator).half(),
+    }
+    packed = Gptq(bits, group, less)
+    affine = packed.affine(arrays, (8, width))
+    assert affine is not None
+    most = 2**bits - 1
+    assert affine.codes[3, 5] == arrays["qweight"][5 * bits // 32, 3] >> (5 * bits % 32) & most
+    assert affine.zeros[1, 0] == ((arrays["qzeros"][0, 0] >> bits & most) + less) % (most + 1)
+    assert torch.equal(packed.decode(arrays, (8, width), torch.float32), expand(affine))
+
+
+def test_a_last_group_cut_short_is_no_plain_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    arrays = {"qweight": words(generator, 3, 8), "qzeros": words(generator, 2, 1), "scales": torch.ones(2, 8)}
+    assert Gptq(4, 16).affine(arrays, (8, 24)) is None
+    assert Gptq(4, 16).decode(arrays, (8, 24), torch.float32).shape == (8, 24)
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups=st.integers(1, 3), group=st.sampled_from([8, 16]), seed=st.integers(0, 1000))
+def test_awq_decodes_to_its_integers(groups: int, group: int, seed: int) -> None:
+    width = groups * group
+    generator = torch.Generator().manual_seed(seed)
+    arrays = {
+        "qweight": words(generator, width, 2),
+        "qzeros": words(generator, groups, 2),
+        "scales": torch.rand(groups, 16, generator=generator).half(),
+    }
+    affine = Awq(group).affine(arrays, (16, width))
+    assert affine is not None
+    for place, output in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        assert affine.codes[8 + output, 3] == arrays["qweight"][3, 1] >> (4 * place) & 0xF
+        assert affine.zeros[output, 0] == arrays["qzeros"][0, 0] >> (4 * place) & 0xF
+    assert torch.equal(Awq(group).decode(arrays, (16, width), torch.float32), expand(affine))
 
 
 @settings(max_examples=30, deadline=None)

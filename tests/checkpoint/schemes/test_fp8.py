@@ -15,7 +15,10 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.schemes import understood
-from moe_local.errors import CheckpointError
+from moe_local.engine import load
+from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.planning import Options
+from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.quantised import assert_quantised_runs, is_linear, rewrite_checkpoint
 
 
@@ -122,3 +125,35 @@ def test_a_scale_without_its_matrix_is_refused(qwen: Path, tmp_path: Path) -> No
     rewrite_checkpoint(qwen, tmp_path, replace, {"quant_method": "fp8", "weight_block_size": [16, 16]})
     with pytest.raises(CheckpointError, match="belongs to no quantised matrix"):
         understood(Checkpoint.open(tmp_path))
+
+
+@pytest.mark.parametrize("victim", ["self_attn.o_proj", "mlp.experts.3.down_proj"])
+def test_a_matrix_of_another_shape_than_the_model_s_is_refused(qwen: Path, tmp_path: Path, victim: str) -> None:
+    """Its parts agree with each other: only the model knows better."""
+
+    def replace(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+        if name != f"model.layers.1.{victim}.weight":
+            return {name: tensor}
+        return _cast(name, torch.cat([tensor, tensor]), torch.ones(8, tensor.shape[1] // 16), (16, 16))
+
+    rewrite_checkpoint(qwen, tmp_path, replace, {"quant_method": "fp8", "weight_block_size": [16, 16]})
+    with pytest.raises((CheckpointError, UnsupportedError)) as caught, load(tmp_path, Options(context=64)):
+        pass
+    assert "layers.1" in str(caught.value)
+
+
+def test_experts_the_other_way_round_are_refused(tmp_path: Path) -> None:
+    """A checkpoint whose fused matrices are [in, out] does not say so; no published one is."""
+    original = write_tiny_checkpoint(architecture("gpt_oss"), tmp_path / "original")
+
+    def replace(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+        if tensor.ndim != 3:
+            return {name: tensor}
+        return {name: tensor.to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(len(tensor))}
+
+    rewrite_checkpoint(original, tmp_path / "fp8", replace, {"quant_method": "fp8"})
+    with (
+        pytest.raises(UnsupportedError, match="cannot be read in place"),
+        load(tmp_path / "fp8", Options(context=64)),
+    ):
+        pass
