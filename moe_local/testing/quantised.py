@@ -12,8 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.record import EncodedTensor
+from moe_local.checkpoint.schemes import understood
 from moe_local.engine import load
+from moe_local.memory.disk import FileReader
 from moe_local.planning import Options
+from moe_local.runtime.binding import LazyTensor
 from moe_local.testing.architectures import architecture
 from moe_local.testing.tiny import tiny_inputs, write_tiny_checkpoint
 
@@ -38,6 +43,18 @@ def rewrite_checkpoint(
     replaced = {n: t.contiguous() for name, tensor in tensors.items() for n, t in replace(name, tensor).items()}
     save_file(replaced, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def decode_checkpoint(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The numbers of every matrix that the checkpoint holds encoded."""
+    checkpoint = Checkpoint.open(directory)
+    encoded = {name: s for name, s in understood(checkpoint).items() if isinstance(s, EncodedTensor)}
+    reader = FileReader()
+    try:
+        reader.open(checkpoint.files)
+        return {name: LazyTensor(source, reader, dtype)[...] for name, source in encoded.items()}
+    finally:
+        reader.close()
 
 
 def is_linear(name: str, tensor: Tensor) -> bool:
@@ -67,7 +84,9 @@ def assert_quantised_runs(
     dequantise: Callable[[str, Mapping[str, Tensor]], Tensor],
     quantization_config: Mapping[str, Any],
 ) -> Path:
-    """Quantises a tiny checkpoint, and compares its paged model with transformers' of the same, dequantised.
+    """Quantises a tiny checkpoint, and compares its numbers and its paged model with what it means.
+
+    The matrices must decode to the very numbers, and the model give what transformers does with them.
 
     `quantise` gives None for a tensor to keep; `dequantise` gets the tensor's name and what `quantise` gave. Some
     matrix must have been quantised. Returns the quantised checkpoint.
@@ -87,5 +106,9 @@ def assert_quantised_runs(
         original, directory / "plain", lambda name, tensor: {name: taken.get(name, tensor)}, None
     )
     assert any("experts" in name or "block_sparse_moe" in name for name in taken)
+    decoded = decode_checkpoint(quantised, torch.float32)
+    assert decoded.keys() == taken.keys()
+    for name, weight in decoded.items():
+        assert torch.equal(weight, taken[name]), name
     assert_runs_as(model_type, quantised, plain)
     return quantised

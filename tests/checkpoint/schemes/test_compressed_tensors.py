@@ -18,7 +18,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes import understood
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
-from moe_local.testing.quantised import assert_quantised_runs, is_linear, rewrite_checkpoint
+from moe_local.testing.quantised import assert_quantised_runs, decode_checkpoint, is_linear, rewrite_checkpoint
 
 pytest.importorskip("compressed_tensors")
 
@@ -90,6 +90,29 @@ LIBRARIES = {
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
 def test_as_the_library_writes_them(model_type: str, library: _Library, tmp_path: Path) -> None:
     assert_quantised_runs(model_type, tmp_path, library.quantise, library.dequantise, library.config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES.keys())
+def test_numbers_of_16_bits_are_the_library_s(
+    mixtral: Path, library: _Library, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """It multiplies in the type of the scales, which is the model's."""
+    wanted: dict[str, Tensor] = {}
+
+    def replace(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+        parts = library.quantise(name, tensor.to(dtype))
+        if parts is None:
+            return {name: tensor.to(dtype)}
+        wanted[name] = library.dequantise(name, parts)
+        return parts
+
+    rewrite_checkpoint(mixtral, tmp_path, replace, library.config)
+    decoded = decode_checkpoint(tmp_path, dtype)
+    assert wanted
+    for name, weight in wanted.items():
+        assert weight.dtype == dtype
+        assert torch.equal(decoded[name], weight), name
 
 
 def test_columns_grouped_by_activation(tmp_path: Path) -> None:
