@@ -59,7 +59,7 @@ def decode_checkpoint(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def is_linear(name: str, tensor: Tensor) -> bool:
     """Whether a published tensor is the weight of a linear layer that quantisers take, an expert's included."""
-    kept = ("lm_head", "embed_tokens", "router", "mlp.gate.", "block_sparse_moe.gate.")
+    kept = ("lm_head", "embed_tokens", "router", "mlp.gate.", "ffn.gate.", "block_sparse_moe.gate.")
     return tensor.ndim == 2 and name.endswith(".weight") and not any(part in name for part in kept)
 
 
@@ -105,7 +105,7 @@ def assert_quantised_runs(
     plain = rewrite_checkpoint(
         original, directory / "plain", lambda name, tensor: {name: taken.get(name, tensor)}, None
     )
-    assert any("experts" in name or "block_sparse_moe" in name for name in taken)
+    assert any(".experts." in name or "block_sparse_moe" in name for name in taken)
     decoded = decode_checkpoint(quantised, torch.float32)
     assert decoded.keys() == taken.keys()
     for name, weight in decoded.items():

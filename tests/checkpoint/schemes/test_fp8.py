@@ -17,6 +17,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.schemes import understood
 from moe_local.engine import load
 from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.formats.mxfp4 import Mxfp4
 from moe_local.planning import Options
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.quantised import assert_quantised_runs, is_linear, rewrite_checkpoint
@@ -93,25 +94,57 @@ def test_a_scale_a_matrix_or_a_row(per_row: bool, tmp_path: Path) -> None:
     assert_quantised_runs("mixtral", tmp_path, quantise, dequantise, config)
 
 
-BAD: list[tuple[Any, dict[str, Tensor], str]] = [
-    ([16, 16], {"scale": torch.ones(2, 2)}, "weight_scale_inv' is missing"),
-    ([16, 16], {"weight_scale_inv": torch.ones(2, 2)}, r"has shape \(2, 2\), not \(2, 4\)"),
-    ([16, 16], {"weight_scale_inv": torch.ones(2, 4, dtype=torch.int32)}, "is of type int32"),
-    (None, {"weight_scale_inv": torch.ones(2, 4)}, r"has shape \(2, 4\)"),
-    ([16], {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
-    ("128", {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
-    ([0, 16], {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
+def test_deepseek_v4(tmp_path: Path) -> None:
+    """Other names of scales, exponents in their own type, and experts of 4-bit floats."""
+    block = (8, 8)
+    library, inverse = _library(block)
+    library.hf_quantizer.quantization_config.scale_fmt = "ue8m0"
+
+    def quantise(name: str, weight: Tensor) -> Mapping[str, Tensor] | None:
+        if not is_linear(name, weight):
+            return None
+        scale = f"{name.removesuffix('weight')}scale"
+        if ".experts." in name:
+            arrays = Mxfp4().encode(weight)
+            codes = arrays["blocks"].flatten(1).view(torch.int8)
+            return {name: codes, scale: arrays["scales"].view(torch.float8_e8m0fnu)}
+        parts = library.convert({name: weight})
+        return {name: parts[name], scale: parts[f"{name}_scale_inv"]} if len(parts) == 2 else None
+
+    def dequantise(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        codes, scales = parts.values()
+        decoded: Tensor = inverse._dequantize_one(codes, scales, torch.float32)
+        return decoded
+
+    config = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": list(block)}
+    assert_quantised_runs("deepseek_v4", tmp_path, quantise, dequantise, config)
+
+
+F8, I8 = torch.float8_e4m3fn, torch.int8
+BAD: list[tuple[torch.dtype, Any, dict[str, Tensor], str]] = [
+    (I8, [16, 16], {}, "weight_scale_inv' is missing"),
+    (I8, [16, 16], {"scale": torch.ones(32, 4)}, "is of type float32"),
+    (I8, [16, 16], {"scale": torch.ones(32, 2, dtype=torch.uint8)}, r"not \(32, 4\)"),
+    (F8, [16, 16], {}, "weight_scale_inv' is missing"),
+    (F8, [16, 16], {"weight_scale_inv": torch.ones(2, 2)}, r"has shape \(2, 2\), not \(2, 4\)"),
+    (F8, [16, 16], {"weight_scale_inv": torch.ones(2, 4, dtype=torch.int32)}, "is of type int32"),
+    (F8, None, {"weight_scale_inv": torch.ones(2, 4)}, r"has shape \(2, 4\)"),
+    (F8, [16], {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
+    (F8, "128", {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
+    (F8, [0, 16], {"weight_scale_inv": torch.ones(2, 4)}, "the block size is"),
 ]
 
 
-@pytest.mark.parametrize(("block", "scale", "message"), BAD)
-def test_bad_input_is_named(qwen: Path, tmp_path: Path, block: Any, scale: dict[str, Tensor], message: str) -> None:
+@pytest.mark.parametrize(("dtype", "block", "scale", "message"), BAD)
+def test_bad_input_is_named(
+    qwen: Path, tmp_path: Path, dtype: torch.dtype, block: Any, scale: dict[str, Tensor], message: str
+) -> None:
     victim = "model.layers.1.mlp.experts.3.gate_proj."
 
     def replace(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
         if name != f"{victim}weight":
             return {name: tensor}
-        return {name: tensor.to(torch.float8_e4m3fn), **{victim + n: s for n, s in scale.items()}}
+        return {name: tensor.to(dtype), **{victim + n: s for n, s in scale.items()}}
 
     rewrite_checkpoint(qwen, tmp_path, replace, {"quant_method": "fp8", "weight_block_size": block})
     with pytest.raises(CheckpointError, match=message):
