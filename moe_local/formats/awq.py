@@ -20,10 +20,10 @@ class Awq(Grouped):
     def _integers(self, arrays: Arrays, shape: Shape) -> Affine:
         codes, zeros = _outputs(arrays["qweight"]), _outputs(arrays["qzeros"])
         scales = arrays["scales"].T.to(torch.float32)
-        return Affine(codes.contiguous(), scales, zeros.to(torch.float32), self._bits)
+        return Affine(codes, scales, zeros.to(torch.float32), self._bits)
 
 
 def _outputs(words: Tensor) -> Tensor:
     """int32 [n, out / 8] -> uint8 [out, n]."""
     mixed = unpack(words, 4)
-    return mixed.view(len(mixed), -1, 8)[..., _PLACES].flatten(1).T
+    return mixed.view(len(mixed), -1, 8).permute(1, 2, 0)[:, _PLACES].flatten(0, 1)

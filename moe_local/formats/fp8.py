@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Packable, Shape
+from moe_local.formats.lookup import look_up
 
 _MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -30,7 +33,7 @@ class Fp8(Packable):
         wide = weight.to(torch.float32)
         largest = self._largest(wide)
         scale = torch.where(largest > 0, largest / _MAX, 1.0)
-        codes = (wide / self._spread(scale, wide)).clamp(-_MAX, _MAX).to(torch.float8_e4m3fn)
+        codes = (wide / self._spread(scale, wide.shape)).clamp(-_MAX, _MAX).to(torch.float8_e4m3fn)
         return {"weight": codes, "scale": scale}
 
     def _largest(self, weight: Tensor) -> Tensor:
@@ -43,16 +46,29 @@ class Fp8(Packable):
         down, across = len(padded) // self._rows, padded.shape[1] // self._columns
         return padded.view(down, self._rows, across, self._columns).amax(dim=(1, 3))
 
-    def _spread(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """`scale` in a shape that broadcasts against `weight` [out, in]."""
+    def _spread(self, scale: Tensor, shape: Sequence[int]) -> Tensor:
+        """`scale` in a shape that broadcasts to [out, in]."""
         if self._rows is None or self._columns is None:
             return scale.reshape(-1, 1)
-        out, width = weight.shape
+        out, width = shape
         tall = scale.repeat_interleave(self._rows, dim=0)[:out]
         return tall.repeat_interleave(self._columns, dim=1)[:, :width]
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
-        weight, scale = arrays["weight"].to(torch.float32), arrays["scale"]
+        weight, scale = _widened(arrays["weight"]), arrays["scale"]
         if scale.dtype == torch.uint8:
             scale = scale.view(torch.float8_e8m0fnu)
-        return weight.mul_(self._spread(scale.to(torch.float32), weight)).to(dtype)
+        scale = scale.to(torch.float32)
+        if self._rows is None or self._columns is None or shape[1] % self._columns:
+            return weight.mul_(self._spread(scale, shape)).to(dtype)
+        rows = scale.repeat_interleave(self._rows, dim=0)[: shape[0]]
+        weight.view(shape[0], -1, self._columns).mul_(rows.unsqueeze(-1))
+        return weight.to(dtype)
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """A float8 tensor in float32. torch converts on a CPU one by one."""
+    if weight.device.type != "cpu":
+        return weight.to(torch.float32)
+    every = torch.arange(256, dtype=torch.uint8).view(weight.dtype).to(torch.float32)
+    return look_up(every, weight.view(torch.uint8))

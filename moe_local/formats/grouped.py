@@ -25,13 +25,8 @@ class Grouped(HasAffine):
         """The integers, with the groups in the order of the arrays."""
 
     def affine(self, arrays: Arrays, shape: Shape) -> Affine | None:
-        columns = self._columns(arrays, shape)
-        size = self._group or shape[1]
-        if shape[1] % size or (
-            columns is not None and not torch.equal(columns, self._in_order(shape, columns.device))
-        ):
-            return None
-        return self._integers(arrays, shape)
+        plain = self._columns(arrays, shape) is None and shape[1] % (self._group or shape[1]) == 0
+        return self._integers(arrays, shape) if plain else None
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         integers = self._integers(arrays, shape)
@@ -46,10 +41,13 @@ class Grouped(HasAffine):
         return numbers.to(dtype)
 
     def _columns(self, arrays: Arrays, shape: Shape) -> Tensor | None:
-        """The group of each column [in] int64, where the arrays say; never one that is not there."""
+        """The group of each column [in] int64, never one that is not there; None if they are in order."""
         if "g_idx" not in arrays:
             return None
-        return arrays["g_idx"].long().clamp(0, -(-shape[1] // (self._group or shape[1])) - 1)
+        columns = arrays["g_idx"].long()
+        if torch.equal(columns, self._in_order(shape, columns.device)):
+            return None
+        return columns.clamp(0, -(-shape[1] // (self._group or shape[1])) - 1)
 
     def _in_order(self, shape: Shape, device: torch.device) -> Tensor:
         return torch.arange(shape[1], device=device) // (self._group or shape[1])

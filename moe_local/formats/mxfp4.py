@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Packable, Shape
+from moe_local.formats.lookup import look_up_halves
 
 BLOCK = 32
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -36,9 +37,10 @@ class Mxfp4(Packable):
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         blocks = arrays["blocks"]
         values = torch.tensor(_VALUES, device=blocks.device)
-        codes = torch.stack([blocks & 0xF, blocks >> 4], dim=-1).flatten(-2)  # [out, in / 32, 32]
+        numbers = look_up_halves(values, blocks, low_first=True)  # [out, in / 32, 32]
         exponents = arrays["scales"].to(torch.int32) - _BIAS
-        return torch.ldexp(values[codes.int()], exponents.unsqueeze(-1)).flatten(1).to(dtype)
+        scales = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents)
+        return numbers.mul_(scales.unsqueeze(-1)).flatten(1).to(dtype)
 
 
 def _bounds(device: torch.device) -> Tensor:

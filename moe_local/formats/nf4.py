@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Packable, Shape
+from moe_local.formats.lookup import look_up, look_up_halves
 
 TABLES = {
     "nf4": (
@@ -66,16 +67,20 @@ class Nf4(Packable):
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         packed = arrays["weight"]
         table = torch.tensor(self._table, device=packed.device)
-        codes = torch.stack([packed >> 4, packed & 0xF], dim=-1).flatten()[: math.prod(shape)]
-        scales = self._scales(arrays).repeat_interleave(self._block)[: len(codes)]
-        return table[codes.int()].mul_(scales).view(shape).to(dtype)
+        numbers = look_up_halves(table, packed.flatten(), low_first=False)[: math.prod(shape)]
+        scales = self._scales(arrays)
+        if len(numbers) == len(scales) * self._block:
+            numbers.view(-1, self._block).mul_(scales.unsqueeze(1))
+        else:
+            numbers.mul_(scales.repeat_interleave(self._block)[: len(numbers)])
+        return numbers.view(shape).to(dtype)
 
     def _scales(self, arrays: Arrays) -> Tensor:
         if not self._nested:
             return arrays["absmax"]
         codes = arrays["absmax"]
         scales = arrays["nested_absmax"].repeat_interleave(self._nested)[: len(codes)]
-        return arrays["nested_map"][codes.int()] * scales + read_offset(bytes(arrays["offset"].tolist()))
+        return look_up(arrays["nested_map"], codes) * scales + read_offset(bytes(arrays["offset"].tolist()))
 
 
 def read_offset(text: bytes) -> float:

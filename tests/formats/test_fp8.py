@@ -30,7 +30,7 @@ def test_numbers_come_back_within_half_a_step(
     assert arrays["weight"].dtype == torch.float8_e4m3fn
     back = packed.decode(arrays, (out, width), torch.float32)
     # Three bits of fraction; below the smallest normal number, 2**-6, steps are of 2**-9.
-    scale = packed._spread(arrays["scale"], weight)
+    scale = packed._spread(arrays["scale"], weight.shape)
     assert ((back - weight).abs() <= torch.maximum(weight.abs() * 2**-4, scale * 2**-10) * (1 + 1e-5)).all()
 
 
