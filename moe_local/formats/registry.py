@@ -12,7 +12,7 @@ from moe_local.formats.awq import Awq
 from moe_local.formats.base import Format
 from moe_local.formats.fp8 import Fp8
 from moe_local.formats.gptq import Gptq
-from moe_local.formats.int8 import AbsmaxInt8, Int8
+from moe_local.formats.signed import AbsmaxInt8, SignedInt8
 from moe_local.formats.mxfp4 import Mxfp4
 from moe_local.formats.nf4 import Nf4
 from moe_local.formats.packed import Packed
@@ -26,7 +26,7 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "awq": Awq,
     "fp8": Fp8,
     "gptq": Gptq,
-    "int8": Int8,
+    "signed-int8": SignedInt8,
     "mxfp4": Mxfp4,
     "nf4": Nf4,
     "packed": Packed,

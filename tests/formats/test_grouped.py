@@ -11,7 +11,7 @@ from moe_local.formats.awq import Awq
 from moe_local.formats.base import Affine
 from moe_local.formats.gptq import Gptq
 from moe_local.formats.grouped import unpack
-from moe_local.formats.int8 import AbsmaxInt8, Int8
+from moe_local.formats.signed import AbsmaxInt8, SignedInt8
 from moe_local.formats.packed import Packed
 
 
@@ -138,9 +138,9 @@ def test_int8_decodes_to_its_integers(groups: int, zeros: bool, seed: int) -> No
     arrays = {"weight": weight, "scale": torch.rand(8, groups, generator=generator)}
     if zeros:
         arrays["zero_point"] = torch.randint(-128, 128, (8, groups), generator=generator).to(torch.int8)
-    affine = Int8(16).affine(arrays, (8, 16 * groups))
+    affine = SignedInt8(16).affine(arrays, (8, 16 * groups))
     assert affine is not None
-    assert torch.equal(Int8(16).decode(arrays, (8, 16 * groups), torch.float32), expand(affine))
+    assert torch.equal(SignedInt8(16).decode(arrays, (8, 16 * groups), torch.float32), expand(affine))
 
 
 def test_absmax_is_what_127_means() -> None:

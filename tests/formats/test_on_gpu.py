@@ -37,7 +37,7 @@ ENCODINGS = [
     Encoding("fp8"),
     Encoding("fp8", (("block", 32),)),
     Encoding("gptq", (("bits", 4), ("group", 32))),
-    Encoding("int8", (("group", 32),)),
+    Encoding("signed-int8", (("group", 32),)),
     Encoding("mxfp4"),
     Encoding("nf4"),
     Encoding("packed", (("bits", 4), ("group", 32))),

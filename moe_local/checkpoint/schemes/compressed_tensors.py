@@ -170,7 +170,7 @@ class _Module:
         weight = expect_matrix(self._tensors, f"{self._name}.weight", [torch.int8])
         out, width = weight.shape
         parts = {"weight": weight, **self._scales(out, width)}
-        return self._encoded((out, width), Encoding("int8", (("group", self._group.size),)), parts)
+        return self._encoded((out, width), Encoding("signed-int8", (("group", self._group.size),)), parts)
 
     def _float8(self) -> EncodedTensor:
         if not self._group.symmetric:

@@ -11,7 +11,7 @@ from moe_local.formats.grouped import Grouped, by_row
 _MIDDLE = 128  # of the codes, which are unsigned
 
 
-class Int8(Grouped):
+class SignedInt8(Grouped):
     """`weight` [out, in] int8, `scale` [out, groups] or one number, and `zero_point` int8 of its shape, if any."""
 
     def __init__(self, group: int = 0) -> None:
