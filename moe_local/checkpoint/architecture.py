@@ -16,6 +16,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
 _FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
@@ -93,11 +94,11 @@ def _class_named(name: str) -> type[PreTrainedModel] | None:
 
 
 def compute_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that the checkpoint is meant to run in: its configuration's, else its commonest float type."""
+    """The dtype that the checkpoint is meant to run in: its configuration's, else its commonest of 16 or 32 bits."""
     for source in (config, config.get_text_config()):
         if isinstance(source.dtype, torch.dtype):
             return source.dtype
-    counts = Counter(e.dtype for e in checkpoint.tensors.values() if e.dtype.is_floating_point)
+    counts = Counter(entry.dtype for entry in checkpoint.tensors.values() if entry.dtype in PLAIN)
     return counts.most_common(1)[0][0] if counts else torch.float32
 
 

@@ -105,6 +105,7 @@ class EncodedTensor:
     encoding: Encoding
     parts: Mapping[str, TensorEntry]
     transposed: bool = False
+    beside: tuple[str, ...] = ()  # tensors that belong to it and are not needed to read it
 
     @property
     def length(self) -> int:

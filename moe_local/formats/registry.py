@@ -9,10 +9,17 @@ import torch
 
 from moe_local.checkpoint.record import Encoding, Layout
 from moe_local.errors import MoeLocalError
+from moe_local.formats.awq import Awq
 from moe_local.formats.base import Format, Packable
+from moe_local.formats.fp8 import Fp8
+from moe_local.formats.gptq import Gptq
 from moe_local.formats.int4 import Int4, native_rows
 from moe_local.formats.int8 import Int8
+from moe_local.formats.mxfp4 import Mxfp4
+from moe_local.formats.nf4 import Nf4
+from moe_local.formats.packed import Packed
 from moe_local.formats.plain import Plain
+from moe_local.formats.signed import AbsmaxInt8, SignedInt8
 
 FORMATS: dict[str, Callable[..., Format]] = {
     "bf16": lambda: Plain(torch.bfloat16),
@@ -20,6 +27,14 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "fp32": lambda: Plain(torch.float32),
     "int8": Int8,
     "int4": Int4,
+    "absmax-int8": AbsmaxInt8,
+    "awq": Awq,
+    "fp8": Fp8,
+    "gptq": Gptq,
+    "signed-int8": SignedInt8,
+    "mxfp4": Mxfp4,
+    "nf4": Nf4,
+    "packed": Packed,
 }
 
 
@@ -39,6 +54,9 @@ PACKED: dict[str, Callable[[int], Encoding]] = {
     "fp16": lambda group: Encoding("fp16"),
     "fp32": lambda group: Encoding("fp32"),
     "int8": lambda group: Encoding("int8"),
+    "fp8": lambda group: Encoding("fp8"),
+    "mxfp4": lambda group: Encoding("mxfp4"),
+    "nf4": lambda group: Encoding("nf4"),
     "int4": lambda group: Encoding("int4", (("group", group), ("rows", native_rows() or 64))),
 }
 GROUP_SIZES = (32, 64, 128)

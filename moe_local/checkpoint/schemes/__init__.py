@@ -8,13 +8,26 @@ from typing import Any
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.checkpoint.schemes.awq import awq
+from moe_local.checkpoint.schemes.bitsandbytes import bitsandbytes
+from moe_local.checkpoint.schemes.compressed_tensors import compressed_tensors
+from moe_local.checkpoint.schemes.fp8 import fp8
+from moe_local.checkpoint.schemes.gptq import gptq
+from moe_local.checkpoint.schemes.mxfp4 import mxfp4
 from moe_local.errors import CheckpointError, UnsupportedError
 
-# From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` every
-# tensor it has understood; the others are taken as they are.
+# From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` and
+# `beside` every tensor it has understood; the others are taken as they are.
 Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
-SCHEMES: dict[str, Scheme] = {}
+SCHEMES: dict[str, Scheme] = {
+    "awq": awq,
+    "bitsandbytes": bitsandbytes,
+    "compressed-tensors": compressed_tensors,
+    "fp8": fp8,
+    "gptq": gptq,
+    "mxfp4": mxfp4,
+}
 
 
 def method(checkpoint: Checkpoint) -> str | None:
@@ -47,5 +60,6 @@ def understood(checkpoint: Checkpoint) -> dict[str, Source]:
             remedy="download it again",
         ) from error
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
+    used |= {name for tensor in encoded for name in tensor.beside}
     plain = {name: entry for name, entry in checkpoint.tensors.items() if name not in used}
     return {**plain, **{tensor.name: tensor for tensor in encoded}}

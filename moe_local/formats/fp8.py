@@ -1,0 +1,74 @@
+"""fp8: 8-bit floats times a scale for each block, or each row, or one in all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_local.formats.base import Arrays, Packable, Shape
+from moe_local.formats.lookup import look_up
+
+_MAX = torch.finfo(torch.float8_e4m3fn).max
+
+
+class Fp8(Packable):
+    """`weight` [out, in] float8, and `scale` to multiply it with, of any float type or in U8 exponents (E8M0).
+
+    With a `block` of rows, and as many columns unless `columns` says otherwise, `scale` is [blocks down, blocks
+    across], the last ones cut short at the edges; without, it is one number a row, or one. Encoding gives
+    float8_e4m3fn and float32.
+    """
+
+    def __init__(self, block: int | None = None, columns: int | None = None) -> None:
+        self._rows = block
+        self._columns = columns or block
+
+    def fits(self, shape: Shape) -> bool:
+        return min(shape) > 0
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        wide = weight.to(torch.float32)
+        largest = self._largest(wide)
+        scale = torch.where(largest > 0, largest / _MAX, 1.0)
+        codes = (wide / self._spread(scale, wide.shape)).clamp(-_MAX, _MAX).to(torch.float8_e4m3fn)
+        return {"weight": codes, "scale": scale}
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        """The largest magnitude of each block, or of each row [out, 1]."""
+        magnitudes = weight.abs()
+        if self._rows is None or self._columns is None:
+            return magnitudes.amax(dim=1, keepdim=True)
+        out, width = weight.shape
+        padded = F.pad(magnitudes.contiguous(), (0, -width % self._columns, 0, -out % self._rows))
+        down, across = len(padded) // self._rows, padded.shape[1] // self._columns
+        return padded.view(down, self._rows, across, self._columns).amax(dim=(1, 3))
+
+    def _spread(self, scale: Tensor, shape: Sequence[int]) -> Tensor:
+        """`scale` in a shape that broadcasts to [out, in]."""
+        if self._rows is None or self._columns is None:
+            return scale.reshape(-1, 1)
+        out, width = shape
+        tall = scale.repeat_interleave(self._rows, dim=0)[:out]
+        return tall.repeat_interleave(self._columns, dim=1)[:, :width]
+
+    def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
+        weight, scale = _widened(arrays["weight"]), arrays["scale"]
+        if scale.dtype == torch.uint8:
+            scale = scale.view(torch.float8_e8m0fnu)
+        scale = scale.to(torch.float32)
+        if self._rows is None or self._columns is None or shape[1] % self._columns:
+            return weight.mul_(self._spread(scale, shape)).to(dtype)
+        rows = scale.repeat_interleave(self._rows, dim=0)[: shape[0]]
+        weight.view(shape[0], -1, self._columns).mul_(rows.unsqueeze(-1))
+        return weight.to(dtype)
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """A float8 tensor in float32. torch converts on a CPU one by one."""
+    if weight.device.type != "cpu":
+        return weight.to(torch.float32)
+    every = torch.arange(256, dtype=torch.uint8).view(weight.dtype).to(torch.float32)
+    return look_up(every, weight.view(torch.uint8))

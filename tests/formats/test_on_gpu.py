@@ -1,0 +1,55 @@
+"""A GPU decodes what a CPU does, to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_local.checkpoint.record import Encoding
+from moe_local.formats import Packable, format_of
+from moe_local.formats.base import Format
+
+OUT, IN = 48, 96
+
+
+def _words(*shape: int) -> Tensor:
+    return torch.randint(-(2**31), 2**31, shape).int()
+
+
+def _arrays(form: Format, name: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    if isinstance(form, Packable):
+        return form.encode(torch.randn(OUT, IN))
+    scales, zeros = torch.rand(OUT, 3), _words(OUT // 8, 3)
+    return {
+        "absmax-int8": {"weight": torch.randint(-128, 128, (OUT, IN)).to(torch.int8), "absmax": torch.rand(OUT)},
+        "awq": {"qweight": _words(IN, OUT // 8), "qzeros": zeros.T.contiguous(), "scales": scales.T.contiguous()},
+        "gptq": {"qweight": _words(IN // 8, OUT), "qzeros": zeros.T.contiguous(), "scales": scales.T.contiguous()},
+        "int8": {"weight": torch.randint(-128, 128, (OUT, IN)).to(torch.int8), "scale": scales},
+        "packed": {"weight": _words(OUT, IN // 8), "scale": scales, "zero_point": zeros},
+    }[name]
+
+
+ENCODINGS = [
+    Encoding("absmax-int8"),
+    Encoding("awq", (("group", 32),)),
+    Encoding("fp8"),
+    Encoding("fp8", (("block", 32),)),
+    Encoding("gptq", (("bits", 4), ("group", 32))),
+    Encoding("signed-int8", (("group", 32),)),
+    Encoding("mxfp4"),
+    Encoding("nf4"),
+    Encoding("packed", (("bits", 4), ("group", 32))),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_devices_agree(encoding: Encoding) -> None:
+    form = format_of(encoding)
+    arrays = _arrays(form, encoding.format)
+    wanted = form.decode(arrays, (OUT, IN), torch.bfloat16)
+    there = form.decode({name: array.cuda() for name, array in arrays.items()}, (OUT, IN), torch.bfloat16)
+    assert there.is_cuda
+    assert torch.equal(there.cpu(), wanted)
