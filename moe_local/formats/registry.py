@@ -54,7 +54,7 @@ PACKED: dict[str, Callable[[int], Encoding]] = {
     "fp16": lambda group: Encoding("fp16"),
     "fp32": lambda group: Encoding("fp32"),
     "int8": lambda group: Encoding("int8"),
-    "fp8": lambda group: Encoding("fp8"),
+    "fp8": lambda group: Encoding("fp8", (("block", 128),)),
     "mxfp4": lambda group: Encoding("mxfp4"),
     "nf4": lambda group: Encoding("nf4"),
     "int4": lambda group: Encoding("int4", (("group", group), ("rows", native_rows() or 64))),
