@@ -11,6 +11,7 @@ from moe_local import __version__
 
 from .chat import chat
 from .doctor import doctor
+from .eval import evaluate
 from .failure import guarded, set_debug
 from .generate import generate
 from .inspect import inspect
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command in (chat, generate, inspect, pull, doctor):
     app.command()(guarded(spread(command)))
+app.command("eval")(guarded(spread(evaluate)))
 
 
 def _version(wanted: bool) -> None:

@@ -46,6 +46,7 @@ class Options:
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
+    logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
         for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
@@ -86,7 +87,7 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     _assert_supported(catalog, checkpoint)
     context = _context(config, options.context)
     device = _device(options.device)
-    needs = measure(skeleton, catalog, context, dtype)
+    needs = measure(skeleton, catalog, context, dtype, logits=options.logits)
     plan, notes = _plan(needs, device, options)
     return Prepared(checkpoint, config, skeleton, catalog, dtype, device, context, plan, notes)
 

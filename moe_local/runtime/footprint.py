@@ -21,15 +21,20 @@ PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
 
-def measure(skeleton: PreTrainedModel, catalog: Catalog, context: int, dtype: torch.dtype) -> Needs:
-    """The needs of a model at `context` tokens. Leaves `skeleton` (on meta) fit for nothing else."""
+def measure(
+    skeleton: PreTrainedModel, catalog: Catalog, context: int, dtype: torch.dtype, *, logits: int = 1
+) -> Needs:
+    """The needs of a model at `context` tokens, where a forward pass makes the logits of as many as `logits`.
+
+    Leaves `skeleton` (on meta) fit for nothing else.
+    """
     config = skeleton.config.get_text_config()
     kv = kv_cache_bytes(skeleton, context, dtype)
     top_k = _top_k(skeleton, catalog)
     return Needs(
         dense=dense_bytes(skeleton, dtype),
         kv_cache=kv,
-        workspace=_workspace(config, kv, context, dtype, max(top_k)),
+        workspace=_workspace(config, kv, context, dtype, max(top_k), logits),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
@@ -104,7 +109,7 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dtype, top_k: int) -> int:
+def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dtype, top_k: int, logits: int) -> int:
     """Temporaries at the peak of a prefill chunk or a decoding step, whichever is larger, with the allocator's slack.
 
     One layer's keys and values are copied when they grow and again when heads share them; a chunk has its mask, its
@@ -117,5 +122,5 @@ def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dty
     tokens = min(PREFILL_CHUNK, context)
     attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize)
     rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
-    logits: int = 8 * config.vocab_size * 4
-    return 64 * MIB + attention + rows + logits
+    scores: int = (7 + min(logits, tokens)) * config.vocab_size * 4
+    return 64 * MIB + attention + rows + scores

@@ -1,0 +1,242 @@
+"""`moe-local eval`: perplexity of a text, and how far a model is from another."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moe_local.config import format_size, home
+from moe_local.errors import MoeLocalError
+
+from . import options as opt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from moe_local.engine import Engine
+    from moe_local.evaluation.perplexity import Evaluation
+    from moe_local.evaluation.reference import Reference
+    from moe_local.planning import Options
+
+
+def evaluate(
+    model: opt.Model = None,
+    *,
+    text: Annotated[Path, typer.Option("--text", "-t", help="A UTF-8 text to predict.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="A reference model: also measure how far MODEL's predictions are from this one's."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens that the model sees at once. Default: 512, or the model's context.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next. Default: half the window.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use this many tokens of the text only.")] = None,
+    as_json: opt.Json = False,
+    flags: opt.LoadFlags,
+) -> None:
+    """Measure the perplexity of a text, and the divergence from another model over it.
+
+    Examples: `moe-local eval Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 20000`, `moe-local eval ./packed
+    --against Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 5000`.
+    """
+    from .session import stderr
+
+    content = _read(text)
+    request = _Request(content, window, stride, limit, flags.options())
+    with ExitStack() as stack:
+        reference = None if against is None else _run_reference(against, request, stack)
+        out = _run(model, request, reference)
+    if as_json:
+        typer.echo(json.dumps(out, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(_lines(out)))
+        if stderr.is_terminal:
+            stderr.print(_status(out), style="dim", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for, the same for both models."""
+
+    text: str
+    window: int | None
+    stride: int | None
+    limit: int | None
+    options: Options
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 2:
+            raise MoeLocalError(f"--limit {self.limit} is too few tokens to score one", remedy="give at least 2")
+        if self.window is not None and self.window < 2:
+            raise MoeLocalError(f"--window {self.window} is too small to score a token", remedy="give at least 2")
+
+    def to_load(self) -> Options:
+        from moe_local.evaluation.perplexity import DEFAULT_WINDOW
+
+        return replace(self.options, logits=self.window or DEFAULT_WINDOW)
+
+    def sizes(self, engine: Engine) -> tuple[int, int]:
+        """(window, stride) for a model."""
+        from moe_local.evaluation.perplexity import DEFAULT_WINDOW
+
+        context = engine.prepared.context
+        window = self.window or min(context, DEFAULT_WINDOW)
+        if window > context:
+            raise MoeLocalError(
+                f"--window {window} is more than the context of {context}",
+                remedy="give a smaller one, or a larger --context if the model has it",
+            )
+        return window, self.stride if self.stride is not None else max(1, window // 2)
+
+    def ids(self, engine: Engine) -> list[int]:
+        """The text in a model's tokens."""
+        return engine.generator.encode(self.text)[: self.limit]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is left of the reference model once it is closed."""
+
+    name: str
+    result: Evaluation
+    format: str
+    ids: list[int]
+    sizes: tuple[int, int]  # window, stride
+    tokenizer: PreTrainedTokenizerBase
+    predictions: Reference
+
+
+def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
+    from moe_local.evaluation.perplexity import evaluate, vocabulary_size
+    from moe_local.evaluation.reference import reference_bytes, reference_file
+    from moe_local.evaluation.windows import windows
+
+    from .session import load, progress, stderr
+
+    with load(model, request.to_load()) as engine:
+        ids, (window, stride) = request.ids(engine), request.sizes(engine)
+        windows(len(ids), window, stride)  # refuses before anything is written
+        vocabulary = vocabulary_size(engine.model)
+        predictions = stack.enter_context(reference_file(home(), len(ids) - 1, vocabulary))
+        size = format_size(reference_bytes(len(ids) - 1, vocabulary))
+        stderr.print(f"the reference's predictions take {size} in {home()} while this runs", style="dim")
+        with progress() as report:
+            result = evaluate(
+                engine.model, ids, window, stride, keep=predictions, report=lambda done: report("reference", done)
+            )
+        predictions.rewind()
+        tokenizer = engine.generator.tokenizer
+        return _Kept(model, result, _expert_format(engine), ids, (window, stride), tokenizer, predictions)
+
+
+def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[str, Any]:
+    """The fields of `--json`."""
+    from moe_local.evaluation.perplexity import check_comparable, evaluate, vocabulary_size
+
+    from .session import load, progress
+
+    with load(model, request.to_load()) as engine:
+        ids = request.ids(engine)
+        window, stride = request.sizes(engine) if reference is None else reference.sizes
+        if reference is not None:
+            sizes = (reference.predictions.vocabulary, vocabulary_size(engine.model))
+            check_comparable(reference.tokenizer, engine.generator.tokenizer, sizes)
+            _check_same(ids, window, reference, engine)
+        with progress() as report:
+            result = evaluate(
+                engine.model,
+                ids,
+                window,
+                stride,
+                against=None if reference is None else reference.predictions,
+                report=lambda done: report("evaluating", done),
+            )
+        return _fields(engine, result, (window, stride), reference)
+
+
+def _check_same(ids: list[int], window: int, reference: _Kept, engine: Engine) -> None:
+    if ids != reference.ids:
+        raise MoeLocalError(
+            "the models' tokenizers split the text differently", remedy="compare models that share a tokenizer"
+        )
+    if window > engine.prepared.context:
+        raise MoeLocalError(
+            f"the reference's window of {window} is more than the context of {engine.prepared.context}",
+            remedy="give a smaller --window",
+        )
+
+
+def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], reference: _Kept | None) -> dict[str, Any]:
+    stats = engine.stats()
+    fields: dict[str, Any] = {
+        "model": str(engine.prepared.checkpoint.directory),
+        "perplexity": result.perplexity,
+        "nll": result.nll,
+        "tokens": result.tokens,
+        "windows": result.windows,
+        "window": sizes[0],
+        "stride": sizes[1],
+        "expert_format": _expert_format(engine),
+        "dtype": str(engine.prepared.dtype).removeprefix("torch."),
+        "seconds": round(result.seconds, 4),
+        "tokens_per_second": round(result.tokens_per_second, 3),
+        "hit_rate": round(stats["hit_rate"], 4),
+        "bytes_read": stats["bytes_read"],
+        "peak_memory": stats["peak_memory"],
+        "load_seconds": stats["load_seconds"],
+        "ram_budget": engine.plan.ram,
+    }
+    if reference is not None and result.divergence is not None:
+        fields |= {
+            "kl_divergence": result.divergence.kl,
+            "top1_agreement": result.divergence.agreement,
+            "reference": reference.name,
+            "reference_perplexity": reference.result.perplexity,
+            "reference_expert_format": reference.format,
+        }
+    return fields
+
+
+def _expert_format(engine: Engine) -> str:
+    return " and ".join(map(str, engine.prepared.catalog.layers[0].layout.encodings))
+
+
+def _lines(out: dict[str, Any]) -> list[str]:
+    lines = [
+        f"perplexity {out['perplexity']:.4f} over {out['tokens']} tokens"
+        f" (windows of {out['window']}, stride {out['stride']}), experts in {out['expert_format']}"
+    ]
+    if "reference" in out:
+        lines += [
+            f"reference perplexity {out['reference_perplexity']:.4f}, experts in {out['reference_expert_format']}",
+            f"KL divergence {out['kl_divergence']:.6f} nats, same likeliest token {out['top1_agreement']:.2%}",
+        ]
+    return lines
+
+
+def _status(out: dict[str, Any]) -> str:
+    return (
+        f"{out['tokens_per_second']:.1f} tokens/s · hits {out['hit_rate']:.1%} ·"
+        f" {format_size(out['bytes_read'])} read · peak {format_size(out['peak_memory'])} of"
+        f" {format_size(out['ram_budget'])}"
+    )
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MoeLocalError(f"{file} is not UTF-8 (byte {error.start})", remedy="convert it to UTF-8") from error
+    except OSError as error:
+        raise MoeLocalError(f"cannot read {file}: {error.strerror}") from error
+    if not text:
+        raise MoeLocalError(f"{file} is empty", remedy="give a text to predict")
+    return text
