@@ -9,12 +9,14 @@ import torch
 
 from moe_local.checkpoint.record import Encoding, Layout
 from moe_local.formats.base import Format
+from moe_local.formats.gguf import Gguf
 from moe_local.formats.plain import Plain
 
 FORMATS: dict[str, Callable[..., Format]] = {
     "bf16": lambda: Plain(torch.bfloat16),
     "fp16": lambda: Plain(torch.float16),
     "fp32": lambda: Plain(torch.float32),
+    "gguf": Gguf,
 }
 
 

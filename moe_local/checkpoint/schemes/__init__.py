@@ -8,13 +8,14 @@ from typing import Any
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.checkpoint.schemes.gguf import gguf
 from moe_local.errors import CheckpointError, UnsupportedError
 
 # From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` every
 # tensor it has understood; the others are taken as they are.
 Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
-SCHEMES: dict[str, Scheme] = {}
+SCHEMES: dict[str, Scheme] = {"gguf": gguf}
 
 
 def method(checkpoint: Checkpoint) -> str | None:

@@ -1,0 +1,198 @@
+"""Tiny GGUF files, written as llama.cpp's conversion writes them, and the model that each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe_local.testing.architectures import Architecture
+from moe_local.testing.tiny import VOCAB_SIZE, randomize_, tiny_config
+from moe_local.testing.tokenizer import (
+    BOS_ID,
+    CHAT_TEMPLATE,
+    EOS_ID,
+    MERGES,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    TOKENIZER_SIZE,
+    tiny_tokenizer,
+)
+
+NAMES = {"qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "mixtral": "llama", "olmoe": "olmoe"}
+PERMUTED = {"llama"}  # architectures whose conversion interleaves the rotary halves of q and k
+EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe"}  # which tell the experts' width apart
+
+# Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
+SCALES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_XS": (0,),
+    "IQ4_NL": (0,),
+}
+
+
+def write_tiny_gguf(
+    architecture: Architecture, file: Path, quantization: str, *, seed: int = 0, parts: int = 1, fused: bool = False
+) -> PreTrainedModel:
+    """Writes a model of random weights; matrices in `quantization`, all else in F32.
+
+    Several `parts` get names made of `file`'s. `fused` experts have gate and up in one tensor. Returns the float32
+    model that has the very numbers of the file.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = GGMLQuantizationType[quantization]
+    model = _model(architecture, gguf.GGML_QUANT_SIZES[kind][0], seed)
+    tensors = _tensors(model, NAMES[architecture.name], fused=fused)
+    most = -(-len(tensors) // parts) if parts > 1 else 0
+    writer = GGUFWriter(file, NAMES[architecture.name], split_max_tensors=most)
+    _write_metadata(writer, model.config, NAMES[architecture.name])
+    _write_tokenizer(writer)
+    encode = _encoder(kind, np.random.default_rng(seed))
+    for name, tensor, put_back in tensors:
+        if tensor.ndim < 2 or "ffn_gate_inp" in name:
+            writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+        else:
+            data = encode(tensor.numpy())
+            writer.add_tensor(name, data, raw_dtype=kind)
+            put_back(torch.from_numpy(gguf.quants.dequantize(data, kind).copy()).view(tensor.shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel:
+    """A tiny model whose rows are whole blocks."""
+    given = tiny_config(architecture).to_dict()
+    width = max(block, 64)
+    # The rest as llama.cpp has it, whatever a configuration says
+    wanted = {
+        **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size"), width),
+        "moe_intermediate_size": max(block, 32),
+        "head_dim": width // given["num_attention_heads"],
+        "tie_word_embeddings": False,
+        "norm_topk_prob": architecture.name == "qwen3_moe",
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "layer_types": None,
+    }
+    config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = architecture.model_class._from_config(config, dtype=torch.float32)
+    model.set_experts_implementation("eager")
+    randomize_(model, torch.Generator().manual_seed(seed))
+    return model.eval()
+
+
+def _encoder(kind: GGMLQuantizationType, random: np.random.Generator) -> Callable[[Any], Any]:
+    """Quantises, or where the package cannot, makes up blocks of about the same size of numbers."""
+    if kind.name not in SCALES:
+        return lambda weight: gguf.quants.quantize(weight, kind)
+
+    def made_up(weight: Any) -> Any:
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = random.integers(0, 256, (*weight.shape[:-1], weight.shape[-1] // elements, size), dtype=np.uint8)
+        for at in SCALES[kind.name]:
+            scales = random.uniform(0.5, 1.0, blocks.shape[:-1]).astype(np.float16)
+            blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+        spread = np.std(gguf.quants.dequantize(blocks.reshape(-1, size), kind))
+        for at in SCALES[kind.name]:
+            scales = blocks[..., at : at + 2].copy().view(np.float16) * (np.std(weight) / spread)
+            blocks[..., at : at + 2] = scales.astype(np.float16).view(np.uint8)
+        return blocks.reshape(*weight.shape[:-1], -1)
+
+    return made_up
+
+
+def _tensors(
+    model: PreTrainedModel, name: str, *, fused: bool
+) -> list[tuple[str, Tensor, Callable[[Tensor], object]]]:
+    """(GGUF name, tensor, what puts other numbers into the model in its place) of each."""
+    mapping = gguf.get_tensor_name_map(
+        next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name), model.config.num_hidden_layers
+    )
+    found: list[tuple[str, Tensor, Callable[[Tensor], object]]] = []
+    for path, parameter in model.named_parameters():
+        base, _, kind = path.rpartition(".")
+        if kind in ("gate_up_proj", "down_proj"):
+            layer = path.split(".")[2]
+            inner = parameter.shape[1] // 2
+            if kind == "down_proj":
+                pieces = {"down": parameter.data}
+            elif fused:
+                pieces = {"gate_up": parameter.data}
+            else:
+                pieces = {"gate": parameter.data[:, :inner], "up": parameter.data[:, inner:]}
+            found += [(f"blk.{layer}.ffn_{piece}_exps.weight", t, t.copy_) for piece, t in pieces.items()]
+            continue
+        target = mapping.get_name(base)
+        assert target is not None, f"no name for {path}"
+        tensor, put_back = parameter.data, parameter.data.copy_
+        heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
+        part = target.rpartition(".")[2]
+        if name in PERMUTED and part in heads:
+            found.append((f"{target}.{kind}", *_permuted(tensor, heads[part])))
+        else:
+            found.append((f"{target}.{kind}", tensor.squeeze() if "shexp" in target else tensor, put_back))
+    return found
+
+
+def _permuted(weight: Tensor, heads: int) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """`LlamaModel.permute` of convert_hf_to_gguf.py."""
+    split = (heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
+    permuted = weight.view(split).transpose(1, 2).reshape(weight.shape)
+
+    def put_back(numbers: Tensor) -> None:
+        weight.copy_(numbers.view(heads, split[2], 2, split[3]).transpose(1, 2).reshape(weight.shape))
+
+    return permuted, put_back
+
+
+def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    if name in EXPERTS_FEED_FORWARD:
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if hasattr(config, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
+def _write_tokenizer(writer: GGUFWriter) -> None:
+    vocabulary = tiny_tokenizer().get_vocab()
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    unused = [f"[PAD{number}]" for number in range(TOKENIZER_SIZE, VOCAB_SIZE)]
+    kinds = [gguf.TokenType.CONTROL if token in SPECIAL_TOKENS else gguf.TokenType.NORMAL for token in tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens + unused)
+    writer.add_token_types(kinds + [gguf.TokenType.UNUSED] * len(unused))
+    writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
+    writer.add_bos_token_id(BOS_ID)
+    writer.add_eos_token_id(EOS_ID)
+    writer.add_pad_token_id(PAD_ID)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
