@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.core_model_loading import WeightTransform
+
 from moe_local.checkpoint.gguf import SUFFIX, gguf_set, only_gguf, read_gguf
 from moe_local.checkpoint.header import TensorEntry, read_header
 from moe_local.errors import CheckpointError, UnsupportedError
@@ -24,6 +26,7 @@ class Checkpoint:
     directory: Path  # or the GGUF file
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
+    conversions: tuple[WeightTransform, ...] = ()  # of experts' tensors, beside those that transformers knows
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.core_model_loading import WeightTransform
 
 from moe_local.checkpoint.gguf_architectures import GLOBAL, KNOWN, GgufArchitecture, Metadata
 from moe_local.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
@@ -22,7 +23,7 @@ SUFFIX = ".gguf"
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-_IN_LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>\w+)\.(?P<kind>weight|bias)")
+_IN_LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>[\w.]+)\.(?P<kind>weight|bias)")
 _GLOBAL = re.compile(r"(?P<part>\w+)\.(?P<kind>weight|bias)")
 _EXPERTS = {  # -> the projections (gate, up, down: 0, 1, 2) whose rows follow each other in it
     "ffn_gate_exps": (0,),
@@ -48,8 +49,8 @@ def only_gguf(directory: Path) -> Path | None:
     return files[0] if files else None
 
 
-def read_gguf(files: list[Path]) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
-    """(config, tensors) of a GGUF file, or of a set in order, from headers alone.
+def read_gguf(files: list[Path]) -> tuple[dict[str, Any], dict[str, TensorEntry], tuple[WeightTransform, ...]]:
+    """(config, tensors, conversions) of a GGUF file, or of a set in order, from headers alone.
 
     Raises CheckpointError for missing or damaged files, UnsupportedError for what cannot be run.
     """
@@ -61,19 +62,28 @@ def read_gguf(files: list[Path]) -> tuple[dict[str, Any], dict[str, TensorEntry]
             remedy=f"use one of {', '.join(sorted(KNOWN))}, or the model's safetensors repository",
         )
     known = KNOWN[name]
-    given = Metadata(headers[0].file, name, headers[0].metadata)
     raw = _together(headers)
+    given = Metadata(headers[0].file, name, headers[0].metadata, frozenset(raw))
     config = _config(known, given, raw)
     tensors: dict[str, TensorEntry] = {}
     types: dict[str, dict[str, str | int]] = {}
-    for tensor in raw.values():
+    for tensor in _of_layers(raw, config["num_hidden_layers"], given):
         heads = _permuted_heads(known, config, tensor)
         for entry in _entries(known, tensor, as_blocks=heads > 0):
             tensors[entry.name] = entry
             if heads or tensor.type not in PLAIN_TYPES:
                 types[entry.name] = {"type": tensor.type, **({"rotary_heads": heads} if heads else {})}
     config["quantization_config"] = {"quant_method": "gguf", "tensors": types}
-    return config, tensors
+    return config, tensors, known.conversions()
+
+
+def _of_layers(tensors: dict[str, GgufTensor], layers: int, given: Metadata) -> Iterator[GgufTensor]:
+    """Without those that predict several tokens at once, which come after the layers and are not run here."""
+    extra = given.integer("nextn_predict_layers", 0)
+    for tensor in tensors.values():
+        match = _IN_LAYER.match(tensor.name)
+        if not (match and layers <= int(match["layer"]) < layers + extra):
+            yield tensor
 
 
 def gguf_set(file: Path) -> list[Path]:
@@ -147,7 +157,9 @@ def _entries(known: GgufArchitecture, tensor: GgufTensor, *, as_blocks: bool) ->
         yield _named(whole, _global_name(tensor))
         return
     prefix, part = f"model.layers.{match['layer']}", match["part"]
-    if part in known.names:
+    if (whole_name := known.names.get(f"{part}.{match['kind']}")) is not None:
+        yield _named(whole, f"{prefix}.{whole_name}")
+    elif part in known.names:
         yield _named(whole, f"{prefix}.{known.names[part]}.{match['kind']}")
     elif part in _EXPERTS and len(whole.shape) in (2, 3) and whole.shape[0] <= _MOST_EXPERTS:
         patterns = [f"{prefix}.{known.experts[projection]}.{match['kind']}" for projection in _EXPERTS[part]]

@@ -12,6 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from transformers.core_model_loading import (
+    ConversionOps,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+)
+
 from moe_local.errors import CheckpointError, UnsupportedError
 
 T = TypeVar("T", int, float, bool)
@@ -24,6 +33,7 @@ class Metadata:
     file: Path
     architecture: str
     values: Mapping[str, Any]
+    tensors: frozenset[str]  # the names of all
 
     def integer(self, key: str, default: int | None = None) -> int:
         return self._one(key, int, default)
@@ -51,20 +61,25 @@ class Metadata:
         return value if type(value) is int else None
 
 
+PROJECTIONS = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
+
+
 @dataclass(frozen=True)
 class GgufArchitecture:
     """How a GGUF file of an architecture reads as a Hugging Face checkpoint.
 
-    `config` gives the fields of config.json that are its own; `names` are the parts of a layer; `experts` are
-    patterns for the three projections of an expert (gate, up, down).
+    `config` gives the fields of config.json; `names` are the parts of a layer, and whole names of tensors where
+    the suffix differs; `experts` are patterns for the three projections of an expert (gate, up, down), and
+    `conversions` make of them what transformers calls otherwise.
     """
 
     model_type: str
     model_class: str
     config: Callable[[Metadata], dict[str, Any]]
-    experts: tuple[str, str, str]
+    experts: tuple[str, str, str] = PROJECTIONS
     names: Mapping[str, str] = field(default_factory=dict)
     rotary_permuted: bool = False  # rows of q and k: each head's rotary halves interleaved
+    conversions: Callable[[], tuple[WeightTransform, ...]] = tuple
 
 
 GLOBAL = {
@@ -82,13 +97,17 @@ ATTENTION = {
 }
 QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 ROUTER = {"ffn_gate_inp": "mlp.gate"}
-PROJECTIONS = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
+MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 SHARED_EXPERT = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+
+
+# Which transformers takes in other forms, or not at all
+_UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
 
 
 def decoder_config(given: Metadata) -> dict[str, Any]:
@@ -121,14 +140,19 @@ def _rope_scaling(given: Metadata) -> dict[str, Any]:
     kind = given.values.get(f"{prefix}.type", "none")
     if kind == "none":
         return {"rope_type": "default"}
-    if kind not in ("linear", "yarn"):
+    special = [name for name in _UNSUPPORTED_SCALING if f"{prefix}.{name}" in given.values]
+    if kind not in ("linear", "yarn") or special:
         raise UnsupportedError(
-            f"{given.file} scales positions by {kind!r}, which is not supported for GGUF files",
+            f"{given.file} scales positions by {' with '.join([repr(kind), *special])}, which is not supported for"
+            " GGUF files",
             remedy="use the model's safetensors repository",
         )
     scaling: dict[str, Any] = {"rope_type": kind, "factor": given.number("rope.scaling.factor")}
     if given.has("rope.scaling.original_context_length"):
         scaling["original_max_position_embeddings"] = given.integer("rope.scaling.original_context_length")
+    for name in ("beta_fast", "beta_slow"):
+        if given.has(f"rope.scaling.yarn_{name}"):
+            scaling[name] = given.number(f"rope.scaling.yarn_{name}")
     return scaling
 
 
@@ -182,20 +206,112 @@ def _olmoe(given: Metadata) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(given: Metadata) -> dict[str, Any]:
+    base = decoder_config(given)
+    if base["rope_parameters"]["rope_type"] == "yarn":
+        base["rope_parameters"]["truncate"] = False  # as it was trained, which the file has no field for
+    return {
+        **base,
+        "head_dim": _head_dim(given),
+        "intermediate_size": given.integer("expert_feed_forward_length"),
+        "num_local_experts": given.integer("expert_count"),
+        "num_experts_per_tok": given.integer("expert_used_count"),
+        "sliding_window": given.integer("attention.sliding_window"),
+    }
+
+
+def _alternate() -> tuple[WeightTransform, ...]:
+    """Experts whose gate and up projections alternate in one matrix [experts, in, out], and so do their biases."""
+    given, wanted = r"mlp\.experts\.stacked", "mlp.experts"
+    return (
+        WeightConverter([rf"{given}_gate\.weight", rf"{given}_up\.weight"], f"{wanted}.gate_up_proj", [Alternate()]),
+        WeightConverter([rf"{given}_gate\.bias", rf"{given}_up\.bias"], f"{wanted}.gate_up_proj_bias", [Alternate()]),
+        WeightConverter(rf"{given}_down\.weight", f"{wanted}.down_proj", [Transpose(1, 2)]),
+        WeightRenaming(rf"{given}_down\.bias", f"{wanted}.down_proj_bias"),
+    )
+
+
+class Alternate(ConversionOps):
+    """Two stacks [experts, out(, in)] -> [experts(, in), 2 * out], their outputs in turns."""
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Any]:
+        first, second = (input_dict[pattern][0] for pattern in source_patterns)
+        stacked = torch.stack([first, second], 2)
+        experts, out, _, *rest = stacked.shape
+        turns = torch.reshape(stacked, (experts, 2 * out, *rest))
+        return {target_patterns[0]: torch.transpose(turns, 1, 2) if rest else turns}
+
+
+def _glm4(given: Metadata) -> dict[str, Any]:
+    base = decoder_config(given)
+    base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
+    base["rope_parameters"]["partial_rotary_factor"] = given.integer("rope.dimension_count") / _head_dim(given)
+    return {
+        **base,
+        "head_dim": _head_dim(given),
+        "intermediate_size": given.integer("feed_forward_length"),
+        "moe_intermediate_size": given.integer("expert_feed_forward_length"),
+        "n_routed_experts": given.integer("expert_count"),
+        "n_shared_experts": given.integer("expert_shared_count"),
+        "num_experts_per_tok": given.integer("expert_used_count"),
+        "first_k_dense_replace": given.integer("leading_dense_block_count", 0),
+        "num_mtp_layers": 0,
+        "n_group": given.integer("expert_group_count", 1),
+        "topk_group": given.integer("expert_group_used_count", 1),
+        "norm_topk_prob": given.flag("expert_weights_norm", True),
+        "routed_scaling_factor": given.number("expert_weights_scale", 1.0),
+        "attention_bias": "blk.0.attn_q.bias" in given.tensors,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in given.tensors,
+    }
+
+
 KNOWN: dict[str, GgufArchitecture] = {
     "qwen3moe": GgufArchitecture(
-        "qwen3_moe", "Qwen3MoeForCausalLM", _qwen3, PROJECTIONS, {**ATTENTION, **QK_NORMS, **ROUTER}
+        "qwen3_moe", "Qwen3MoeForCausalLM", _qwen3, names={**ATTENTION, **QK_NORMS, **ROUTER}
     ),
     "qwen2moe": GgufArchitecture(
-        "qwen2_moe", "Qwen2MoeForCausalLM", _qwen2, PROJECTIONS, {**ATTENTION, **ROUTER, **SHARED_EXPERT}
+        "qwen2_moe", "Qwen2MoeForCausalLM", _qwen2, names={**ATTENTION, **ROUTER, **SHARED_EXPERT}
     ),
     "llama": GgufArchitecture(
         "mixtral",
         "MixtralForCausalLM",
         _mixtral,
-        tuple(f"block_sparse_moe.experts.{{}}.{name}" for name in ("w1", "w3", "w2")),  # type: ignore[arg-type]
+        ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"),
         {**ATTENTION, "ffn_gate_inp": "block_sparse_moe.gate"},
         rotary_permuted=True,
     ),
-    "olmoe": GgufArchitecture("olmoe", "OlmoeForCausalLM", _olmoe, PROJECTIONS, {**ATTENTION, **QK_NORMS, **ROUTER}),
+    "olmoe": GgufArchitecture("olmoe", "OlmoeForCausalLM", _olmoe, names={**ATTENTION, **QK_NORMS, **ROUTER}),
+    "gpt-oss": GgufArchitecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        _gpt_oss,
+        names={
+            **ATTENTION,
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks.weight": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            "ffn_gate_exps": "mlp.experts.stacked_gate",
+            "ffn_up_exps": "mlp.experts.stacked_up",
+            "ffn_down_exps": "mlp.experts.stacked_down",
+        },
+        conversions=_alternate,
+    ),
+    "glm4moe": GgufArchitecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        _glm4,
+        names={
+            **ATTENTION,
+            **QK_NORMS,
+            **ROUTER,
+            **MLP,
+            "post_attention_norm": "post_attention_layernorm",
+            "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+            "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+            "ffn_up_shexp": "mlp.shared_experts.up_proj",
+            "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        },
+    ),
 }

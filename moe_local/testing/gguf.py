@@ -26,9 +26,17 @@ from moe_local.testing.tokenizer import (
     tiny_tokenizer,
 )
 
-NAMES = {"qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "mixtral": "llama", "olmoe": "olmoe"}
+NAMES = {
+    "qwen3_moe": "qwen3moe",
+    "qwen2_moe": "qwen2moe",
+    "mixtral": "llama",
+    "olmoe": "olmoe",
+    "gpt_oss": "gpt-oss",
+    "glm4_moe": "glm4moe",
+}
 PERMUTED = {"llama"}  # architectures whose conversion interleaves the rotary halves of q and k
-EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe"}  # which tell the experts' width apart
+_EXTRA_LAYER = "glm4moe"
+EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe", "glm4moe"}  # which tell the experts' width apart
 
 # Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
 SCALES = {
@@ -60,12 +68,15 @@ def write_tiny_gguf(
     _write_tokenizer(writer)
     encode = _encoder(kind, np.random.default_rng(seed))
     for name, tensor, put_back in tensors:
-        if tensor.ndim < 2 or "ffn_gate_inp" in name:
+        if tensor.ndim < 2 or "ffn_gate_inp" in name or name.endswith("bias"):
             writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
         else:
             data = encode(tensor.numpy())
             writer.add_tensor(name, data, raw_dtype=kind)
             put_back(torch.from_numpy(gguf.quants.dequantize(data, kind).copy()).view(tensor.shape))
+    if _EXTRA_LAYER in NAMES[architecture.name]:
+        # What predicts several tokens at once, which nobody here runs
+        writer.add_tensor(f"blk.{model.config.num_hidden_layers}.nextn.enorm.weight", np.zeros(8, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -83,8 +94,8 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
         "moe_intermediate_size": max(block, 32),
         "head_dim": width // given["num_attention_heads"],
         "tie_word_embeddings": False,
-        "norm_topk_prob": architecture.name == "qwen3_moe",
-        "sliding_window": None,
+        "norm_topk_prob": architecture.name in ("qwen3_moe", "glm4_moe"),
+        "sliding_window": given.get("sliding_window") if architecture.name == "gpt_oss" else None,
         "use_sliding_window": False,
         "layer_types": None,
     }
@@ -125,22 +136,17 @@ def _tensors(
         next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name), model.config.num_hidden_layers
     )
     found: list[tuple[str, Tensor, Callable[[Tensor], object]]] = []
-    for path, parameter in model.named_parameters():
-        base, _, kind = path.rpartition(".")
-        if kind in ("gate_up_proj", "down_proj"):
-            layer = path.split(".")[2]
-            inner = parameter.shape[1] // 2
-            if kind == "down_proj":
-                pieces = {"down": parameter.data}
-            elif fused:
-                pieces = {"gate_up": parameter.data}
-            else:
-                pieces = {"gate": parameter.data[:, :inner], "up": parameter.data[:, inner:]}
-            found += [(f"blk.{layer}.ffn_{piece}_exps.weight", t, t.copy_) for piece, t in pieces.items()]
+    for path, tensor in model.state_dict().items():
+        if ".experts." in path:
+            pieces = _expert_pieces(path.rpartition(".")[2], tensor, alternate=name == "gpt-oss", fused=fused)
+            found += [(f"blk.{path.split('.')[2]}.{piece}", t, t.copy_) for piece, t in pieces.items()]
             continue
+        base, _, kind = path.replace("correction_bias", "correction.bias").rpartition(".")
+        if kind == "sinks":
+            base, kind = path, "weight"
         target = mapping.get_name(base)
         assert target is not None, f"no name for {path}"
-        tensor, put_back = parameter.data, parameter.data.copy_
+        put_back = tensor.copy_
         heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
         part = target.rpartition(".")[2]
         if name in PERMUTED and part in heads:
@@ -148,6 +154,19 @@ def _tensors(
         else:
             found.append((f"{target}.{kind}", tensor.squeeze() if "shexp" in target else tensor, put_back))
     return found
+
+
+def _expert_pieces(kind: str, tensor: Tensor, *, alternate: bool, fused: bool) -> dict[str, Tensor]:
+    """Views of a parameter of all experts, by what a GGUF has of it."""
+    suffix = "bias" if kind.endswith("_bias") else "weight"
+    whole = tensor.transpose(1, 2) if alternate and tensor.ndim == 3 else tensor  # [experts, out(, in)]
+    inner = whole.shape[1] // 2
+    if kind.startswith("down"):
+        return {f"ffn_down_exps.{suffix}": whole}
+    if fused:
+        return {f"ffn_gate_up_exps.{suffix}": whole}
+    gate, up = (whole[:, ::2], whole[:, 1::2]) if alternate else (whole[:, :inner], whole[:, inner:])
+    return {f"ffn_gate_exps.{suffix}": gate, f"ffn_up_exps.{suffix}": up}
 
 
 def _permuted(weight: Tensor, heads: int) -> tuple[Tensor, Callable[[Tensor], None]]:
@@ -162,19 +181,32 @@ def _permuted(weight: Tensor, heads: int) -> tuple[Tensor, Callable[[Tensor], No
 
 
 def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> None:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.num_hidden_layers + (name == _EXTRA_LAYER))
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
+    if name == "gpt-oss":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+        writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+    if name == "glm4moe":
+        writer.add_nextn_predict_layers(1)
+        writer.add_rope_dimension_count(int(head_dim * config.rope_parameters["partial_rotary_factor"]))
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
     writer.add_expert_used_count(config.num_experts_per_tok)
-    if getattr(config, "head_dim", None):
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     if name in EXPERTS_FEED_FORWARD:
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if hasattr(config, "shared_expert_intermediate_size"):

@@ -17,14 +17,14 @@ from moe_local.checkpoint.record import EncodedTensor, Encoding
 
 
 def gguf(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[EncodedTensor]:
-    """Blocks uint8 [out, bytes of a row] -> a matrix [out, in]."""
+    """Blocks uint8 [(experts,) out, bytes of a row] -> matrices [(experts,) out, in]."""
     sizes = {name: (elements, size) for name, elements, size in block_sizes().values()}
     found = []
     for name, options in config["tensors"].items():
         entry, kind = tensors[name], options["type"]
         elements, size = sizes[kind]
-        rows, width = entry.shape
-        if entry.dtype != torch.uint8 or width % size:
+        *stack, rows, width = entry.shape
+        if entry.dtype != torch.uint8 or len(stack) > 1 or width % size:
             raise ValueError(f"{name} is not made of blocks of {kind}")
         if heads := options.get("rotary_heads", 0):
             if heads < 0 or rows % (2 * heads):
@@ -32,5 +32,5 @@ def gguf(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[
             encoding = Encoding("gguf", (("type", kind), ("rotary_heads", heads)))
         else:
             encoding = Encoding("gguf", (("type", kind),))
-        found.append(EncodedTensor(name, (rows, width // size * elements), encoding, {"blocks": entry}))
+        found.append(EncodedTensor(name, (*stack, rows, width // size * elements), encoding, {"blocks": entry}))
     return found
