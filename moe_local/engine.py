@@ -66,12 +66,12 @@ def load(
         report("expert cache", 0.9)
         cache = make_cache(prepared, reader)
         network.generation_config = defaults
-        tokenizer = load_tokenizer(prepared.checkpoint)
+        tokenizer, doubts = load_tokenizer(prepared.checkpoint)
     except BaseException:
         files.close()
         raise
     report("ready", 1.0)
-    notes = (*prepared.notes, *remarks)
+    notes = (*prepared.notes, *remarks, *doubts)
     return Engine(prepared, network, tokenizer, cache, files, notes=notes, load_seconds=perf_counter() - began)
 
 

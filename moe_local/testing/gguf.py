@@ -51,12 +51,19 @@ SCALES = {
 
 
 def write_tiny_gguf(
-    architecture: Architecture, file: Path, quantization: str, *, seed: int = 0, parts: int = 1, fused: bool = False
+    architecture: Architecture,
+    file: Path,
+    quantization: str,
+    *,
+    seed: int = 0,
+    parts: int = 1,
+    fused: bool = False,
+    splitting: str = "gpt-2",
 ) -> PreTrainedModel:
     """Writes a model of random weights; matrices in `quantization`, all else in F32.
 
-    Several `parts` get names made of `file`'s. `fused` experts have gate and up in one tensor. Returns the float32
-    model that has the very numbers of the file.
+    Several `parts` get names made of `file`'s. `fused` experts have gate and up in one tensor. `splitting` is what
+    the file calls its tokenizer's rule. Returns the float32 model that has the very numbers of the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     kind = GGMLQuantizationType[quantization]
@@ -65,7 +72,7 @@ def write_tiny_gguf(
     most = -(-len(tensors) // parts) if parts > 1 else 0
     writer = GGUFWriter(file, NAMES[architecture.name], split_max_tensors=most)
     _write_metadata(writer, model.config, NAMES[architecture.name])
-    _write_tokenizer(writer)
+    _write_tokenizer(writer, splitting)
     encode = _encoder(kind, np.random.default_rng(seed))
     for name, tensor, put_back in tensors:
         if tensor.ndim < 2 or "ffn_gate_inp" in name or name.endswith("bias"):
@@ -213,13 +220,13 @@ def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> 
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
 
 
-def _write_tokenizer(writer: GGUFWriter) -> None:
+def _write_tokenizer(writer: GGUFWriter, splitting: str) -> None:
     vocabulary = tiny_tokenizer().get_vocab()
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     unused = [f"[PAD{number}]" for number in range(TOKENIZER_SIZE, VOCAB_SIZE)]
     kinds = [gguf.TokenType.CONTROL if token in SPECIAL_TOKENS else gguf.TokenType.NORMAL for token in tokens]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(splitting)
     writer.add_token_list(tokens + unused)
     writer.add_token_types(kinds + [gguf.TokenType.UNUSED] * len(unused))
     writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
