@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightTransform
 
-from moe_local.checkpoint.gguf_architectures import GLOBAL, KNOWN, GgufArchitecture, Metadata
+from moe_local.checkpoint.gguf_architectures import KNOWN, GgufArchitecture, Metadata
 from moe_local.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.errors import CheckpointError, UnsupportedError
@@ -31,6 +31,8 @@ _EXPERTS = {  # -> the projections (gate, up, down: 0, 1, 2) whose rows follow e
     "ffn_down_exps": (2,),
     "ffn_gate_up_exps": (0, 1),
 }
+# Written without their axes of length 1: how many axes are left, and where the one was
+_SQUEEZED = {"ffn_gate_inp_shexp": (1, 0), "shortconv.conv": (2, 1)}
 _MOST_EXPERTS = 1 << 14  # far beyond any model's
 _PROJECTOR = "mmproj"  # files of this name hold the part that sees images, for use beside a language model
 
@@ -154,7 +156,7 @@ def _entries(known: GgufArchitecture, tensor: GgufTensor, *, as_blocks: bool) ->
     whole = _entry(tensor, as_blocks=as_blocks)
     match = _IN_LAYER.fullmatch(tensor.name)
     if match is None:
-        yield _named(whole, _global_name(tensor))
+        yield _named(whole, _global_name(known, tensor))
         return
     prefix, part = f"model.layers.{match['layer']}", match["part"]
     if (whole_name := known.names.get(f"{part}.{match['kind']}")) is not None:
@@ -182,8 +184,10 @@ def _slices(whole: TensorEntry, patterns: list[str]) -> Iterator[TensorEntry]:
 def _entry(tensor: GgufTensor, *, as_blocks: bool) -> TensorEntry:
     shape = tensor.shape
     if tensor.type in PLAIN_TYPES and not as_blocks:
-        # Written without axes of length 1; a linear layer of one output has one
-        shape = (1, *shape) if tensor.name.endswith(".ffn_gate_inp_shexp.weight") and len(shape) == 1 else shape
+        match = _IN_LAYER.fullmatch(tensor.name)
+        axes, axis = _SQUEEZED.get(match["part"], (0, 0)) if match else (0, 0)
+        if len(shape) == axes:
+            shape = (*shape[:axis], 1, *shape[axis:])
         dtype = PLAIN_TYPES[tensor.type]
     else:
         rows = tensor.length
@@ -197,11 +201,11 @@ def _named(entry: TensorEntry, name: str) -> TensorEntry:
     return TensorEntry(name, entry.file, entry.dtype, entry.shape, entry.offset, entry.length)
 
 
-def _global_name(tensor: GgufTensor) -> str:
+def _global_name(known: GgufArchitecture, tensor: GgufTensor) -> str:
     match = _GLOBAL.fullmatch(tensor.name)
-    if match is None or match["part"] not in GLOBAL:
+    if match is None or match["part"] not in known.outside:
         raise _unknown(tensor)
-    return f"{GLOBAL[match['part']]}.{match['kind']}"
+    return f"{known.outside[match['part']]}.{match['kind']}"
 
 
 def _unknown(tensor: GgufTensor) -> UnsupportedError:

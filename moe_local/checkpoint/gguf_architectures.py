@@ -61,6 +61,7 @@ class Metadata:
         return value if type(value) is int else None
 
 
+OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PROJECTIONS = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
 
 
@@ -78,15 +79,11 @@ class GgufArchitecture:
     config: Callable[[Metadata], dict[str, Any]]
     experts: tuple[str, str, str] = PROJECTIONS
     names: Mapping[str, str] = field(default_factory=dict)
+    outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)  # of all layers
     rotary_permuted: bool = False  # rows of q and k: each head's rotary halves interleaved
     conversions: Callable[[], tuple[WeightTransform, ...]] = tuple
 
 
-GLOBAL = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
 ATTENTION = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -106,6 +103,7 @@ SHARED_EXPERT = {
 }
 
 
+_KV_HEADS = "lfm2moe.attention.head_count_kv"  # one for each layer there, 0 for a convolution
 # Which transformers takes in other forms, or not at all
 _UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
 
@@ -267,6 +265,29 @@ def _glm4(given: Metadata) -> dict[str, Any]:
     }
 
 
+def _lfm2(given: Metadata) -> dict[str, Any]:
+    heads = given.values.get(_KV_HEADS)
+    if not isinstance(heads, list) or not heads or any(type(count) is not int for count in heads):
+        raise CheckpointError(f"{given.file} cannot be understood: its attention.head_count_kv is {heads!r}")
+    one = Metadata(given.file, given.architecture, {**given.values, _KV_HEADS: max(heads)}, given.tensors)
+    base = decoder_config(one)
+    return {
+        **base,
+        "norm_eps": base.pop("rms_norm_eps"),
+        "layer_types": ["full_attention" if count else "conv" for count in heads],
+        "conv_L_cache": given.integer("shortconv.l_cache"),
+        "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in given.tensors),
+        "intermediate_size": given.integer("feed_forward_length"),
+        "moe_intermediate_size": given.integer("expert_feed_forward_length"),
+        "num_experts": given.integer("expert_count"),
+        "num_experts_per_tok": given.integer("expert_used_count"),
+        "num_dense_layers": given.integer("leading_dense_block_count", 0),
+        "use_expert_bias": any(name.endswith("exp_probs_b.bias") for name in given.tensors),
+        "norm_topk_prob": given.flag("expert_weights_norm", True),
+        "routed_scaling_factor": given.number("expert_weights_scale", 1.0),
+    }
+
+
 KNOWN: dict[str, GgufArchitecture] = {
     "qwen3moe": GgufArchitecture(
         "qwen3_moe", "Qwen3MoeForCausalLM", _qwen3, names={**ATTENTION, **QK_NORMS, **ROUTER}
@@ -313,5 +334,28 @@ KNOWN: dict[str, GgufArchitecture] = {
             "ffn_up_shexp": "mlp.shared_experts.up_proj",
             "ffn_down_shexp": "mlp.shared_experts.down_proj",
         },
+    ),
+    "lfm2moe": GgufArchitecture(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        _lfm2,
+        ("feed_forward.experts.{}.w1", "feed_forward.experts.{}.w3", "feed_forward.experts.{}.w2"),
+        {
+            **ATTENTION,
+            "attn_norm": "operator_norm",
+            "attn_output": "self_attn.out_proj",
+            "attn_q_norm": "self_attn.q_layernorm",
+            "attn_k_norm": "self_attn.k_layernorm",
+            "ffn_norm": "ffn_norm",
+            "ffn_gate": "feed_forward.w1",
+            "ffn_up": "feed_forward.w3",
+            "ffn_down": "feed_forward.w2",
+            "ffn_gate_inp": "feed_forward.gate",
+            "exp_probs_b.bias": "feed_forward.expert_bias",
+            "shortconv.conv": "conv.conv",
+            "shortconv.in_proj": "conv.in_proj",
+            "shortconv.out_proj": "conv.out_proj",
+        },
+        {**OUTSIDE, "token_embd_norm": "model.embedding_norm"},
     ),
 }

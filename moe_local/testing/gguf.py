@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ NAMES = {
     "olmoe": "olmoe",
     "gpt_oss": "gpt-oss",
     "glm4_moe": "glm4moe",
+    "lfm2_moe": "lfm2moe",
 }
 PERMUTED = {"llama"}  # architectures whose conversion interleaves the rotary halves of q and k
 _EXTRA_LAYER = "glm4moe"
-EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe", "glm4moe"}  # which tell the experts' width apart
+EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe", "glm4moe", "lfm2moe"}  # which tell the experts' width apart
 
 # Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
 SCALES = {
@@ -75,7 +77,7 @@ def write_tiny_gguf(
     _write_tokenizer(writer, splitting)
     encode = _encoder(kind, np.random.default_rng(seed))
     for name, tensor, put_back in tensors:
-        if tensor.ndim < 2 or "ffn_gate_inp" in name or name.endswith("bias"):
+        if tensor.ndim < 2 or "ffn_gate_inp" in name or "shortconv.conv" in name or name.endswith("bias"):
             writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
         else:
             data = encode(tensor.numpy())
@@ -100,11 +102,11 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
         **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size"), width),
         "moe_intermediate_size": max(block, 32),
         "head_dim": width // given["num_attention_heads"],
-        "tie_word_embeddings": False,
-        "norm_topk_prob": architecture.name in ("qwen3_moe", "glm4_moe"),
+        "tie_word_embeddings": architecture.name == "lfm2_moe",
+        "norm_topk_prob": architecture.name in ("qwen3_moe", "glm4_moe", "lfm2_moe"),
         "sliding_window": given.get("sliding_window") if architecture.name == "gpt_oss" else None,
         "use_sliding_window": False,
-        "layer_types": None,
+        "layer_types": given.get("layer_types") if architecture.name == "lfm2_moe" else None,
     }
     config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()})
     with torch.random.fork_rng(devices=[]):
@@ -144,11 +146,14 @@ def _tensors(
     )
     found: list[tuple[str, Tensor, Callable[[Tensor], object]]] = []
     for path, tensor in model.state_dict().items():
+        if path == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
         if ".experts." in path:
             pieces = _expert_pieces(path.rpartition(".")[2], tensor, alternate=name == "gpt-oss", fused=fused)
             found += [(f"blk.{path.split('.')[2]}.{piece}", t, t.copy_) for piece, t in pieces.items()]
             continue
-        base, _, kind = path.replace("correction_bias", "correction.bias").rpartition(".")
+        base, _, kind = re.sub(r"(correction|expert)_bias$", r"\1_bias.bias", path).rpartition(".")
+        base = base.replace("correction_bias", "correction")
         if kind == "sinks":
             base, kind = path, "weight"
         target = mapping.get_name(base)
@@ -159,7 +164,8 @@ def _tensors(
         if name in PERMUTED and part in heads:
             found.append((f"{target}.{kind}", *_permuted(tensor, heads[part])))
         else:
-            found.append((f"{target}.{kind}", tensor.squeeze() if "shexp" in target else tensor, put_back))
+            squeezed = "shexp" in target or "shortconv.conv" in target
+            found.append((f"{target}.{kind}", tensor.squeeze() if squeezed else tensor, put_back))
     return found
 
 
@@ -193,8 +199,12 @@ def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> 
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers + (name == _EXTRA_LAYER))
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    kv_heads = config.num_key_value_heads
+    if name == "lfm2moe":
+        writer.add_head_count_kv([kv_heads if kind == "full_attention" else 0 for kind in config.layer_types])
+    else:
+        writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps if name == "lfm2moe" else config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
@@ -204,6 +214,11 @@ def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> 
         writer.add_rope_scaling_factor(config.rope_parameters["factor"])
         writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
         writer.add_expert_feed_forward_length(config.intermediate_size)
+    if name == "lfm2moe":
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_vocab_size(config.vocab_size)
     if name == "glm4moe":
         writer.add_nextn_predict_layers(1)
         writer.add_rope_dimension_count(int(head_dim * config.rope_parameters["partial_rotary_factor"]))
