@@ -88,7 +88,7 @@ def needed_files(repo: str, files: Sequence[str]) -> list[str]:
         kinds = sorted({Path(file).suffix for file in top} & {".bin", ".pt", ".pth", ".gguf"})
         raise UnsupportedError(
             f"{repo} has no safetensors" + (f", only {', '.join(kinds)}" if kinds else ""),
-            remedy="name a repository with safetensors",
+            remedy="name a repository with safetensors" + (", or a downloaded file" if ".gguf" in kinds else ""),
         )
     if INDEX in top:
         weights = [file for file in weights if re.fullmatch(r"model-\d+-of-\d+\.safetensors", file)] or weights
