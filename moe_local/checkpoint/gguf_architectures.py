@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from transformers.core_model_loading import (
+    Concatenate,
     ConversionOps,
     Transpose,
     WeightConverter,
@@ -288,6 +289,32 @@ def _lfm2(given: Metadata) -> dict[str, Any]:
     }
 
 
+def _granite(given: Metadata) -> dict[str, Any]:
+    scales = {
+        "embedding_multiplier": "embedding_scale",
+        "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale",
+        "logits_scaling": "logit_scale",
+    }
+    return {
+        **decoder_config(given),
+        **{name: given.number(key) for name, key in scales.items()},
+        "intermediate_size": given.integer("feed_forward_length"),
+        "num_local_experts": given.integer("expert_count"),
+        "num_experts_per_tok": given.integer("expert_used_count"),
+    }
+
+
+def _one_after_the_other() -> tuple[WeightTransform, ...]:
+    """Experts whose gate and up projections follow each other in one tensor of all experts."""
+    given, wanted = r"block_sparse_moe\.experts\.stacked", "block_sparse_moe.experts"
+    gate_and_up = [rf"{given}_gate\.weight", rf"{given}_up\.weight"]
+    return (
+        WeightConverter(gate_and_up, f"{wanted}.gate_up_proj", [Concatenate(dim=1)]),
+        WeightRenaming(rf"{given}_down\.weight", f"{wanted}.down_proj"),
+    )
+
+
 KNOWN: dict[str, GgufArchitecture] = {
     "qwen3moe": GgufArchitecture(
         "qwen3_moe", "Qwen3MoeForCausalLM", _qwen3, names={**ATTENTION, **QK_NORMS, **ROUTER}
@@ -334,6 +361,20 @@ KNOWN: dict[str, GgufArchitecture] = {
             "ffn_up_shexp": "mlp.shared_experts.up_proj",
             "ffn_down_shexp": "mlp.shared_experts.down_proj",
         },
+    ),
+    "granitemoe": GgufArchitecture(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        _granite,
+        names={
+            **ATTENTION,
+            "ffn_gate_inp": "block_sparse_moe.router",
+            "ffn_gate_exps": "block_sparse_moe.experts.stacked_gate",
+            "ffn_up_exps": "block_sparse_moe.experts.stacked_up",
+            "ffn_down_exps": "block_sparse_moe.experts.stacked_down",
+        },
+        rotary_permuted=True,
+        conversions=_one_after_the_other,
     ),
     "lfm2moe": GgufArchitecture(
         "lfm2_moe",

@@ -35,8 +35,9 @@ NAMES = {
     "gpt_oss": "gpt-oss",
     "glm4_moe": "glm4moe",
     "lfm2_moe": "lfm2moe",
+    "granitemoe": "granitemoe",
 }
-PERMUTED = {"llama"}  # architectures whose conversion interleaves the rotary halves of q and k
+PERMUTED = {"llama", "granitemoe"}  # architectures whose conversion interleaves the rotary halves of q and k
 _EXTRA_LAYER = "glm4moe"
 EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe", "glm4moe", "lfm2moe"}  # which tell the experts' width apart
 
@@ -106,6 +107,11 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
         "norm_topk_prob": architecture.name in ("qwen3_moe", "glm4_moe", "lfm2_moe"),
         "sliding_window": given.get("sliding_window") if architecture.name == "gpt_oss" else None,
         "use_sliding_window": False,
+        # Granite's, as in its published checkpoints: none of them one
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.015625,
+        "logits_scaling": 6.0,
         "layer_types": given.get("layer_types") if architecture.name == "lfm2_moe" else None,
     }
     config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()})
@@ -153,7 +159,7 @@ def _tensors(
             found += [(f"blk.{path.split('.')[2]}.{piece}", t, t.copy_) for piece, t in pieces.items()]
             continue
         base, _, kind = re.sub(r"(correction|expert)_bias$", r"\1_bias.bias", path).rpartition(".")
-        base = base.replace("correction_bias", "correction")
+        base = base.replace("correction_bias", "correction").replace("_moe.router", "_moe.router.layer")
         if kind == "sinks":
             base, kind = path, "weight"
         target = mapping.get_name(base)
@@ -214,6 +220,11 @@ def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> 
         writer.add_rope_scaling_factor(config.rope_parameters["factor"])
         writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
         writer.add_expert_feed_forward_length(config.intermediate_size)
+    if name == "granitemoe":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if name == "lfm2moe":
         writer.add_shortconv_l_cache(config.conv_L_cache)
         writer.add_leading_dense_block_count(config.num_dense_layers)
