@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightTransform
 
-from moe_local.checkpoint.gguf_architectures import KNOWN, GgufArchitecture, Metadata
+from moe_local.checkpoint.gguf_architectures import KNOWN, GgufArchitecture
 from moe_local.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from moe_local.checkpoint.gguf_metadata import Metadata
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.errors import CheckpointError, UnsupportedError
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers.core_model_loading import (
@@ -22,45 +21,8 @@ from transformers.core_model_loading import (
     WeightTransform,
 )
 
+from moe_local.checkpoint.gguf_metadata import Metadata, decoder_config, head_dim
 from moe_local.errors import CheckpointError, UnsupportedError
-
-T = TypeVar("T", int, float, bool)
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """A file's metadata, its architecture's own keys without their prefix."""
-
-    file: Path
-    architecture: str
-    values: Mapping[str, Any]
-    tensors: frozenset[str]  # the names of all
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        return self._one(key, int, default)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        # Written as float32: 1e-06 comes out as 9.999999974752427e-07
-        return float(f"{self._one(key, float, default):.7g}")
-
-    def flag(self, key: str, default: bool) -> bool:
-        return self._one(key, bool, default)
-
-    def has(self, key: str) -> bool:
-        return f"{self.architecture}.{key}" in self.values
-
-    def _one(self, key: str, kind: type[T], default: T | None) -> T:
-        full = f"{self.architecture}.{key}"
-        value = self.values.get(full, default)
-        if type(value) is not kind:
-            said = "is missing" if value is None else f"is {value!r}"
-            raise CheckpointError(f"{self.file} cannot be understood: its {full} {said}", remedy="download it again")
-        return value
-
-    def token(self, name: str) -> int | None:
-        value = self.values.get(f"tokenizer.ggml.{name}_token_id")
-        return value if type(value) is int else None
-
 
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PROJECTIONS = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
@@ -105,60 +67,12 @@ SHARED_EXPERT = {
 
 
 _KV_HEADS = "lfm2moe.attention.head_count_kv"  # one for each layer there, 0 for a convolution
-# Which transformers takes in other forms, or not at all
-_UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
-
-
-def decoder_config(given: Metadata) -> dict[str, Any]:
-    """The fields that all decoders have."""
-    heads = given.integer("attention.head_count")
-    theta = given.number("rope.freq_base", 10_000.0)
-    ends = [given.token(name) for name in ("eos", "eot", "eom")]
-    return {
-        "hidden_size": given.integer("embedding_length"),
-        "num_hidden_layers": given.integer("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": given.integer("attention.head_count_kv", heads),
-        "max_position_embeddings": given.integer("context_length"),
-        "rms_norm_eps": given.number("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {"rope_theta": theta, **_rope_scaling(given)},
-        "bos_token_id": given.token("bos"),
-        "eos_token_id": list(dict.fromkeys(token for token in ends if token is not None)) or None,
-        "pad_token_id": given.token("padding"),
-    }
-
-
-def _head_dim(given: Metadata) -> int:
-    return given.integer(
-        "attention.key_length", given.integer("embedding_length") // max(1, given.integer("attention.head_count"))
-    )
-
-
-def _rope_scaling(given: Metadata) -> dict[str, Any]:
-    prefix = f"{given.architecture}.rope.scaling"
-    kind = given.values.get(f"{prefix}.type", "none")
-    if kind == "none":
-        return {"rope_type": "default"}
-    special = [name for name in _UNSUPPORTED_SCALING if f"{prefix}.{name}" in given.values]
-    if kind not in ("linear", "yarn") or special:
-        raise UnsupportedError(
-            f"{given.file} scales positions by {' with '.join([repr(kind), *special])}, which is not supported for"
-            " GGUF files",
-            remedy="use the model's safetensors repository",
-        )
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": given.number("rope.scaling.factor")}
-    if given.has("rope.scaling.original_context_length"):
-        scaling["original_max_position_embeddings"] = given.integer("rope.scaling.original_context_length")
-    for name in ("beta_fast", "beta_slow"):
-        if given.has(f"rope.scaling.yarn_{name}"):
-            scaling[name] = given.number(f"rope.scaling.yarn_{name}")
-    return scaling
 
 
 def _qwen3(given: Metadata) -> dict[str, Any]:
     return {
         **decoder_config(given),
-        "head_dim": _head_dim(given),
+        "head_dim": head_dim(given),
         "intermediate_size": given.integer("feed_forward_length", 0) or given.integer("expert_feed_forward_length"),
         "moe_intermediate_size": given.integer("expert_feed_forward_length"),
         "num_experts": given.integer("expert_count"),
@@ -186,7 +100,7 @@ def _mixtral(given: Metadata) -> dict[str, Any]:
         )
     return {
         **decoder_config(given),
-        "head_dim": _head_dim(given),
+        "head_dim": head_dim(given),
         "intermediate_size": given.integer("feed_forward_length"),
         "num_local_experts": given.integer("expert_count"),
         "num_experts_per_tok": given.integer("expert_used_count"),
@@ -211,7 +125,7 @@ def _gpt_oss(given: Metadata) -> dict[str, Any]:
         base["rope_parameters"]["truncate"] = False  # as it was trained, which the file has no field for
     return {
         **base,
-        "head_dim": _head_dim(given),
+        "head_dim": head_dim(given),
         "intermediate_size": given.integer("expert_feed_forward_length"),
         "num_local_experts": given.integer("expert_count"),
         "num_experts_per_tok": given.integer("expert_used_count"),
@@ -246,10 +160,10 @@ class Alternate(ConversionOps):
 def _glm4(given: Metadata) -> dict[str, Any]:
     base = decoder_config(given)
     base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
-    base["rope_parameters"]["partial_rotary_factor"] = given.integer("rope.dimension_count") / _head_dim(given)
+    base["rope_parameters"]["partial_rotary_factor"] = given.integer("rope.dimension_count") / head_dim(given)
     return {
         **base,
-        "head_dim": _head_dim(given),
+        "head_dim": head_dim(given),
         "intermediate_size": given.integer("feed_forward_length"),
         "moe_intermediate_size": given.integer("expert_feed_forward_length"),
         "n_routed_experts": given.integer("expert_count"),

@@ -38,7 +38,6 @@ NAMES = {
     "granitemoe": "granitemoe",
 }
 PERMUTED = {"llama", "granitemoe"}  # architectures whose conversion interleaves the rotary halves of q and k
-_EXTRA_LAYER = "glm4moe"
 EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe", "glm4moe", "lfm2moe"}  # which tell the experts' width apart
 
 # Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
@@ -62,11 +61,13 @@ def write_tiny_gguf(
     parts: int = 1,
     fused: bool = False,
     splitting: str = "gpt-2",
+    extra_layer: bool = True,
 ) -> PreTrainedModel:
     """Writes a model of random weights; matrices in `quantization`, all else in F32.
 
     Several `parts` get names made of `file`'s. `fused` experts have gate and up in one tensor. `splitting` is what
-    the file calls its tokenizer's rule. Returns the float32 model that has the very numbers of the file.
+    the file calls its tokenizer's rule. GLM has an `extra_layer`: a stump of what predicts several tokens at once.
+    Returns the float32 model that has the very numbers of the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     kind = GGMLQuantizationType[quantization]
@@ -74,7 +75,8 @@ def write_tiny_gguf(
     tensors = _tensors(model, NAMES[architecture.name], fused=fused)
     most = -(-len(tensors) // parts) if parts > 1 else 0
     writer = GGUFWriter(file, NAMES[architecture.name], split_max_tensors=most)
-    _write_metadata(writer, model.config, NAMES[architecture.name])
+    extra = int(extra_layer and architecture.name == "glm4_moe")
+    _write_metadata(writer, model.config, NAMES[architecture.name], extra)
     _write_tokenizer(writer, splitting)
     encode = _encoder(kind, np.random.default_rng(seed))
     for name, tensor, put_back in tensors:
@@ -84,7 +86,7 @@ def write_tiny_gguf(
             data = encode(tensor.numpy())
             writer.add_tensor(name, data, raw_dtype=kind)
             put_back(torch.from_numpy(gguf.quants.dequantize(data, kind).copy()).view(tensor.shape))
-    if _EXTRA_LAYER in NAMES[architecture.name]:
+    if extra:
         # What predicts several tokens at once, which nobody here runs
         writer.add_tensor(f"blk.{model.config.num_hidden_layers}.nextn.enorm.weight", np.zeros(8, dtype=np.float32))
     writer.write_header_to_file()
@@ -199,11 +201,11 @@ def _permuted(weight: Tensor, heads: int) -> tuple[Tensor, Callable[[Tensor], No
     return permuted, put_back
 
 
-def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> None:
+def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str, extra: int) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers + (name == _EXTRA_LAYER))
+    writer.add_block_count(config.num_hidden_layers + extra)
     writer.add_head_count(config.num_attention_heads)
     kv_heads = config.num_key_value_heads
     if name == "lfm2moe":
@@ -231,7 +233,7 @@ def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str) -> 
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_vocab_size(config.vocab_size)
     if name == "glm4moe":
-        writer.add_nextn_predict_layers(1)
+        writer.add_nextn_predict_layers(extra)
         writer.add_rope_dimension_count(int(head_dim * config.rope_parameters["partial_rotary_factor"]))
         writer.add_expert_shared_count(config.n_shared_experts)
         writer.add_leading_dense_block_count(config.first_k_dense_replace)
