@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import experts_modules
-from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.chat import ChatSession, has_template, render
@@ -41,7 +41,7 @@ def load(
     report: Report | None = None,
     read_at: Callable[[FileReader], ReadAt] = lambda reader: reader,
 ) -> Engine:
-    """Loads a checkpoint directory or hub id within its budgets.
+    """Loads a checkpoint directory, GGUF file or hub id within its budgets.
 
     `read_at` may wrap the file reader (see `moe_local.testing` for slow and failing disks).
     """
@@ -66,12 +66,12 @@ def load(
         report("expert cache", 0.9)
         cache = make_cache(prepared, reader)
         network.generation_config = defaults
-        tokenizer = _tokenizer(prepared.checkpoint)
+        tokenizer, doubts = load_tokenizer(prepared.checkpoint)
     except BaseException:
         files.close()
         raise
     report("ready", 1.0)
-    notes = (*prepared.notes, *remarks)
+    notes = (*prepared.notes, *remarks, *doubts)
     return Engine(prepared, network, tokenizer, cache, files, notes=notes, load_seconds=perf_counter() - began)
 
 
@@ -117,9 +117,11 @@ class Engine:
     def generator(self) -> TextGenerator:
         """The model with its tokenizer. Raises CheckpointError if the checkpoint has none."""
         if self._tokenizer is None:
+            checkpoint = self.prepared.checkpoint
+            elsewhere = "use the model's safetensors repository"
             raise CheckpointError(
-                f"{self.prepared.checkpoint.directory} has no tokenizer that transformers can load",
-                remedy="add tokenizer.json and tokenizer_config.json",
+                f"{checkpoint.directory} has no tokenizer that transformers can load",
+                remedy=elsewhere if checkpoint.gguf else "add tokenizer.json and tokenizer_config.json",
             )
         if not self.model.can_generate():
             raise UnsupportedError(f"{type(self.model).__name__} does not generate text")
@@ -201,10 +203,3 @@ def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:
             size = format_size(slots * slot)
             warnings.warn(f"{size} of RAM cannot be pinned ({first_line(error)}): uploads are slower", stacklevel=2)
     return Slab(slots, slot, torch.device("cpu"))
-
-
-def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
-    except Exception:  # missing or of a kind that needs other libraries: an error when text is first asked for
-        return None

@@ -41,10 +41,13 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         )
     _assert_plausible(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        if checkpoint.gguf:
+            config = CONFIG_MAPPING[model_type].from_dict(checkpoint.config)
+        else:
+            config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
         raise CheckpointError(
-            f"{checkpoint.directory / 'config.json'} is not valid for {model_type!r} ({first_line(error)})",
+            f"{checkpoint.config_file} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
     if hasattr(config, "quantization_config"):  # ours to read: transformers would load its own kernels for it
@@ -59,7 +62,7 @@ def _assert_plausible(checkpoint: Checkpoint) -> None:
         layers = max((part[name] for part in parts if isinstance(part.get(name), int)), default=0)
         if layers > max(1, len(checkpoint.tensors)):
             raise CheckpointError(
-                f"{checkpoint.directory / 'config.json'} says {name} {layers}, and the checkpoint has"
+                f"{checkpoint.config_file} says {name} {layers}, and the checkpoint has"
                 f" {len(checkpoint.tensors)} tensors",
                 remedy="download it again",
             )

@@ -7,7 +7,7 @@ every architecture that its experts interface covers; no list of names is kept h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -82,7 +82,7 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     parameters = {
         f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)
     }
-    conversions = _Conversions(skeleton, parameters)
+    conversions = _Conversions(skeleton, parameters, checkpoint.conversions)
     sources = understood(checkpoint)
     dense = {name: source for name, source in sources.items() if not conversions.take(source)}
     traced = conversions.run(checkpoint)
@@ -111,11 +111,11 @@ class _Conversions:
     Follows the renaming and collecting steps of `convert_and_load_state_dict_in_model`.
     """
 
-    def __init__(self, skeleton: PreTrainedModel, parameters: set[str]) -> None:
+    def __init__(self, skeleton: PreTrainedModel, parameters: set[str], own: Sequence[WeightTransform] = ()) -> None:
         self.skeleton = skeleton
         self.parameters = parameters
         self.state = skeleton.state_dict()
-        transforms = get_model_conversion_mapping(skeleton)
+        transforms = [*own, *get_model_conversion_mapping(skeleton)]
         self.renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self.by_pattern = {p: c for c in self.converters for p in c.source_patterns}

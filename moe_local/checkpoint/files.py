@@ -1,4 +1,4 @@
-"""A checkpoint directory: its configuration and every tensor's place, from headers alone."""
+"""A checkpoint: its configuration and every tensor's place, from headers alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.core_model_loading import WeightTransform
+
+from moe_local.checkpoint.gguf import SUFFIX, gguf_set, only_gguf, read_gguf
 from moe_local.checkpoint.header import TensorEntry, read_header
 from moe_local.errors import CheckpointError, UnsupportedError
 
@@ -18,22 +21,39 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory in Hugging Face's layout: `config.json` and safetensors files."""
+    """A directory in Hugging Face's layout (`config.json` and safetensors files), or a GGUF file, which is all."""
 
-    directory: Path
+    directory: Path  # or the GGUF file
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
+    conversions: tuple[WeightTransform, ...] = ()  # of experts' tensors, beside those that transformers knows
 
     @classmethod
-    def open(cls, directory: Path) -> Checkpoint:
-        """Reads `config.json` and all headers; no weights.
+    def open(cls, path: Path) -> Checkpoint:
+        """Reads the configuration and all headers; no weights.
 
         Raises CheckpointError for missing or damaged files, UnsupportedError for other kinds of weights.
         """
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory} is not a directory", remedy="name a checkpoint directory")
-        config = read_json(directory / "config.json")
-        return cls(directory, config, _read_tensors(directory))
+        file = path if path.suffix == SUFFIX and path.is_file() else None
+        if file is None and not path.is_dir():
+            raise CheckpointError(f"{path} is not a directory", remedy="name a checkpoint directory")
+        if file is None and not any(path.glob("*.safetensors")):
+            file = only_gguf(path)
+        if file is not None:
+            files = gguf_set(file)
+            return cls(files[0], *read_gguf(files))
+        config = read_json(path / "config.json")
+        return cls(path, config, _read_tensors(path))
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file, if it is one."""
+        return self.directory if self.directory.suffix == SUFFIX and self.directory.is_file() else None
+
+    @property
+    def config_file(self) -> Path:
+        """Where the configuration comes from."""
+        return self.gguf or self.directory / "config.json"
 
     @cached_property
     def files(self) -> list[Path]:
@@ -104,11 +124,6 @@ def _only_file(directory: Path) -> Path:
     if found:
         raise CheckpointError(
             f"{directory} has {len(found)} safetensors files and no {INDEX}", remedy="download the index too"
-        )
-    if any(directory.glob("*.gguf")):
-        raise UnsupportedError(
-            f"{directory} holds GGUF weights, which are not supported yet",
-            remedy="use the model's safetensors repository",
         )
     if any(path for pattern in _PICKLES for path in directory.glob(pattern)):
         raise UnsupportedError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_local.checkpoint.files import INDEX, SINGLE
+from moe_local.checkpoint.gguf import SUFFIX
 from moe_local.errors import (
     CheckpointError,
     DownloadError,
@@ -22,15 +23,17 @@ _TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
 def locate(model: str) -> Path:
-    """The directory of a model: a path as it is, a hub id from the local cache or downloaded into it.
+    """A model's directory or GGUF file: a path as it is, a hub id from the local cache or downloaded into it.
 
     Raises CheckpointError for what is neither, DownloadError when the hub cannot give it.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == SUFFIX):
         return path
     if path.is_file():
-        raise CheckpointError(f"{model} is a file", remedy="name the directory that holds the checkpoint")
+        raise CheckpointError(
+            f"{model} is a file", remedy="name the directory that holds the checkpoint, or a GGUF file"
+        )
     if not _REPO.fullmatch(model) or model.startswith((".", "~")):
         raise CheckpointError(
             f"{model} does not exist",
@@ -85,7 +88,7 @@ def needed_files(repo: str, files: Sequence[str]) -> list[str]:
         kinds = sorted({Path(file).suffix for file in top} & {".bin", ".pt", ".pth", ".gguf"})
         raise UnsupportedError(
             f"{repo} has no safetensors" + (f", only {', '.join(kinds)}" if kinds else ""),
-            remedy="name a repository with safetensors",
+            remedy="name a repository with safetensors" + (", or a downloaded file" if ".gguf" in kinds else ""),
         )
     if INDEX in top:
         weights = [file for file in weights if re.fullmatch(r"model-\d+-of-\d+\.safetensors", file)] or weights

@@ -66,12 +66,13 @@ class Matrix:
 @dataclass(frozen=True, slots=True)
 class Projection:
     """Matrices whose outputs follow each other; then, where the model has another order, `order[i]` is the output
-    that it calls `i`; then the bias [out], in the model's order.
+    that it calls `i`; then the bias [out], of whose numbers `bias_order[i]` is the one for the model's `i`.
     """
 
     matrices: tuple[Matrix, ...]
     order: tuple[int, ...] | None = None
     bias: Array | None = None
+    bias_order: tuple[int, ...] | None = None  # None: the model's
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,7 +136,7 @@ def place_record(
     of whole encoded matrices.
     """
     matrices: dict[str, tuple[tuple[Matrix, ...], tuple[int, ...] | None]] = {}
-    biases: dict[str, Array] = {}
+    biases: dict[str, tuple[Array, tuple[int, ...] | None]] = {}
     extents: list[Extent] = []
     position = 0
     for name, traced in parameters.items():
@@ -146,7 +147,7 @@ def place_record(
             entries = {block.source: _plain(sources[block.source]) for block in traced.blocks}
             array, order, runs = _place_plain(traced, entries, position)
             if name.endswith("_bias"):
-                biases[name.removesuffix("_bias")] = array
+                biases[name.removesuffix("_bias")] = (array, order)
             else:
                 encoding = PLAIN.get(array.dtype, Encoding(str(array.dtype).removeprefix("torch.")))
                 shape = (array.shape[0], array.shape[1])
@@ -155,7 +156,8 @@ def place_record(
         position = aligned(max(run.position + run.length for run in runs))
     if stray := biases.keys() - matrices.keys():
         raise UntraceableError(f"biases without a matrix: {sorted(stray)}")
-    projections = {name: Projection(placed, order, biases.get(name)) for name, (placed, order) in matrices.items()}
+    none = (None, None)
+    projections = {name: Projection(*placed, *biases.get(name, none)) for name, placed in matrices.items()}
     return Layout(projections, position), tuple(extents)
 
 
@@ -219,8 +221,6 @@ def _place_plain(
         runs.append(Extent(entry.file, entry.offset + low * dtype.itemsize, (high - low) * dtype.itemsize, at))
         used += high - low
     first, strides, order = _affine(traced, base)
-    if order is not None and traced.ndim == 1:
-        raise UntraceableError("a bias in another order than the model's")
     return Array(dtype, tuple(traced.shape), strides, position + first * dtype.itemsize), order, runs
 
 

@@ -21,6 +21,7 @@ class Projection:
     matrices: tuple[Multiply, ...]
     bias: Tensor | None  # [out]
     order: Tensor | None  # [out] int64
+    bias_order: Tensor | None  # [out] int64
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, in] -> [rows, out] in x's dtype."""
@@ -28,7 +29,10 @@ class Projection:
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         if self.order is not None:
             y = y[:, self.order]
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias if self.bias_order is None else self.bias[self.bias_order]
+        return y + bias.to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,12 @@ def _projection(placed: record.Projection, slot: Tensor) -> Multiply:
     matrices = tuple(format_of(matrix.encoding).bind(views(matrix, slot), matrix.shape) for matrix in placed.matrices)
     if len(matrices) == 1 and placed.bias is None and placed.order is None:
         return matrices[0]
-    order = None if placed.order is None else torch.tensor(placed.order, device=slot.device)
-    return Projection(matrices, None if placed.bias is None else _view(placed.bias, slot), order)
+    bias = None if placed.bias is None else _view(placed.bias, slot)
+    return Projection(matrices, bias, _index(placed.order, slot), _index(placed.bias_order, slot))
+
+
+def _index(order: tuple[int, ...] | None, slot: Tensor) -> Tensor | None:
+    return None if order is None else torch.tensor(order, device=slot.device)
 
 
 def views(matrix: record.Matrix, slot: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from moe_local.errors import MoeLocalError
 from moe_local.formats.awq import Awq
 from moe_local.formats.base import Format, Packable
 from moe_local.formats.fp8 import Fp8
+from moe_local.formats.gguf import Gguf
 from moe_local.formats.gptq import Gptq
 from moe_local.formats.int4 import Int4, native_rows
 from moe_local.formats.int8 import Int8
@@ -35,6 +36,7 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "mxfp4": Mxfp4,
     "nf4": Nf4,
     "packed": Packed,
+    "gguf": Gguf,
 }
 
 

@@ -116,7 +116,7 @@ def _decoding(catalog: Catalog, dtype: torch.dtype) -> int:
     experts = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
     shapes = [m.shape for m in experts if m.encoding not in PLAIN.values()]
     shapes += [(t.shape[0], t.shape[1]) for path, t in catalog.encoded.items() if not path.endswith("lm_head")]
-    return max((out * width * (dtype.itemsize + 4) for out, width in shapes), default=0)
+    return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
 
 
 def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dtype, top_k: int, logits: int) -> int:

@@ -100,7 +100,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[MoeLocalError], str]] = {
     "a tensor twice": (_duplicate, CheckpointError, "is in both"),
     "no index": (lambda d: (d / INDEX).unlink(), CheckpointError, "no model.safetensors.index.json"),
     "pickles only": (_only_pickles, UnsupportedError, "pickled weights only"),
-    "GGUF only": (_only(".gguf"), UnsupportedError, "GGUF"),
+    "GGUF only": (_only(".gguf"), CheckpointError, "GGUF"),
     "nothing": (_only(".txt"), CheckpointError, "no safetensors"),
 }
 

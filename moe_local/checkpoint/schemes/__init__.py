@@ -12,6 +12,7 @@ from moe_local.checkpoint.schemes.awq import awq
 from moe_local.checkpoint.schemes.bitsandbytes import bitsandbytes
 from moe_local.checkpoint.schemes.compressed_tensors import compressed_tensors
 from moe_local.checkpoint.schemes.fp8 import fp8
+from moe_local.checkpoint.schemes.gguf import gguf
 from moe_local.checkpoint.schemes.gptq import gptq
 from moe_local.checkpoint.schemes.mxfp4 import mxfp4
 from moe_local.errors import CheckpointError, UnsupportedError
@@ -25,6 +26,7 @@ SCHEMES: dict[str, Scheme] = {
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
     "fp8": fp8,
+    "gguf": gguf,
     "gptq": gptq,
     "mxfp4": mxfp4,
 }
