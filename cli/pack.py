@@ -23,10 +23,16 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to make. Default: one in the cache folder.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Of the experts: int4, int8, bf16, fp16 or fp32.")] = "int4",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Of the experts: int4, int8, nf4, mxfp4, fp8, bf16, fp16, fp32; auto is int4, or for a model that is"
+            " quantised already the nearest to what it has."
+        ),
+    ] = "auto",
     group_size: Annotated[int, typer.Option(help="Columns that share a scale in int4: 32, 64 or 128.")] = 64,
     dense_format: Annotated[
-        str, typer.Option(help="Of linear layers and embeddings outside the experts: keep, int8 or int4.")
+        str, typer.Option(help="Of linear layers and embeddings outside the experts: keep, int8, int4 ...")
     ] = "int8",
     as_json: opt.Json = False,
 ) -> None:
@@ -38,19 +44,22 @@ def pack(
     from moe_local import packing
     from moe_local.store import cached_store
     from moe_local.store import pack as write
+    from moe_local.store.packer import relative_error
 
     from .session import progress, stderr
 
     job = packing.plan(model, packing.choose(format, group_size, dense_format))
     target = output or cached_store(job)
+    error = relative_error(job)
     stderr.print(f"{format_size(job.checkpoint.total_bytes)} to {format_size(job.total)} in {target}", markup=False)
+    stderr.print(f"experts in {job.expert_formats}: {error:.2%} off the original (RMS, sampled)", markup=False)
     began = time.perf_counter()
     with progress() as report:
         write(job, target, report)
     seconds = time.perf_counter() - began
     if as_json:
         found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes}
-        typer.echo(json.dumps({**found, "packing": str(job.packing), "seconds": round(seconds, 2)}))
+        typer.echo(json.dumps({**found, "packing": str(job.packing), "error": error, "seconds": round(seconds, 2)}))
     else:
         stderr.print(f"packed in {seconds:.1f} s", markup=False)
         typer.echo(target)

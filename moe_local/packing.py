@@ -9,15 +9,22 @@ from moe_local.errors import MoeLocalError
 from moe_local.formats import packed_encoding
 from moe_local.planning import Understood, understand
 from moe_local.store import Packing, cached_store, is_store, pack
-from moe_local.store.packer import Job, Report, plan_packing
+from moe_local.store.packer import Job, Report, plan_packing, relative_error
 
-DEFAULT = ("int4", 64, "int8")  # experts, group, dense
+AUTO = "auto"
+_ROUNDING = 0.004  # relative: what is lost when scales become bf16
+_EXACT_OR_NOT = ("gptq", "awq", "compressed-tensors")  # their numbers are kept, or the checkpoint is read as it is
+_WORTH_IT = (None, "gguf", *_EXACT_OR_NOT)  # schemes that run faster once they are packed
 
 
-def choose(experts: str, group: int = 64, dense: str | None = None) -> Packing:
-    """A packing by the names that users type; `dense` None or "keep" leaves the dense weights as they are."""
-    kept = dense is None or dense == "keep"
-    return Packing(packed_encoding(experts, group), None if kept or dense is None else packed_encoding(dense, group))
+def choose(experts: str = AUTO, group: int = 64, dense: str = "int8") -> Packing:
+    """A packing by the names that users type.
+
+    `experts` "auto" is int4, or for a quantised model the nearest format; `dense` "keep" leaves dense weights alone.
+    """
+    near = experts == AUTO
+    kept = None if dense == "keep" else packed_encoding(dense, group)
+    return Packing(packed_encoding("int4" if near else experts, group), kept, near)
 
 
 def plan(model: str | Path, packing: Packing) -> Job:
@@ -33,15 +40,17 @@ def _job(found: Understood, packing: Packing) -> Job:
 
 
 def ensure_packed(model: str | Path, report: Report) -> tuple[Path, bool]:
-    """The store of an unquantised checkpoint in the cache folder, made if need be, and whether it was made now.
+    """The store of a checkpoint in the cache folder, made if need be, and whether it was made now.
 
-    A store, or a checkpoint that is quantised already, is given back as it is.
+    A store, or a checkpoint that is quantised in a format that is run as it is, is given back.
     """
     found = understand(model)
     directory = found.checkpoint.directory
-    if is_store(directory) or method(found.checkpoint) is not None:
+    if is_store(directory) or method(found.checkpoint) not in _WORTH_IT:
         return directory, False
-    job = _job(found, choose(*DEFAULT))
+    job = _job(found, choose())
+    if method(found.checkpoint) in _EXACT_OR_NOT and relative_error(job) > _ROUNDING:
+        return directory, False
     target = cached_store(job)
     there = is_store(target)
     return pack(job, target, report), not there

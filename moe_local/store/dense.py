@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from moe_local.checkpoint.catalog import Catalog
-from moe_local.checkpoint.record import Encoding, Source
+from moe_local.checkpoint.record import EncodedTensor, Encoding, Source
 from moe_local.formats import packable
 from moe_local.store.manifest import StoredMatrix
 
-_LEAST = 1 << 14  # elements: smaller matrices are not worth a kernel of their own
+_LEAST = 1 << 12  # elements: smaller matrices are not worth a kernel of their own
 _ELSEWHERE = ("vision", "visual", "audio", "router", "image")  # parts of a path: other modalities, and choices
 LINEAR, EMBEDDING = "linear", "embedding"
 _EMBEDDING = Encoding("int8")  # looked up row by row
@@ -26,12 +26,15 @@ class DensePlan:
     matrices: Mapping[str, tuple[StoredMatrix, ...]]
 
 
-def plan_dense(catalog: Catalog, skeleton: PreTrainedModel, encoding: Encoding | None) -> DensePlan:
-    """Encodes every linear layer and embedding that it can; nothing if `encoding` is None.
+def plan_dense(
+    catalog: Catalog, skeleton: PreTrainedModel, choose: Callable[[Encoding | None], Encoding] | None
+) -> DensePlan:
+    """Encodes every linear layer and embedding that it can; nothing if `choose` is None.
 
-    A tensor is only taken out when all modules that use it are of these kinds.
+    `choose` gives the encoding from the one that a tensor has, None being that of a plain one. A tensor is only taken
+    out when all modules that use it are of these kinds.
     """
-    if encoding is None:
+    if choose is None:
         return DensePlan({})
     users = _users(skeleton)
     parameters = dict(skeleton.named_parameters(remove_duplicate=False))
@@ -39,6 +42,7 @@ def plan_dense(catalog: Catalog, skeleton: PreTrainedModel, encoding: Encoding |
     for name, source in catalog.dense.items():
         parameter = parameters.get(catalog.parameters.get(name, ""))
         uses = users.get(id(parameter), []) if parameter is not None else []
+        encoding = choose(source.encoding if isinstance(source, EncodedTensor) else None)
         matrices = tuple(_matrix(path, module, source, encoding) for path, module in uses)
         if matrices and all(matrices):
             found[name] = tuple(matrix for matrix in matrices if matrix is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,13 +13,14 @@ from torch import Tensor
 from moe_local.checkpoint.record import (
     PLAIN,
     Array,
+    EncodedTensor,
     Encoding,
     Layout,
     Matrix,
     Projection,
     aligned,
 )
-from moe_local.formats import decode_projection, format_of, packable, views
+from moe_local.formats import decode_projection, decode_tensor, format_of, packable, views
 from moe_local.formats.base import Affine, HasAffine
 from moe_local.formats.int4 import Int4
 from moe_local.store.dense import fitting
@@ -43,8 +45,11 @@ def encoded_specs(encoding: Encoding, shape: tuple[int, int]) -> dict[str, Spec]
     return {name: Spec(array.dtype, tuple(array.shape)) for name, array in arrays.items()}
 
 
-def packed_layout(source: Layout, encoding: Encoding) -> Layout:
-    """The layout of `source`'s records once every projection is one matrix of `encoding` in the model's order."""
+def packed_layout(source: Layout, choose: Callable[[Encoding], Encoding]) -> Layout:
+    """The layout of `source`'s records once every projection is one matrix in the model's order.
+
+    `choose` gives its encoding from the one that it has.
+    """
     position = 0
     projections = {}
 
@@ -56,7 +61,7 @@ def packed_layout(source: Layout, encoding: Encoding) -> Layout:
         return array
 
     for name, projection in source.projections.items():
-        chosen = fitting(encoding, projection.shape)
+        chosen = fitting(choose(projection.matrices[0].encoding), projection.shape)
         arrays = {key: place(spec) for key, spec in encoded_specs(chosen, projection.shape).items()}
         bias = projection.bias
         placed = None if bias is None else place(Spec(bias.dtype, bias.shape))
@@ -104,12 +109,32 @@ def encode_projection(projection: Projection, record: Tensor, encoding: Encoding
     return target.encode(decode_projection(projection, record, dtype))
 
 
+def encode_tensor(
+    source: EncodedTensor, arrays: Mapping[str, Tensor], encoding: Encoding, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """As `encode_projection`, for a dense matrix."""
+    target = packable(encoding)
+    shape = (source.shape[0], source.shape[1])
+    if isinstance(target, Int4) and (same := _integers(source.encoding, arrays, shape, target)) is not None:
+        return target.hold(same)
+    return target.encode(decode_tensor(source, arrays, dtype))
+
+
+def _integers(
+    encoding: Encoding, arrays: Mapping[str, Tensor], shape: tuple[int, int], target: Int4
+) -> Affine | None:
+    """The integers of a matrix if `target` can hold the very same."""
+    scheme = format_of(encoding)
+    found = scheme.affine(arrays, shape) if isinstance(scheme, HasAffine) else None
+    same = found is not None and found.bits == 4 and shape[1] // found.scales.shape[1] == target.group
+    return found if same else None
+
+
 def _same_integers(projection: Projection, record: Tensor, target: Int4) -> Affine | None:
     parts = []
     for matrix in projection.matrices:
-        scheme = format_of(matrix.encoding)
-        found = scheme.affine(views(matrix, record), matrix.shape) if isinstance(scheme, HasAffine) else None
-        if found is None or found.bits != 4 or matrix.shape[1] // found.scales.shape[1] != target.group:
+        found = _integers(matrix.encoding, views(matrix, record), matrix.shape, target)
+        if found is None:
             return None
         parts.append(found)
     order = list(range(projection.shape[0])) if projection.order is None else list(projection.order)

@@ -34,7 +34,8 @@ def folder() -> Path:
 
 def cached_store(job: Job) -> Path:
     """Where the store of this packing belongs in the cache folder."""
-    parts = [job.checkpoint.directory.resolve().name, str(job.packing.experts), fingerprint(job.checkpoint)[:8]]
+    formats = job.expert_formats.replace(" and ", "-")
+    parts = [job.checkpoint.directory.resolve().name, formats, fingerprint(job.checkpoint)[:8]]
     if job.packing.dense is not None:
         parts.insert(2, f"dense-{job.packing.dense}")
     return folder() / "-".join(parts)

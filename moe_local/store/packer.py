@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,13 +26,15 @@ from moe_local.checkpoint.catalog import Catalog, LayerCatalog
 from moe_local.checkpoint.files import INDEX, Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Encoding, Layout, Source
+from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size
 from moe_local.errors import MoeLocalError, StorageError
-from moe_local.formats import decode_tensor, packable
+from moe_local.formats import decode_projection, decode_tensor, packable
 from moe_local.memory.disk import FileReader, RecordReader
 from moe_local.store.dense import DensePlan, plan_dense
-from moe_local.store.encode import encode_record, encoded_specs, packed_layout
+from moe_local.store.encode import encode_record, encode_tensor, encoded_specs, packed_layout
 from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix, is_store
+from moe_local.store.nearest import nearest
 from moe_local.store.read import header_checksum
 from moe_local.store.writer import Planned, StreamWriter, sync_folder, written_whole
 
@@ -45,13 +48,24 @@ _SPARE = 64 << 20  # bytes of disk to leave
 
 @dataclass(frozen=True)
 class Packing:
-    """What to pack into: the experts' encoding, and the dense matrices' (None leaves them as they are)."""
+    """What to pack into: the experts' encoding, and the dense matrices' (None leaves them as they are).
+
+    With `near`, what is quantised already goes into the encoding nearest to its own.
+    """
 
     experts: Encoding
     dense: Encoding | None
+    near: bool = False
 
     def __str__(self) -> str:
-        return f"{self.experts}, dense {self.dense or 'as it is'}"
+        return f"{self.experts}, dense {self.dense or 'as it is'}" + (", or the nearest" if self.near else "")
+
+    def of_expert(self, encoding: Encoding) -> Encoding:
+        return nearest(encoding, self.experts) if self.near else self.experts
+
+    def of_dense(self, encoding: Encoding | None) -> Encoding:
+        assert self.dense is not None
+        return self.dense if encoding is None or not self.near else nearest(encoding, self.dense)
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,12 @@ class Job:
             layer.experts * layout.size for layer, layout in zip(self.catalog.layers, self.layouts, strict=True)
         )
         return experts + sum(planned.length for planned in self.dense_tensors().values())
+
+    @property
+    def expert_formats(self) -> str:
+        """What the experts are packed into, each format once."""
+        found = (encoding for layout in self.layouts for encoding in layout.encodings)
+        return " and ".join(dict.fromkeys(map(str, found)))
 
     def dense_tensors(self) -> dict[str, Planned]:
         """The tensors of the dense file in the order they are written."""
@@ -96,8 +116,9 @@ def plan_packing(
     checkpoint: Checkpoint, catalog: Catalog, skeleton: PreTrainedModel, packing: Packing, dtype: torch.dtype
 ) -> Job:
     """What packing will make, and how much of it. Reads nothing."""
-    layouts = tuple(packed_layout(layer.layout, packing.experts) for layer in catalog.layers)
-    return Job(checkpoint, catalog, layouts, plan_dense(catalog, skeleton, packing.dense), packing, dtype)
+    layouts = tuple(packed_layout(layer.layout, packing.of_expert) for layer in catalog.layers)
+    dense = plan_dense(catalog, skeleton, None if packing.dense is None else packing.of_dense)
+    return Job(checkpoint, catalog, layouts, dense, packing, dtype)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -313,23 +334,46 @@ def _write_dense(job: Job, files: FileReader, file: Path, progress: Progress) ->
 
 
 def _dense_tensors(job: Job, name: str, source: Source, files: FileReader) -> Iterator[Tensor]:
-    content = read_source(source, files, job.dtype)
     matrices = job.dense.matrices.get(name)
     if matrices is None:
-        yield content.contiguous()
+        yield read_source(source, files, job.dtype).contiguous()
         return
+    arrays = _arrays(source, files) if isinstance(source, EncodedTensor) else {}
     for matrix in matrices:
-        yield from packable(matrix.encoding).encode(content).values()
+        if isinstance(source, EncodedTensor):
+            yield from encode_tensor(source, arrays, matrix.encoding, job.dtype).values()
+        else:
+            yield from packable(matrix.encoding).encode(read_source(source, files, job.dtype)).values()
 
 
 def read_source(source: Source, files: FileReader, dtype: torch.dtype) -> Tensor:
     """A whole tensor of the checkpoint, decoded to `dtype` if it is encoded."""
     if isinstance(source, EncodedTensor):
-        arrays = {name: read_source(part, files, dtype) for name, part in source.parts.items()}
-        return decode_tensor(source, arrays, dtype)
+        return decode_tensor(source, _arrays(source, files), dtype)
     raw = torch.empty(source.length, dtype=torch.uint8)
     files(source.file, source.offset, raw.numpy().data)
     return raw.view(source.dtype).view(source.shape)
+
+
+def _arrays(source: EncodedTensor, files: FileReader) -> dict[str, Tensor]:
+    return {name: read_source(part, files, part.dtype) for name, part in source.parts.items()}
+
+
+def relative_error(job: Job) -> float:
+    """What packing costs: the root mean square of the change over that of the numbers, from one expert a layer."""
+    files = FileReader()
+    files.open(job.checkpoint.files)
+    change = energy = 0.0
+    with closing(files):
+        for layer, layout in zip(job.catalog.layers, job.layouts, strict=True):
+            record = next(_records(layer, files))
+            packed = torch.cat(encode_record(layer.layout, layout, record))
+            for name, projection in layer.layout.projections.items():
+                before = decode_projection(projection, record, torch.float32)
+                after = decode_projection(layout.projections[name], packed, torch.float32)
+                change += float((after - before).square().sum())
+                energy += float(before.square().sum())
+    return math.sqrt(change / energy) if energy else 0.0
 
 
 def _finish(job: Job, partial: Path, journal: Journal, identity: dict[str, str]) -> None:
@@ -349,7 +393,7 @@ def _finish(job: Job, partial: Path, journal: Journal, identity: dict[str, str])
             "transformers": transformers.__version__,
             "machine": platform.machine(),
         },
-        formats={"experts": str(job.packing.experts), "dense": str(job.packing.dense or "as it was")},
+        formats={"experts": job.expert_formats, "dense": str(job.packing.dense or "as it was")},
         layers=layers,
         layer_of=job.catalog.layer_of,
         matrices=tuple(_matrices(job)),
@@ -371,7 +415,11 @@ def _matrices(job: Job) -> Iterator[StoredMatrix]:
 
 def _copy_small(checkpoint: Checkpoint, partial: Path) -> dict[str, str]:
     """Configuration, tokenizer and the like; returns their SHA-256."""
-    for file in sorted(checkpoint.directory.iterdir()):
+    if checkpoint.gguf:
+        tokenizer, _ = load_tokenizer(checkpoint)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+    for file in [] if checkpoint.gguf else sorted(checkpoint.directory.iterdir()):
         if file.is_file() and file.suffix in _SMALL and file.name not in (INDEX, "config.json", MANIFEST):
             shutil.copyfile(file, partial / file.name)
     config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}

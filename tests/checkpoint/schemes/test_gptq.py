@@ -21,7 +21,7 @@ from moe_local.testing.quantised import assert_quantised_runs, is_linear, rewrit
 from .integers import in_order, pack, quantise
 
 
-class _Writer:
+class Writer:
     """Quantises linear layers as `config` says, and remembers what they mean."""
 
     def __init__(self, *, g_idx: bool = True, bias: bool = False, **config: Any) -> None:
@@ -57,22 +57,22 @@ class _Writer:
 
 
 WRITERS = {
-    "4-bits": _Writer(),
-    "8-bits": _Writer(bits=8),
-    "whole-rows": _Writer(group_size=-1),
-    "by-activation": _Writer(desc_act=True),
-    "version-2": _Writer(checkpoint_format="gptq_v2"),
-    "without-g_idx": _Writer(g_idx=False),
-    "biases-of-zeros": _Writer(bias=True),
-    "cut-short": _Writer(group_size=24),
-    "cut-short-without-g_idx": _Writer(group_size=24, g_idx=False),
-    "some-left-alone": _Writer(dynamic={"-:.*gate.*": {}}),
+    "4-bits": Writer(),
+    "8-bits": Writer(bits=8),
+    "whole-rows": Writer(group_size=-1),
+    "by-activation": Writer(desc_act=True),
+    "version-2": Writer(checkpoint_format="gptq_v2"),
+    "without-g_idx": Writer(g_idx=False),
+    "biases-of-zeros": Writer(bias=True),
+    "cut-short": Writer(group_size=24),
+    "cut-short-without-g_idx": Writer(group_size=24, g_idx=False),
+    "some-left-alone": Writer(dynamic={"-:.*gate.*": {}}),
 }
 
 
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS.keys())
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
-def test_every_variant(model_type: str, writer: _Writer, tmp_path: Path) -> None:
+def test_every_variant(model_type: str, writer: Writer, tmp_path: Path) -> None:
     assert_quantised_runs(model_type, tmp_path, writer.quantise, writer.dequantise, writer.config)
 
 

@@ -68,7 +68,7 @@ shapes = st.lists(st.sampled_from([0, 1, 2, 4, 8, 16, 32, 33]), max_size=4).map(
 
 
 def test_every_scheme_is_tried() -> None:
-    assert SOUND.keys() == SCHEMES.keys()
+    assert SOUND.keys() == SCHEMES.keys() - {"gguf"}  # which has a test of its own: its configuration is ours
 
 
 def _entry(name: str, file: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> TensorEntry:

@@ -1,0 +1,83 @@
+"""Packing what is quantised already: the very same integers where they fit, else the nearest format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_local import packing
+from moe_local.checkpoint.record import Encoding
+from moe_local.engine import load
+from moe_local.formats import packed_encoding
+from moe_local.planning import Options
+from moe_local.store import open_store, pack, verify
+from moe_local.store.nearest import nearest
+from moe_local.store.packer import relative_error
+from moe_local.testing.quantised import rewrite_checkpoint
+from tests.checkpoint.schemes.test_gptq import Writer
+
+INT4 = packed_encoding("int4", 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (Encoding("bf16"), INT4),
+        (Encoding("gptq", (("bits", 4), ("group", 128))), packed_encoding("int4", 128)),
+        (Encoding("gptq", (("bits", 8), ("group", 128))), Encoding("int8")),
+        (Encoding("awq", (("group", 32),)), packed_encoding("int4", 32)),
+        (Encoding("awq", (("group", 256),)), INT4),
+        (Encoding("signed-int8", (("group", 0),)), Encoding("int8")),
+        (Encoding("mxfp4"), Encoding("mxfp4")),
+        (Encoding("nf4", (("block", 64),)), Encoding("nf4", (("block", 64),))),
+        (Encoding("nf4", (("block", 64), ("nested", 256))), INT4),
+        (Encoding("gguf", (("type", "Q4_K"),)), packed_encoding("int4", 32)),
+        (Encoding("gguf", (("type", "Q6_K"),)), Encoding("int8")),
+    ],
+)
+def test_nearest(given: Encoding, wanted: Encoding) -> None:
+    assert nearest(given, INT4) == wanted
+
+
+def test_a_gguf_file_packs(tmp_path: Path) -> None:
+    """Tokenizer included: the store needs the file no more."""
+    pytest.importorskip("gguf")
+    from moe_local.testing import architecture
+    from moe_local.testing.gguf import write_tiny_gguf
+
+    file = tmp_path / "model.gguf"
+    write_tiny_gguf(architecture("qwen3_moe"), file, "Q8_0")
+    job = packing.plan(file, packing.choose())
+    assert job.expert_formats == "int8"
+    assert relative_error(job) < 0.01
+    store = pack(job, tmp_path / "store")
+    assert verify(store) == []
+    inputs = torch.arange(5, 17)[None]
+    with load(file, Options(context=64)) as engine, torch.no_grad():
+        wanted = engine.model(inputs).logits
+        ids = engine.encode("hello there", raw=True)
+    file.unlink()
+    with load(store, Options(context=64)) as engine, torch.no_grad():
+        got = engine.model(inputs).logits
+        assert engine.encode("hello there", raw=True) == ids
+    assert (got - wanted).abs().median() < 0.03 * wanted.abs().max()  # some tokens go to another expert
+
+
+@pytest.mark.parametrize(("by_activation", "lossless"), [(False, True), (True, False)])
+def test_four_bit_integers_are_kept(
+    by_activation: bool, lossless: bool, qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQ: the same codes, scales rounded to bf16. In the order of activation they cannot be kept."""
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path / "home"))
+    writer = Writer(group_size=32, desc_act=by_activation)
+    source = rewrite_checkpoint(qwen, tmp_path / "gptq", lambda n, t: writer.quantise(n, t) or {n: t}, writer.config)
+    job = packing.plan(source, packing.choose())
+    assert job.expert_formats == "int4-g32"
+    assert (relative_error(job) < 0.004) == lossless
+    made, now = packing.ensure_packed(source, lambda stage, fraction: None)
+    assert (now, made == source) == (lossless, not lossless)
+    if lossless:
+        kept = {m.path.rpartition(".")[2] for m in open_store(made).manifest.matrices if m.encoding.format == "int4"}
+        assert kept >= {"q_proj", "o_proj"}
