@@ -37,7 +37,11 @@ class Encoding:
     options: tuple[tuple[str, int | str], ...] = ()
 
     def __str__(self) -> str:
-        said = (f"{name[0]}{value}" for name, value in self.options if name not in _PLACES)
+        said = (
+            value if isinstance(value, str) else f"{name[0]}{value}"
+            for name, value in self.options
+            if name not in _PLACES
+        )
         return "-".join([self.format, *said])
 
 

@@ -98,9 +98,9 @@ class Int4(Packable, HasAffine):
             if len(x) >= MANY_ROWS:
                 return matmul(x, self.decode(arrays, shape, x.dtype))
             if x.dtype is torch.bfloat16:
-                same: Tensor = kernel(x, weight, group, scales)
+                same: Tensor = kernel(x.contiguous(), weight, group, scales)
                 return same
-            y: Tensor = kernel(x.to(torch.bfloat16), weight, group, scales)
+            y: Tensor = kernel(x.to(torch.bfloat16).contiguous(), weight, group, scales)
             return y.to(x.dtype)
 
         return multiply

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "moe_local_sdpa"  # in transformers' registry
+_OURS = "_moe_local_attention"  # on modules that are to use it
 _STEP = 64  # tokens: lengths are rounded up to it
 
 
@@ -31,7 +31,7 @@ def attend(
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, Q, D], key [B, KV, L, D], value [B, KV, L, V] -> [B, Q, H, V], in transformers' interface."""
-    one = query.shape[2] == 1 and query.device.type == "cpu" and not dropout
+    one = _OURS in vars(module) and query.shape[2] == 1 and query.device.type == "cpu" and not dropout
     if not one or any(more.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache")):
         more |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
@@ -68,10 +68,8 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def use_fast_decoding(model: PreTrainedModel) -> None:
-    """Gives a model that attends through torch's kernel this attention instead."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+    """Lets this model's modules, and no other model's, attend so where they would call torch's kernel."""
+    for module in model.modules():
+        vars(module)[_OURS] = True
+    # By its own name: some models look at the name to choose how they make their masks.
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend

@@ -71,8 +71,7 @@ def load_dense(
                 remedy="report this architecture",
             ) from error
     _check_loaded(model, info, dense)
-    with _quiet():
-        use_fast_decoding(model)
+    use_fast_decoding(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))

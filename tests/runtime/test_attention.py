@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from moe_local.runtime.attention import attend
+from moe_local.runtime.attention import attend, use_fast_decoding
 
 
 @settings(max_examples=40, deadline=None)
@@ -21,6 +21,7 @@ def test_one_token_attends_as_torch_does(batch: int, heads: tuple[int, int], len
     seen = torch.rand(batch, 1, 1, length) < 0.7
     seen[..., -1] = True
     module = nn.Module()
+    use_fast_decoding(module)
     module.num_key_value_groups = heads[0] // heads[1]
     added = torch.zeros(batch, heads[0], 1, length).masked_fill(~seen, -1e9)
     for mask in (None, seen, added):
@@ -33,6 +34,7 @@ def test_one_token_attends_as_torch_does(batch: int, heads: tuple[int, int], len
 def test_many_tokens_are_torchs_work(queries: int) -> None:
     query, key = torch.randn(1, 4, queries, 8), torch.randn(1, 4, queries, 8)
     module = nn.Module()
+    use_fast_decoding(module)
     module.is_causal = True
     wanted, _ = sdpa_attention_forward(module, query, key, key, None)
     assert torch.equal(attend(module, query, key, key, None)[0], wanted)

@@ -30,7 +30,7 @@ def test_logits(name: str, kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(engine.model(ids).logits, wanted, rtol=1e-5, atol=1e-5)
         formats = [str(encoding) for encoding in engine.prepared.catalog.layers[0].layout.encodings]
         plain = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-        assert formats == [plain.get(kind, f"gguf-type{kind}")]
+        assert formats == [plain.get(kind, f"gguf-{kind}")]
         assert engine.stats()["misses"] > 0
 
 
