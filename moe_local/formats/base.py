@@ -39,7 +39,7 @@ class Packable(Format):
         """Arrays for a matrix [out, in] of any float type: always the same names, types and shapes for one shape."""
 
 
-_CHUNK = 1 << 18  # elements: what stays in a core's cache while it is encoded
+_CHUNK = 1 << 19  # elements: what stays in a core's cache while it is encoded
 
 
 def row_chunks(weight: Tensor) -> list[Tensor]:

@@ -42,13 +42,12 @@ class Int4(Packable, HasAffine):
         codes by least squares, and the numbers are rounded to them again.
         """
         wide = weight.float().view(len(weight), -1, self.group)  # [out, groups, group]
-        low, high = wide.aminmax(dim=2)
+        low, high = wide.amin(dim=2), wide.amax(dim=2)  # each many times faster than aminmax
         scale = ((high - low) / 15).clamp_(min=1e-30)
         codes = _round(wide, scale, low)
         mean, level = wide.mean(dim=2), codes.mean(dim=2)
-        spread = codes - level[..., None]
-        square = (spread * spread).sum(dim=2)
-        fitted = (spread * wide).sum(dim=2) / square
+        square = (codes * codes).mean(dim=2) - level * level
+        fitted = ((codes * wide).mean(dim=2) - level * mean) / square
         scale = torch.where(square > 0, fitted, scale).to(torch.bfloat16)
         offset = (mean - (level - 8) * scale.float()).to(torch.bfloat16)
         codes = _round(wide, scale.float(), offset.float() - 8 * scale.float())
@@ -108,4 +107,4 @@ class Int4(Packable, HasAffine):
 
 def _round(wide: Tensor, scale: Tensor, low: Tensor) -> Tensor:
     """The nearest codes 0 to 15 of [out, groups, group], as floats."""
-    return ((wide - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
+    return wide.sub(low[..., None]).div_(scale[..., None]).round_().clamp_(0, 15)
