@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_local.formats.base import Affine, Arrays, HasAffine, Multiply, Packable, Shape, matmul, row_chunks
 
-MANY_ROWS = 128  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
+MANY_ROWS = 160  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
 
 
 def native_rows() -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moe_local.formats.base import Arrays, Multiply, Packable, Shape, matmul, row_chunks
 
-MANY_ROWS = 32  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
+MANY_ROWS = 48  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
 
 
 class Int8(Packable):
