@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [--threads 2] [--out 1536] [--in 2048]
 
-Each measurement walks over copies that do not fit the caches together. `MANY_ROWS` in `moe_local/formats` is from this.
+Each measurement walks over copies that do not fit the caches. `MANY_ROWS` in `moe_local/formats` is from this.
 """
 
 from __future__ import annotations

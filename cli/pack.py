@@ -44,7 +44,7 @@ def pack(
     from moe_local import packing
     from moe_local.store import cached_store
     from moe_local.store import pack as write
-    from moe_local.store.packer import relative_error
+    from moe_local.store.job import relative_error
 
     from .session import progress, stderr
 

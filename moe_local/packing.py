@@ -9,7 +9,8 @@ from moe_local.errors import MoeLocalError
 from moe_local.formats import packed_encoding
 from moe_local.planning import Understood, understand
 from moe_local.store import Packing, cached_store, is_store, pack
-from moe_local.store.packer import Job, Report, plan_packing, relative_error
+from moe_local.store.job import Job, plan_packing, relative_error
+from moe_local.store.packer import Report
 
 AUTO = "auto"
 _ROUNDING = 0.004  # relative: what is lost when scales become bf16

@@ -8,9 +8,10 @@
 While it is being made it is called DIR.partial and has a journal in place of the manifest.
 """
 
+from moe_local.store.job import Packing
 from moe_local.store.library import Stored, cached_store, stores
 from moe_local.store.manifest import MANIFEST, is_store
-from moe_local.store.packer import Packing, pack
+from moe_local.store.packer import pack
 from moe_local.store.read import open_store
 from moe_local.store.verify import verify
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from moe_local.config import home
 from moe_local.errors import MoeLocalError
+from moe_local.store.job import Job, fingerprint
 from moe_local.store.manifest import Manifest, is_store
-from moe_local.store.packer import Job, fingerprint
 
 
 @dataclass(frozen=True)

@@ -4,132 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock, Timeout
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moe_local import __version__
-from moe_local.checkpoint.catalog import Catalog, LayerCatalog
+from moe_local.checkpoint.catalog import LayerCatalog
 from moe_local.checkpoint.files import INDEX, Checkpoint
-from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import EncodedTensor, Encoding, Layout, Source
+from moe_local.checkpoint.record import EncodedTensor, Layout, Source
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size
 from moe_local.errors import MoeLocalError, StorageError
-from moe_local.formats import decode_projection, decode_tensor, packable
-from moe_local.memory.disk import FileReader, RecordReader
-from moe_local.store.dense import DensePlan, plan_dense
-from moe_local.store.encode import encode_record, encode_tensor, encoded_specs, packed_layout
+from moe_local.formats import packable
+from moe_local.memory.disk import FileReader
+from moe_local.store.encode import encode_record, encode_tensor
+from moe_local.store.job import Job, fingerprint
+from moe_local.store.journal import JOURNAL, Journal
 from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix, is_store
-from moe_local.store.nearest import nearest
 from moe_local.store.read import header_checksum
-from moe_local.store.writer import Planned, StreamWriter, sync_folder, written_whole
+from moe_local.store.source import arrays_of, read_source, records
+from moe_local.store.writer import Behind, Planned, sync_folder, written_whole
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
-JOURNAL = "journal.jsonl"
-_AHEAD = 4  # records read while one is encoded
-_BEHIND = 4  # and encoded while one is written
 _SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _SPARE = 64 << 20  # bytes of disk to leave
-
-
-@dataclass(frozen=True)
-class Packing:
-    """What to pack into: the experts' encoding, and the dense matrices' (None leaves them as they are).
-
-    With `near`, what is quantised already goes into the encoding nearest to its own.
-    """
-
-    experts: Encoding
-    dense: Encoding | None
-    near: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.experts}, dense {self.dense or 'as it is'}" + (", or the nearest" if self.near else "")
-
-    def of_expert(self, encoding: Encoding) -> Encoding:
-        return nearest(encoding, self.experts) if self.near else self.experts
-
-    def of_dense(self, encoding: Encoding | None) -> Encoding:
-        assert self.dense is not None
-        return self.dense if encoding is None or not self.near else nearest(encoding, self.dense)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A packing that was understood and not yet begun."""
-
-    checkpoint: Checkpoint
-    catalog: Catalog
-    layouts: tuple[Layout, ...]
-    dense: DensePlan
-    packing: Packing
-    dtype: torch.dtype  # of dense tensors that the checkpoint holds encoded
-
-    @property
-    def total(self) -> int:
-        """Bytes of the store's large files."""
-        experts = sum(
-            layer.experts * layout.size for layer, layout in zip(self.catalog.layers, self.layouts, strict=True)
-        )
-        return experts + sum(planned.length for planned in self.dense_tensors().values())
-
-    @property
-    def expert_formats(self) -> str:
-        """What the experts are packed into, each format once."""
-        found = (encoding for layout in self.layouts for encoding in layout.encodings)
-        return " and ".join(dict.fromkeys(map(str, found)))
-
-    def dense_tensors(self) -> dict[str, Planned]:
-        """The tensors of the dense file in the order they are written."""
-        found: dict[str, Planned] = {}
-        for name, source in self.catalog.dense.items():
-            for matrix in self.dense.matrices.get(name, ()):
-                for array, spec in encoded_specs(matrix.encoding, matrix.shape).items():
-                    found[f"{matrix.path}::{array}"] = Planned(spec.dtype, spec.shape, spec.length)
-            if name not in self.dense.matrices:
-                found[name] = self._plain(source)
-        return found
-
-    def _plain(self, source: Source) -> Planned:
-        if isinstance(source, TensorEntry):
-            return Planned(source.dtype, source.shape, source.length)
-        shape = tuple(source.shape)
-        shape = (*shape[:-2], shape[-1], shape[-2]) if source.transposed else shape
-        return Planned(self.dtype, shape, torch.Size(shape).numel() * self.dtype.itemsize)
-
-
-def plan_packing(
-    checkpoint: Checkpoint, catalog: Catalog, skeleton: PreTrainedModel, packing: Packing, dtype: torch.dtype
-) -> Job:
-    """What packing will make, and how much of it. Reads nothing."""
-    layouts = tuple(packed_layout(layer.layout, packing.of_expert) for layer in catalog.layers)
-    dense = plan_dense(catalog, skeleton, None if packing.dense is None else packing.of_dense)
-    return Job(checkpoint, catalog, layouts, dense, packing, dtype)
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Changes when the checkpoint's configuration, tensors or files do."""
-    digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
-    for name, entry in sorted(checkpoint.tensors.items()):
-        digest.update(f"{name} {entry.dtype} {entry.shape} {entry.offset}".encode())
-    for file in checkpoint.files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def pack(job: Job, target: Path, report: Report | None = None) -> Path:
@@ -192,51 +98,6 @@ def _assert_room(job: Job, partial: Path, journal: Journal) -> None:
         )
 
 
-class Journal:
-    """The files that are whole, with the checksums of their tensors: a line each, written after the file."""
-
-    def __init__(self, file: Path, done: dict[str, list[int]]) -> None:
-        self._file = file
-        self.done = done
-
-    @classmethod
-    def open(cls, partial: Path, identity: dict[str, str]) -> Journal:
-        """The journal in `partial`; an empty one where that is of another packing, which is thrown away."""
-        file = partial / JOURNAL
-        lines = _json_lines(file)
-        if not lines or lines[0] != identity:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            journal = cls(file, {})
-            journal._append(identity)
-            return journal
-        whole = {line["file"]: line["checksums"] for line in lines[1:] if (partial / line["file"]).exists()}
-        return cls(file, whole)
-
-    def add(self, name: str, checksums: list[int]) -> None:
-        self.done[name] = checksums
-        self._append({"file": name, "checksums": checksums})
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-
-    def bytes_done(self, partial: Path) -> int:
-        return sum((partial / name).stat().st_size for name in self.done)
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines that are whole: a kill may cut the last."""
-    lines: list[dict[str, Any]] = []
-    if file.exists():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-    return lines
-
-
 def _write_all(job: Job, partial: Path, journal: Journal, report: Report) -> None:
     files = FileReader()
     files.open(job.checkpoint.files)
@@ -275,52 +136,10 @@ class Progress:
 def _write_layer(layer: LayerCatalog, layout: Layout, files: FileReader, file: Path, progress: Progress) -> list[int]:
     planned = {str(expert): Planned(torch.uint8, (layout.size,), layout.size) for expert in range(layer.experts)}
     with written_whole(file, planned) as writer, Behind(writer) as behind:
-        for record in _records(layer, files):
+        for record in records(layer, files):
             behind.write(*encode_record(layer.layout, layout, record))
             progress.add(layout.size)
     return writer.checksums
-
-
-def _records(layer: LayerCatalog, files: FileReader) -> Iterator[Tensor]:
-    """Every record of a layer in order, uint8 [bytes], some read ahead. One is valid until `_BEHIND` more came."""
-    count = _AHEAD + _BEHIND
-    buffers = [torch.empty(layer.layout.size, dtype=torch.uint8) for _ in range(count)]
-    arrived: set[int] = set()
-    started = 0
-    with closing(RecordReader(files)) as reader:
-        for expert in range(layer.experts):
-            while started < min(layer.experts, expert + _AHEAD):
-                reader.start((0, started), layer.records[started], buffers[started % count].numpy().data)
-                started += 1
-            while expert not in arrived:
-                arrived.add(reader.next_arrival()[1])
-            files.forget(layer.records[expert])
-            yield buffers[expert % count]
-
-
-class Behind:
-    """Writes in a thread of its own, a few tensors behind."""
-
-    def __init__(self, writer: StreamWriter) -> None:
-        self._writer = writer
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="moe-local-write")
-        self._pending: list[Future[None]] = []
-
-    def write(self, *parts: Tensor) -> None:
-        while len(self._pending) > _BEHIND - 2:
-            self._pending.pop(0).result()
-        self._pending.append(self._thread.submit(self._writer.write, *parts))
-
-    def __enter__(self) -> Behind:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            if error is None:
-                for future in self._pending:
-                    future.result()
-        finally:
-            self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_dense(job: Job, files: FileReader, file: Path, progress: Progress) -> list[int]:
@@ -338,42 +157,12 @@ def _dense_tensors(job: Job, name: str, source: Source, files: FileReader) -> It
     if matrices is None:
         yield read_source(source, files, job.dtype).contiguous()
         return
-    arrays = _arrays(source, files) if isinstance(source, EncodedTensor) else {}
+    arrays = arrays_of(source, files) if isinstance(source, EncodedTensor) else {}
     for matrix in matrices:
         if isinstance(source, EncodedTensor):
             yield from encode_tensor(source, arrays, matrix.encoding, job.dtype).values()
         else:
             yield from packable(matrix.encoding).encode(read_source(source, files, job.dtype)).values()
-
-
-def read_source(source: Source, files: FileReader, dtype: torch.dtype) -> Tensor:
-    """A whole tensor of the checkpoint, decoded to `dtype` if it is encoded."""
-    if isinstance(source, EncodedTensor):
-        return decode_tensor(source, _arrays(source, files), dtype)
-    raw = torch.empty(source.length, dtype=torch.uint8)
-    files(source.file, source.offset, raw.numpy().data)
-    return raw.view(source.dtype).view(source.shape)
-
-
-def _arrays(source: EncodedTensor, files: FileReader) -> dict[str, Tensor]:
-    return {name: read_source(part, files, part.dtype) for name, part in source.parts.items()}
-
-
-def relative_error(job: Job) -> float:
-    """What packing costs: the root mean square of the change over that of the numbers, from one expert a layer."""
-    files = FileReader()
-    files.open(job.checkpoint.files)
-    change = energy = 0.0
-    with closing(files):
-        for layer, layout in zip(job.catalog.layers, job.layouts, strict=True):
-            record = next(_records(layer, files))
-            packed = torch.cat(encode_record(layer.layout, layout, record))
-            for name, projection in layer.layout.projections.items():
-                before = decode_projection(projection, record, torch.float32)
-                after = decode_projection(layout.projections[name], packed, torch.float32)
-                change += float((after - before).square().sum())
-                energy += float(before.square().sum())
-    return math.sqrt(change / energy) if energy else 0.0
 
 
 def _finish(job: Job, partial: Path, journal: Journal, identity: dict[str, str]) -> None:

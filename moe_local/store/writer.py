@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from moe_local.checkpoint.header import DTYPES
 from moe_local.errors import StorageError, is_disk_full
 
 PAGE = 4096  # bytes: what records are aligned to
+BEHIND = 4  # tensors encoded while one is written
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -106,3 +108,28 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class Behind:
+    """Writes in a thread of its own, a few tensors behind."""
+
+    def __init__(self, writer: StreamWriter) -> None:
+        self._writer = writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="moe-local-write")
+        self._pending: list[Future[None]] = []
+
+    def write(self, *parts: Tensor) -> None:
+        while len(self._pending) > BEHIND - 2:
+            self._pending.pop(0).result()
+        self._pending.append(self._thread.submit(self._writer.write, *parts))
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if error is None:
+                for future in self._pending:
+                    future.result()
+        finally:
+            self._thread.shutdown(wait=True, cancel_futures=True)

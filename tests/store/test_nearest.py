@@ -13,8 +13,8 @@ from moe_local.engine import load
 from moe_local.formats import packed_encoding
 from moe_local.planning import Options
 from moe_local.store import open_store, pack, verify
+from moe_local.store.job import relative_error
 from moe_local.store.nearest import nearest
-from moe_local.store.packer import relative_error
 from moe_local.testing.quantised import rewrite_checkpoint
 from tests.checkpoint.schemes.test_gptq import Writer
 

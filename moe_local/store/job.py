@@ -1,0 +1,127 @@
+"""What a packing will make of a checkpoint, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from moe_local.checkpoint.catalog import Catalog
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.record import Encoding, Layout, Source
+from moe_local.formats import decode_projection
+from moe_local.memory.disk import FileReader
+from moe_local.store.dense import DensePlan, plan_dense
+from moe_local.store.encode import encode_record, encoded_specs, packed_layout
+from moe_local.store.nearest import nearest
+from moe_local.store.source import records
+from moe_local.store.writer import Planned
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What to pack into: the experts' encoding, and the dense matrices' (None leaves them as they are).
+
+    With `near`, what is quantised already goes into the encoding nearest to its own.
+    """
+
+    experts: Encoding
+    dense: Encoding | None
+    near: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.experts}, dense {self.dense or 'as it is'}" + (", or the nearest" if self.near else "")
+
+    def of_expert(self, encoding: Encoding) -> Encoding:
+        return nearest(encoding, self.experts) if self.near else self.experts
+
+    def of_dense(self, encoding: Encoding | None) -> Encoding:
+        assert self.dense is not None
+        return self.dense if encoding is None or not self.near else nearest(encoding, self.dense)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A packing that was understood and not yet begun."""
+
+    checkpoint: Checkpoint
+    catalog: Catalog
+    layouts: tuple[Layout, ...]
+    dense: DensePlan
+    packing: Packing
+    dtype: torch.dtype  # of dense tensors that the checkpoint holds encoded
+
+    @property
+    def total(self) -> int:
+        """Bytes of the store's large files."""
+        experts = sum(
+            layer.experts * layout.size for layer, layout in zip(self.catalog.layers, self.layouts, strict=True)
+        )
+        return experts + sum(planned.length for planned in self.dense_tensors().values())
+
+    @property
+    def expert_formats(self) -> str:
+        """What the experts are packed into, each format once."""
+        found = (encoding for layout in self.layouts for encoding in layout.encodings)
+        return " and ".join(dict.fromkeys(map(str, found)))
+
+    def dense_tensors(self) -> dict[str, Planned]:
+        """The tensors of the dense file in the order they are written."""
+        found: dict[str, Planned] = {}
+        for name, source in self.catalog.dense.items():
+            for matrix in self.dense.matrices.get(name, ()):
+                for array, spec in encoded_specs(matrix.encoding, matrix.shape).items():
+                    found[f"{matrix.path}::{array}"] = Planned(spec.dtype, spec.shape, spec.length)
+            if name not in self.dense.matrices:
+                found[name] = self._plain(source)
+        return found
+
+    def _plain(self, source: Source) -> Planned:
+        if isinstance(source, TensorEntry):
+            return Planned(source.dtype, source.shape, source.length)
+        shape = tuple(source.shape)
+        shape = (*shape[:-2], shape[-1], shape[-2]) if source.transposed else shape
+        return Planned(self.dtype, shape, torch.Size(shape).numel() * self.dtype.itemsize)
+
+
+def plan_packing(
+    checkpoint: Checkpoint, catalog: Catalog, skeleton: PreTrainedModel, packing: Packing, dtype: torch.dtype
+) -> Job:
+    """What packing will make, and how much of it. Reads nothing."""
+    layouts = tuple(packed_layout(layer.layout, packing.of_expert) for layer in catalog.layers)
+    dense = plan_dense(catalog, skeleton, None if packing.dense is None else packing.of_dense)
+    return Job(checkpoint, catalog, layouts, dense, packing, dtype)
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Changes when the checkpoint's configuration, tensors or files do."""
+    digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for name, entry in sorted(checkpoint.tensors.items()):
+        digest.update(f"{name} {entry.dtype} {entry.shape} {entry.offset}".encode())
+    for file in checkpoint.files:
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def relative_error(job: Job) -> float:
+    """What packing costs: the root mean square of the change over that of the numbers, from one expert a layer."""
+    files = FileReader()
+    files.open(job.checkpoint.files)
+    change = energy = 0.0
+    with closing(files):
+        for layer, layout in zip(job.catalog.layers, job.layouts, strict=True):
+            record = next(records(layer, files))
+            packed = torch.cat(encode_record(layer.layout, layout, record))
+            for name, projection in layer.layout.projections.items():
+                before = decode_projection(projection, record, torch.float32)
+                after = decode_projection(layout.projections[name], packed, torch.float32)
+                change += float((after - before).square().sum())
+                energy += float(before.square().sum())
+    return math.sqrt(change / energy) if energy else 0.0

@@ -1,0 +1,47 @@
+"""Reading what is to be packed: records in order, some ahead, and whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from moe_local.checkpoint.catalog import LayerCatalog
+from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.formats import decode_tensor
+from moe_local.memory.disk import FileReader, RecordReader
+from moe_local.store.writer import BEHIND
+
+AHEAD = 4  # records read while one is encoded
+
+
+def records(layer: LayerCatalog, files: FileReader) -> Iterator[Tensor]:
+    """Every record of a layer in order, uint8 [bytes], some read ahead. One is valid until `BEHIND` more came."""
+    count = AHEAD + BEHIND
+    buffers = [torch.empty(layer.layout.size, dtype=torch.uint8) for _ in range(count)]
+    arrived: set[int] = set()
+    started = 0
+    with closing(RecordReader(files)) as reader:
+        for expert in range(layer.experts):
+            while started < min(layer.experts, expert + AHEAD):
+                reader.start((0, started), layer.records[started], buffers[started % count].numpy().data)
+                started += 1
+            while expert not in arrived:
+                arrived.add(reader.next_arrival()[1])
+            files.forget(layer.records[expert])
+            yield buffers[expert % count]
+
+
+def read_source(source: Source, files: FileReader, dtype: torch.dtype) -> Tensor:
+    """A whole tensor of the checkpoint, decoded to `dtype` if it is encoded."""
+    if isinstance(source, EncodedTensor):
+        return decode_tensor(source, arrays_of(source, files), dtype)
+    raw = torch.empty(source.length, dtype=torch.uint8)
+    files(source.file, source.offset, raw.numpy().data)
+    return raw.view(source.dtype).view(source.shape)
+
+
+def arrays_of(source: EncodedTensor, files: FileReader) -> dict[str, Tensor]:
+    return {name: read_source(part, files, part.dtype) for name, part in source.parts.items()}
