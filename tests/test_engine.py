@@ -66,7 +66,7 @@ def test_a_budget_below_a_tokens_set_is_said(qwen: Path) -> None:
 
 def test_on_a_cpu_both_tiers_come_from_ram(qwen: Path) -> None:
     small = {"ram": 2048 * MIB, "context": 128, "device": "cpu"}
-    plan = prepare(qwen, Options(vram=128 * MIB, **small)).plan
+    plan = prepare(qwen, Options(vram=256 * MIB, **small)).plan
     assert plan.vram_used is not None
     assert plan.ram_used == plan.ram_overhead + plan.vram_used + plan.host_bytes <= plan.ram
     with pytest.raises(BudgetError, match="--ram") as caught:

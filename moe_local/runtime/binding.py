@@ -26,7 +26,7 @@ from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.formats import decode_tensor
 from moe_local.memory.disk import ReadAt
-from moe_local.runtime.attention import use_fast_decoding
+from moe_local.runtime.attention import use_products
 from moe_local.runtime.encoded import connect, keeping_encoded
 from moe_local.runtime.experts import PagedExperts
 
@@ -71,7 +71,7 @@ def load_dense(
                 remedy="report this architecture",
             ) from error
     _check_loaded(model, info, dense)
-    use_fast_decoding(model)
+    use_products(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))
