@@ -78,7 +78,7 @@ def _run(model: str, budget: str, new_tokens: int) -> dict[str, Any]:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     try:
-        arguments = ("generate", model, "--ram", budget, "-p", PROMPT, "-n", str(new_tokens), "--json")
+        arguments = ("generate", "--no-pack", model, "--ram", budget, "-p", PROMPT, "-n", str(new_tokens), "--json")
         result: dict[str, Any] = json.loads(_command(*arguments, group=group))
     finally:
         with suppress(OSError):

@@ -31,7 +31,7 @@ Pack = Annotated[
     bool,
     typer.Option(
         "--pack/--no-pack",
-        help="Pack an unquantised MODEL into int4 in the cache folder on first use; or read it as it is.",
+        help="Pack MODEL on first use, into int4 in the cache folder; or read it as it is, as with --dtype.",
         rich_help_panel=MODEL,
     ),
 ]

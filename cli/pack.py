@@ -19,7 +19,7 @@ from . import options as opt
 
 
 def pack(
-    model: Annotated[str, typer.Argument(help="A checkpoint directory or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file or a hub id.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to make. Default: one in the cache folder.")
     ] = None,
@@ -32,7 +32,8 @@ def pack(
     ] = "auto",
     group_size: Annotated[int, typer.Option(help="Columns that share a scale in int4: 32, 64 or 128.")] = 64,
     dense_format: Annotated[
-        str, typer.Option(help="Of linear layers and embeddings outside the experts: keep, int8, int4 ...")
+        str,
+        typer.Option(help="Of linear layers outside the experts: keep, int8 or int4; embeddings: keep or int8."),
     ] = "int8",
     as_json: opt.Json = False,
 ) -> None:
@@ -58,8 +59,8 @@ def pack(
         write(job, target, report)
     seconds = time.perf_counter() - began
     if as_json:
-        found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes}
-        typer.echo(json.dumps({**found, "packing": str(job.packing), "error": error, "seconds": round(seconds, 2)}))
+        found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes, **job.identity}
+        typer.echo(json.dumps({**found, "error": error, "seconds": round(seconds, 2)}))
     else:
         stderr.print(f"packed in {seconds:.1f} s", markup=False)
         typer.echo(target)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from moe_local.config import format_size, home
+from moe_local.errors import StorageError
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
@@ -65,8 +66,12 @@ def _packed(model: str) -> Path:
     """The store of a model, made now if need be."""
     from moe_local.packing import ensure_packed
 
-    with progress() as report:
-        where, made = ensure_packed(model, report)
+    try:
+        with progress() as report:
+            where, made = ensure_packed(model, report)
+    except StorageError as error:
+        stderr.print(f"not packed: {error.message}; the original is read", markup=False)
+        return Path(model)
     if made:
         stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False)
     return where

@@ -13,6 +13,7 @@ from moe_local.store.job import Job, plan_packing, relative_error
 from moe_local.store.packer import Report
 
 AUTO = "auto"
+DENSE = ("keep", "int8", "int4")  # embeddings are int8 in both
 _ROUNDING = 0.004  # relative: what is lost when scales become bf16
 _EXACT_OR_NOT = ("gptq", "awq", "compressed-tensors")  # their numbers are kept, or the checkpoint is read as it is
 _WORTH_IT = (None, "gguf", *_EXACT_OR_NOT)  # schemes that run faster once they are packed
@@ -24,6 +25,8 @@ def choose(experts: str = AUTO, group: int = 64, dense: str = "int8") -> Packing
     `experts` "auto" is int4, or for a quantised model the nearest format; `dense` "keep" leaves dense weights alone.
     """
     near = experts == AUTO
+    if dense not in DENSE:
+        raise MoeLocalError(f"there is no dense format {dense!r}", remedy=f"use {', '.join(DENSE)}")
     kept = None if dense == "keep" else packed_encoding(dense, group)
     return Packing(packed_encoding("int4" if near else experts, group), kept, near)
 

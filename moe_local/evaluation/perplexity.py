@@ -93,8 +93,9 @@ def _compare(reference: Tensor, rows: Tensor) -> Tensor:
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Entries of the model's logits."""
     head = model.get_output_embeddings()
-    size: int = model.config.get_text_config().vocab_size if head is None else head.weight.shape[0]
-    return size
+    if head is None:
+        return int(model.config.get_text_config().vocab_size)
+    return int(getattr(head, "out_features", None) or head.weight.shape[0])
 
 
 def check_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:

@@ -72,6 +72,14 @@ def _view(array: Array, slot: Tensor) -> Tensor:
     return typed.as_strided(array.shape, array.strides, start)
 
 
+def decode_bias(placed: record.Projection, slot: Tensor) -> Tensor | None:
+    """The bias of a projection [out], in the model's order."""
+    if placed.bias is None:
+        return None
+    bias = _view(placed.bias, slot)
+    return bias if placed.bias_order is None else bias[list(placed.bias_order)]
+
+
 def decode_projection(placed: record.Projection, slot: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers of a projection [out, in], in the model's order."""
     parts = [format_of(m.encoding).decode(views(m, slot), m.shape, dtype) for m in placed.matrices]

@@ -1,8 +1,8 @@
 """Attention on a CPU by plain matrix products, in blocks of queries, in place of torch's kernel.
 
 `scaled_dot_product_attention` in bf16 with 32 heads that share 4, on one core: 45 ms for 512 causal queries, 2.9 ms
-for one query of 512 keys. The products take 11 ms and 0.09 ms. What they do not cover is left to torch; float32
-too, whose kernel is no slower.
+for one query of 512 keys. The products take 11 ms and 0.09 ms. What they do not cover is left to torch, and
+float32, where there is little to gain.
 """
 
 from __future__ import annotations

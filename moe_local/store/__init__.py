@@ -1,6 +1,6 @@
 """Our own packed copy of a checkpoint: one aligned extent for each expert, in a chosen format.
 
-    DIR/manifest.json              what is where, checksums, where it came from; written last
+    DIR/moe-local.json             the manifest: what is where, checksums, where it came from; written last
     DIR/experts-00003.safetensors  the records of layer 3, each a uint8 tensor, each at a multiple of 4096 bytes
     DIR/dense.safetensors          everything else; encoded matrices as `NAME::ARRAY`
     DIR/config.json, tokenizer ... copies from the checkpoint

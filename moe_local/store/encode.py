@@ -20,7 +20,7 @@ from moe_local.checkpoint.record import (
     Projection,
     aligned,
 )
-from moe_local.formats import decode_projection, decode_tensor, format_of, packable, views
+from moe_local.formats import decode_bias, decode_projection, decode_tensor, format_of, packable, views
 from moe_local.formats.base import Affine, HasAffine
 from moe_local.formats.int4 import Int4
 from moe_local.store.dense import fitting
@@ -88,15 +88,11 @@ def encode_record(source: Layout, target: Layout, record: Tensor) -> list[Tensor
         arrays = encode_projection(projection, record, matrix.encoding)
         for key, array in matrix.arrays.items():
             put(array, arrays[key])
-        if projection.bias is not None and new.bias is not None:
-            put(new.bias, _vector(projection.bias, record))
+        bias = decode_bias(projection, record)
+        if bias is not None and new.bias is not None:
+            put(new.bias, bias)
     parts.append(torch.zeros(target.size - written, dtype=torch.uint8))
     return parts
-
-
-def _vector(array: Array, record: Tensor) -> Tensor:
-    length = array.shape[0] * array.dtype.itemsize
-    return record[array.position : array.position + length].view(array.dtype)
 
 
 def encode_projection(projection: Projection, record: Tensor, encoding: Encoding) -> dict[str, Tensor]:

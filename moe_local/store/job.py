@@ -7,21 +7,26 @@ import json
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from moe_local.checkpoint.catalog import Catalog
-from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.files import INDEX, Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Encoding, Layout, Source
 from moe_local.formats import decode_projection
 from moe_local.memory.disk import FileReader
 from moe_local.store.dense import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
+from moe_local.store.manifest import MANIFEST
 from moe_local.store.nearest import nearest
 from moe_local.store.source import records
 from moe_local.store.writer import Planned
+
+_SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_OTHERS = (INDEX, "config.json", MANIFEST)  # made anew, or of no use
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,6 @@ class Packing:
     experts: Encoding
     dense: Encoding | None
     near: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.experts}, dense {self.dense or 'as it is'}" + (", or the nearest" if self.near else "")
 
     def of_expert(self, encoding: Encoding) -> Encoding:
         return nearest(encoding, self.experts) if self.near else self.experts
@@ -71,6 +73,18 @@ class Job:
         found = (encoding for layout in self.layouts for encoding in layout.encodings)
         return " and ".join(dict.fromkeys(map(str, found)))
 
+    @property
+    def dense_formats(self) -> str:
+        """What dense matrices are packed into, each format once."""
+        found = (str(matrix.encoding) for matrices in self.dense.matrices.values() for matrix in matrices)
+        return " and ".join(sorted(set(found))) or "as it was"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells one packing from another."""
+        packing = f"{self.expert_formats}, dense {self.dense_formats}"
+        return {"fingerprint": fingerprint(self.checkpoint), "packing": packing}
+
     def dense_tensors(self) -> dict[str, Planned]:
         """The tensors of the dense file in the order they are written."""
         found: dict[str, Planned] = {}
@@ -104,10 +118,18 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     for name, entry in sorted(checkpoint.tensors.items()):
         digest.update(f"{name} {entry.dtype} {entry.shape} {entry.offset}".encode())
-    for file in checkpoint.files:
+    for file in (*checkpoint.files, *small_files(checkpoint)):
         status = file.stat()
         digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def small_files(checkpoint: Checkpoint) -> list[Path]:
+    """Tokenizer, templates and the like, that a store has copies of."""
+    if checkpoint.gguf:
+        return []
+    found = sorted(checkpoint.directory.iterdir())
+    return [file for file in found if file.is_file() and file.suffix in _SMALL and file.name not in _OTHERS]
 
 
 def relative_error(job: Job) -> float:
@@ -120,8 +142,8 @@ def relative_error(job: Job) -> float:
             record = next(records(layer, files))
             packed = torch.cat(encode_record(layer.layout, layout, record))
             for name, projection in layer.layout.projections.items():
-                before = decode_projection(projection, record, torch.float32)
-                after = decode_projection(layout.projections[name], packed, torch.float32)
+                new = layout.projections[name]
+                before, after = (decode_projection(*p, torch.float32) for p in ((projection, record), (new, packed)))
                 change += float((after - before).square().sum())
                 energy += float(before.square().sum())
     return math.sqrt(change / energy) if energy else 0.0

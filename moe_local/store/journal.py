@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from moe_local.errors import MoeLocalError
+
 JOURNAL = "journal.jsonl"
 
 
@@ -23,6 +25,8 @@ class Journal:
         file = partial / JOURNAL
         lines = _json_lines(file)
         if not lines or lines[0] != identity:
+            if partial.exists() and not is_unfinished(partial):
+                raise MoeLocalError(f"{partial} is in the way", remedy="move it, or name another folder")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             journal = cls(file, {})
@@ -41,6 +45,11 @@ class Journal:
 
     def bytes_done(self, partial: Path) -> int:
         return sum((partial / name).stat().st_size for name in self.done)
+
+
+def is_unfinished(directory: Path) -> bool:
+    """Whether it is what a packing left that did not end, or nothing at all."""
+    return directory.is_dir() and ((directory / JOURNAL).exists() or not any(directory.iterdir()))
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_local.config import home
-from moe_local.errors import MoeLocalError
+from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.store.job import Job, fingerprint
+from moe_local.store.journal import is_unfinished
 from moe_local.store.manifest import Manifest, is_store
 
 
@@ -34,11 +35,9 @@ def folder() -> Path:
 
 def cached_store(job: Job) -> Path:
     """Where the store of this packing belongs in the cache folder."""
-    formats = job.expert_formats.replace(" and ", "-")
-    parts = [job.checkpoint.directory.resolve().name, formats, fingerprint(job.checkpoint)[:8]]
-    if job.packing.dense is not None:
-        parts.insert(2, f"dense-{job.packing.dense}")
-    return folder() / "-".join(parts)
+    name = job.checkpoint.directory.resolve().name[:80]
+    formats = f"{job.expert_formats}-dense-{job.dense_formats}".replace(" and ", "-").replace(" ", "-")
+    return folder() / f"{name}-{formats}-{fingerprint(job.checkpoint)[:8]}"
 
 
 def stores() -> list[Stored]:
@@ -50,15 +49,20 @@ def _found() -> Iterator[Stored]:
     if not folder().is_dir():
         return
     for directory in folder().iterdir():
-        if not directory.is_dir():
+        if not directory.is_dir() or not (is_store(directory) or is_unfinished(directory)):
             continue
         size = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
-        if is_store(directory):
-            manifest = Manifest.read(directory)
-            formats = f"{manifest.formats['experts']}, dense {manifest.formats['dense']}"
-            yield Stored(directory.name, directory, size, str(manifest.source["name"]), formats)
-        else:
-            yield Stored(directory.name, directory, size, "", "")
+        source, formats = _described(directory) if is_store(directory) else ("", "")
+        yield Stored(directory.name, directory, size, source, formats)
+
+
+def _described(directory: Path) -> tuple[str, str]:
+    """Source and formats of a store."""
+    try:
+        manifest = Manifest.read(directory)
+    except CheckpointError:
+        return "", "damaged: remove it"
+    return str(manifest.source["name"]), f"{manifest.formats['experts']}, dense {manifest.formats['dense']}"
 
 
 def remove(name: str) -> Stored:
@@ -66,6 +70,11 @@ def remove(name: str) -> Stored:
     found = next((stored for stored in stores() if stored.name == name), None)
     if found is None:
         raise MoeLocalError(f"there is no store {name!r}", remedy="`moe-local stores` lists them")
-    shutil.rmtree(found.directory)
-    Path(f"{found.directory}.lock").unlink(missing_ok=True)
+    try:
+        if found.directory.is_symlink():
+            found.directory.unlink()
+        else:
+            shutil.rmtree(found.directory)
+    except OSError as error:
+        raise StorageError(f"cannot remove {found.directory} ({error})", remedy="check its permissions") from error
     return found

@@ -16,7 +16,7 @@ from moe_local.checkpoint.files import read_json
 from moe_local.checkpoint.record import Array, Encoding, Layout, Matrix, Projection
 from moe_local.errors import CheckpointError
 
-MANIFEST = "manifest.json"
+MANIFEST = "moe-local.json"
 VERSION = 1
 DENSE = "dense.safetensors"
 _DTYPES = {
@@ -90,9 +90,13 @@ class Manifest:
     def read(cls, directory: Path) -> Manifest:
         """Raises CheckpointError when it is damaged or of another version."""
         file = directory / MANIFEST
-        body = read_json(file)
+        again = f"delete {directory} and pack it again"
+        try:
+            body = read_json(file)
+        except CheckpointError as error:
+            raise CheckpointError(error.message, remedy=again) from error
         if body.pop("digest", None) != _digest(body):
-            raise CheckpointError(f"{file} is damaged: its digest does not match", remedy="pack it again")
+            raise CheckpointError(f"{file} is damaged: its digest does not match", remedy=again)
         if body["version"] != VERSION:
             raise CheckpointError(f"{file} is of version {body['version']}, not {VERSION}", remedy="pack it again")
         layers = tuple(

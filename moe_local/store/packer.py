@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import chain
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from moe_local import __version__
 from moe_local.checkpoint.catalog import LayerCatalog
-from moe_local.checkpoint.files import INDEX, Checkpoint
+from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import EncodedTensor, Layout, Source
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size
@@ -26,7 +27,7 @@ from moe_local.errors import MoeLocalError, StorageError
 from moe_local.formats import packable
 from moe_local.memory.disk import FileReader
 from moe_local.store.encode import encode_record, encode_tensor
-from moe_local.store.job import Job, fingerprint
+from moe_local.store.job import Job, small_files
 from moe_local.store.journal import JOURNAL, Journal
 from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix, is_store
 from moe_local.store.read import header_checksum
@@ -34,7 +35,7 @@ from moe_local.store.source import arrays_of, read_source, records
 from moe_local.store.writer import Behind, Planned, sync_folder, written_whole
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
-_SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+SHARD = ".safetensors"
 _SPARE = 64 << 20  # bytes of disk to leave
 
 
@@ -45,30 +46,37 @@ def pack(job: Job, target: Path, report: Report | None = None) -> Path:
     fails, MoeLocalError when `target` is something else.
     """
     report = report or (lambda stage, fraction: None)
+    try:
+        with _only_one(target, report):
+            return _pack(job, target, report)
+    except OSError as error:
+        raise StorageError(f"cannot pack into {target} ({error})", remedy="name another folder") from error
+
+
+def _pack(job: Job, target: Path, report: Report) -> Path:
+    if is_store(target):
+        _assert_same(target, job.identity)
+        return target
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        raise MoeLocalError(f"{target} exists and is not a store", remedy="name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(Path(f"{target}.lock"), report):
-        identity = {"fingerprint": fingerprint(job.checkpoint), "packing": str(job.packing)}
-        if is_store(target):
-            _assert_same(target, identity)
-            return target
-        if target.exists() and any(target.iterdir()):
-            raise MoeLocalError(f"{target} exists and is not a store", remedy="name another folder")
-        partial = target.with_name(f"{target.name}.partial")
-        journal = Journal.open(partial, identity)
-        _assert_room(job, partial, journal)
-        _write_all(job, partial, journal, report)
-        _finish(job, partial, journal, identity)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-        sync_folder(target.parent)
+    partial = target.with_name(f"{target.name}.partial")
+    journal = Journal.open(partial, job.identity)
+    _assert_room(job, partial, journal)
+    _write_all(job, partial, journal, report)
+    _finish(job, partial, journal)
+    if target.exists():
+        target.rmdir()
+    partial.rename(target)
+    sync_folder(target.parent)
     return target
 
 
 @contextmanager
-def _only_one(file: Path, report: Report) -> Iterator[None]:
+def _only_one(target: Path, report: Report) -> Iterator[None]:
     """Holds a lock that the system gives back when the process ends, however it does."""
-    lock = FileLock(file)
+    digest = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"moe-local-pack-{digest}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -165,7 +173,7 @@ def _dense_tensors(job: Job, name: str, source: Source, files: FileReader) -> It
             yield from packable(matrix.encoding).encode(read_source(source, files, job.dtype)).values()
 
 
-def _finish(job: Job, partial: Path, journal: Journal, identity: dict[str, str]) -> None:
+def _finish(job: Job, partial: Path, journal: Journal) -> None:
     """Copies the small files and writes the manifest, which makes the store whole."""
     small = _copy_small(job.checkpoint, partial)
     layers = tuple(
@@ -175,14 +183,14 @@ def _finish(job: Job, partial: Path, journal: Journal, identity: dict[str, str])
     planned = job.dense_tensors()
     headers = {layer.file: header_checksum(partial / layer.file) for layer in layers}
     manifest = Manifest(
-        source={"name": str(job.checkpoint.directory.resolve()), **identity},
+        source={"name": str(job.checkpoint.directory.resolve()), **job.identity},
         made_by={
             "moe-local": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "machine": platform.machine(),
         },
-        formats={"experts": job.expert_formats, "dense": str(job.packing.dense or "as it was")},
+        formats={"experts": job.expert_formats, "dense": job.dense_formats},
         layers=layers,
         layer_of=job.catalog.layer_of,
         matrices=tuple(_matrices(job)),
@@ -208,10 +216,10 @@ def _copy_small(checkpoint: Checkpoint, partial: Path) -> dict[str, str]:
         tokenizer, _ = load_tokenizer(checkpoint)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-    for file in [] if checkpoint.gguf else sorted(checkpoint.directory.iterdir()):
-        if file.is_file() and file.suffix in _SMALL and file.name not in (INDEX, "config.json", MANIFEST):
-            shutil.copyfile(file, partial / file.name)
+    for file in small_files(checkpoint):
+        shutil.copyfile(file, partial / file.name)
     config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
     (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    copied = sorted(file for file in partial.iterdir() if file.suffix in _SMALL)
+    others = (JOURNAL, MANIFEST, SHARD, ".partial")
+    copied = sorted(file for file in partial.iterdir() if not file.name.endswith(others))
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in copied}

@@ -45,7 +45,8 @@ class Store:
 
     def catalog(self, skeleton: PreTrainedModel) -> Catalog:
         """Where everything is. Raises CheckpointError when it is not this model."""
-        if set(self.manifest.layer_of) != set(experts_modules(skeleton)):
+        paths, numbers = set(self.manifest.layer_of), set(self.manifest.layer_of.values())
+        if paths != set(experts_modules(skeleton)) or numbers != set(range(len(self.manifest.layers))):
             raise CheckpointError(f"{self.directory} has other MoE layers than {type(skeleton).__name__}")
         layers = tuple(self._layer(layer) for layer in self.manifest.layers)
         encoded = {matrix.path: self._matrix(matrix) for matrix in self.manifest.matrices}

@@ -24,7 +24,7 @@ def test_inspect(run: Run, model: Path) -> None:
     out = json.loads(run("inspect", model, "--json").stdout)
     assert out["model"] == str(model)
     assert out["architecture"] == "Qwen3MoeForCausalLM"
-    assert out["expert_format"] == "gguf-typeQ4_0"
+    assert out["expert_format"] == "gguf-Q4_0"
     assert out["record_bytes"] == 3 * 64 * 32 * 18 // 32
 
 
@@ -48,7 +48,7 @@ def test_eval_against_other_weights(run: Run, model: Path, tmp_path: Path) -> No
         json.loads(run("eval", file, "--against", tmp_path / "original.gguf", "--text", text, "--json").stdout)
         for file in (model, tmp_path / "better.gguf")
     ]
-    assert [figure["expert_format"] for figure in figures] == ["gguf-typeQ4_0", "gguf-typeQ8_0"]
+    assert [figure["expert_format"] for figure in figures] == ["gguf-Q4_0", "gguf-Q8_0"]
     assert figures[0]["kl_divergence"] > 10 * figures[1]["kl_divergence"] > 0
     assert figures[0]["top1_agreement"] <= figures[1]["top1_agreement"] <= 1
 

@@ -81,3 +81,20 @@ def test_four_bit_integers_are_kept(
     if lossless:
         kept = {m.path.rpartition(".")[2] for m in open_store(made).manifest.matrices if m.encoding.format == "int4"}
         assert kept >= {"q_proj", "o_proj"}
+
+
+def test_biases_in_another_order_are_packed_in_the_models(tmp_path: Path) -> None:
+    """llama.cpp keeps gpt-oss's gate and up apart, and transformers interleaves them."""
+    pytest.importorskip("gguf")
+    from moe_local.testing import architecture
+    from moe_local.testing.gguf import write_tiny_gguf
+
+    file = tmp_path / "model.gguf"
+    write_tiny_gguf(architecture("gpt_oss"), file, "F16")
+    store = pack(packing.plan(file, packing.choose("fp32", 32, "keep")), tmp_path / "store")
+    inputs = torch.arange(5, 17)[None]
+    logits = []
+    for path in (file, store):
+        with load(path, Options(context=64, dtype="float32")) as engine, torch.no_grad():
+            logits.append(engine.model(inputs).logits)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)

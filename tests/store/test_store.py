@@ -18,10 +18,10 @@ import torch
 from moe_local import packing
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.engine import load
-from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.generation.sampling import Sampling
 from moe_local.planning import Options, prepare
-from moe_local.store import is_store, open_store, pack, verify
+from moe_local.store import is_store, library, open_store, pack, verify
 from moe_local.store.manifest import MANIFEST
 from moe_local.testing import architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
 
@@ -174,7 +174,7 @@ def test_any_flipped_byte_is_named(store: Path, tmp_path: Path) -> None:
         original = file.read_bytes()
         file.write_bytes(content)
         if file.name == MANIFEST:
-            with pytest.raises(CheckpointError, match="manifest"):
+            with pytest.raises(CheckpointError, match=r"moe-local\.json"):
                 verify(copy)
         else:
             (said,) = verify(copy)[:1]
@@ -222,3 +222,53 @@ def test_half_a_store_is_not_one(store: Path, tmp_path: Path) -> None:
 def test_a_store_cannot_be_packed(store: Path, tmp_path: Path) -> None:
     with pytest.raises(MoeLocalError, match="store already"):
         _packed(store, tmp_path / "again", "int4")
+
+
+def test_both_spellings_of_a_packing_are_one(qwen: Path, tmp_path: Path) -> None:
+    """`auto` on an unquantised model is int4."""
+    store = _packed(qwen, tmp_path / "store", "auto", 64, "int8")
+    assert _packed(qwen, store, "int4", 64, "int8") == store
+
+
+def test_a_changed_tokenizer_is_another_source(qwen: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(qwen, tmp_path / "source"))
+    _packed(source, tmp_path / "store", "int8", 32, "int8")
+    (source / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(MoeLocalError, match="something else"):
+        _packed(source, tmp_path / "store", "int8", 32, "int8")
+
+
+def test_what_is_in_the_way_is_left_alone(qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "thesis").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("store", "file", "link"):
+        with pytest.raises(MoeLocalError, match=r"in the way|not a store"):
+            _packed(qwen, tmp_path / name, "int8")
+    for target in (tmp_path / "file" / "x", Path("/proc/store")):
+        with pytest.raises(StorageError, match="cannot pack"):
+            _packed(qwen, target, "int8")
+    assert (tmp_path / "store.partial" / "thesis").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "store.partial"]
+
+
+def test_a_checkpoint_may_have_a_manifest_of_its_own(qwen: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(qwen, tmp_path / "source"))
+    (source / "manifest.json").write_text('{"name": "app"}')
+    assert not is_store(source)
+    prepare(source)
+
+
+def test_the_library_knows_its_own(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path))
+    made, _ = packing.ensure_packed(qwen, lambda stage, fraction: None)
+    (tmp_path / "stores" / "mine").mkdir()
+    (tmp_path / "stores" / "mine" / "file").write_text("precious")
+    (made / MANIFEST).write_text("{")
+    (stored,) = library.stores()
+    assert "damaged" in stored.formats
+    with pytest.raises(MoeLocalError, match="no store"):
+        library.remove("mine")
+    library.remove(stored.name)
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == ["mine"]

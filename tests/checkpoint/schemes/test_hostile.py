@@ -91,7 +91,7 @@ def _decoded(source: EncodedTensor) -> torch.Tensor:
     return decode_tensor(source, arrays, F32)
 
 
-@pytest.mark.parametrize("method", SCHEMES)
+@pytest.mark.parametrize("method", SOUND)
 def test_what_is_sound_decodes(method: str, tmp_path: Path) -> None:
     file = tmp_path / "tensors"
     file.write_bytes(STATE)
@@ -101,7 +101,7 @@ def test_what_is_sound_decodes(method: str, tmp_path: Path) -> None:
     assert [tensor.shape[-2:].numel() for tensor in decoded] == [512]
 
 
-@pytest.mark.parametrize("method", SCHEMES)
+@pytest.mark.parametrize("method", SOUND)
 @settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_what_is_not_is_refused_or_decodes(
