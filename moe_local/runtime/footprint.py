@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
@@ -36,7 +36,8 @@ def measure(
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_cache=kv,
-        workspace=_workspace(config, kv, context, dtype, max(top_k), logits) + _decoding(catalog, dtype),
+        workspace=_workspace(config, kv, context, dtype, max(top_k), logits)
+        + _decoding(skeleton, catalog, dtype, logits),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
@@ -112,11 +113,18 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _decoding(catalog: Catalog, dtype: torch.dtype) -> int:
-    """The largest matrix that is decoded before it is multiplied, with the codes it is decoded from."""
+def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, logits: int) -> int:
+    """The largest matrix that is decoded before it is multiplied, with the codes it is decoded from.
+
+    Embeddings are decoded row by row, and the matrix of the logits only where they are asked for of many tokens.
+    """
     experts = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
     shapes = [m.shape for m in experts if m.encoding not in PLAIN.values()]
-    shapes += [(t.shape[0], t.shape[1]) for path, t in catalog.encoded.items() if not path.endswith("lm_head")]
+    for path, tensor in catalog.encoded.items():
+        module = skeleton.get_submodule(path)
+        head = module is skeleton.get_output_embeddings()
+        if isinstance(module, nn.Linear) and not (head and logits <= 1):
+            shapes.append((tensor.shape[0], tensor.shape[1]))
     return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
 
 
