@@ -87,3 +87,21 @@ def test_a_disk_that_is_too_small(run: Run, qwen: Path, small_disk: Path, monkey
     monkeypatch.setattr("moe_local.store.packer._assert_room", lambda *given: None)
     expect_error(run("pack", qwen, "-o", small_disk / "store", "--format", "fp32"), "disk is full", code=6)
     assert "Traceback" not in run("pack", qwen, "-o", small_disk / "store").stderr
+
+
+def test_without_room_the_original_is_read(
+    run: Run, qwen: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(small_disk))
+    result = run("generate", qwen, "-p", "hello", "-n", "4", "--json")
+    assert "not packed: " in result.stderr
+    assert json.loads(result.stdout)["new_tokens"] == 4
+
+
+def test_quality_against_the_original(run: Run, qwen: Path, tmp_path: Path) -> None:
+    run("pack", qwen, "-o", tmp_path / "store", "--format", "int8")
+    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 30)
+    arguments = ("--text", tmp_path / "text", "--window", "64", "--json")
+    out = json.loads(run("eval", tmp_path / "store", "--against", qwen, *arguments).stdout)
+    assert 0 <= out["kl_divergence"] < 0.5
+    assert out["top1_agreement"] > 0.5
