@@ -61,15 +61,24 @@ def _pack(job: Job, target: Path, report: Report) -> Path:
         raise MoeLocalError(f"{target} exists and is not a store", remedy="name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    journal = Journal.open(partial, job.identity)
-    _assert_room(job, partial, journal)
-    _write_all(job, partial, journal, report)
-    _finish(job, partial, journal)
+    if not _is_finished(partial, job):
+        journal = Journal.open(partial, job.identity)
+        _assert_room(job, partial, journal)
+        _write_all(job, partial, journal, report)
+        _finish(job, partial, journal)
     if target.exists():
         target.rmdir()
     partial.rename(target)
     sync_folder(target.parent)
     return target
+
+
+def _is_finished(partial: Path, job: Job) -> bool:
+    """Whether an earlier run came to its end but for the last renaming."""
+    if (partial / JOURNAL).exists() or not is_store(partial):
+        return False
+    _assert_same(partial, job.identity)
+    return True
 
 
 @contextmanager
@@ -198,12 +207,12 @@ def _finish(job: Job, partial: Path, journal: Journal) -> None:
         headers={**headers, DENSE: header_checksum(partial / DENSE)},
         files=small,
     )
-    (partial / JOURNAL).unlink()
     for stray in partial.glob("*.partial"):
         stray.unlink()
     temporary = partial / f"{MANIFEST}.partial"
     manifest.write(temporary)
     temporary.replace(partial / MANIFEST)
+    (partial / JOURNAL).unlink()
 
 
 def _matrices(job: Job) -> Iterator[StoredMatrix]:

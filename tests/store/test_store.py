@@ -272,3 +272,20 @@ def test_the_library_knows_its_own(qwen: Path, tmp_path: Path, monkeypatch: pyte
         library.remove("mine")
     library.remove(stored.name)
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_killed_just_before_the_end(journal: bool, qwen: Path, store: Path, tmp_path: Path) -> None:
+    """The manifest is written; the journal may still be there, and the folder has its first name."""
+    partial = Path(shutil.copytree(store, tmp_path / "store.partial"))
+    if journal:
+        manifest = open_store(store).manifest
+        identity = {name: manifest.source[name] for name in ("fingerprint", "packing")}
+        checksums = {layer.file: list(layer.checksums) for layer in manifest.layers}
+        checksums["dense.safetensors"] = list(manifest.dense.values())
+        lines = [identity, *({"file": name, "checksums": sums} for name, sums in checksums.items())]
+        (partial / "journal.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    target = _packed(qwen, tmp_path / "store", "int8", 32, "int8")
+    assert sorted(file.name for file in target.iterdir()) == sorted(file.name for file in store.iterdir())
+    for file in sorted(store.iterdir()):
+        assert file.read_bytes() == (target / file.name).read_bytes(), file.name
