@@ -89,19 +89,19 @@ def stores(
     as_json: opt.Json = False,
 ) -> None:
     """List the stores in the cache folder, or remove one."""
-    from moe_local.store import library
+    from moe_local.store import shelf
 
     if remove is not None:
-        gone = library.remove(remove)
+        gone = shelf.remove(remove)
         typer.echo(f"removed {gone.name} ({format_size(gone.size)})")
         return
-    found = library.stores()
+    found = shelf.stores()
     if as_json:
         rows = [{**vars(stored), "directory": str(stored.directory), "whole": stored.whole} for stored in found]
         typer.echo(json.dumps(rows))
         return
     if not found:
-        typer.echo(f"no stores in {library.folder()}")
+        typer.echo(f"no stores in {shelf.folder()}")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "size", "formats", "made from"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.tracing import Axis, Block, Traced, UntraceableError
+from moe_local.checkpoint.tracing import Axis, Block, Traced, UntraceableError, row_major
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for every vector load
 
@@ -205,8 +205,7 @@ def _place_parts(source: EncodedTensor, expert: int, position: int) -> tuple[Mat
     for name, part in source.parts.items():
         shape = part.shape[1:] if len(source.shape) == 3 else part.shape
         length = part.length // count
-        strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-        arrays[name] = Array(part.dtype, tuple(shape), strides, position)
+        arrays[name] = Array(part.dtype, tuple(shape), row_major(shape), position)
         runs.append(Extent(part.file, part.offset + expert * length, length, position))
         position = aligned(position + length)
     return Matrix(source.encoding, (source.shape[-2], source.shape[-1]), arrays), runs

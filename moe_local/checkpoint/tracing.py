@@ -57,6 +57,11 @@ class Block:
         return replace(self.with_axis(dim, moved), offset=self.offset + first * axis.stride)
 
 
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array."""
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
 class Traced:
     """A tensor of known shape whose elements are known by where they come from.
 
@@ -70,8 +75,7 @@ class Traced:
     @classmethod
     def source(cls, name: str, shape: Sequence[int]) -> Traced:
         """The tensor `name` as the file holds it: row-major."""
-        strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
-        axes = tuple(Axis(0, count, stride) for count, stride in zip(shape, strides, strict=True))
+        axes = tuple(Axis(0, count, stride) for count, stride in zip(shape, row_major(shape), strict=True))
         return cls(shape, [Block(name, 0, axes)])
 
     @classmethod

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _OURS = "_moe_local_attention"  # on modules that are to use it
 _STEP = 64  # tokens: lengths are rounded up to it
-_SCORES = 1 << 22  # scores of a block at most: 4 bytes each, and a few copies
+SCORES = 1 << 22  # scores of a block at most: 4 bytes each, and a few copies
 
 
 def attend(
@@ -79,7 +79,7 @@ def _in_blocks(
 
 def _rows(heads: int, length: int) -> int:
     """Queries in a block: few enough that its scores stay small, whatever the context."""
-    return max(16, min(128, _SCORES // (heads * length) // 16 * 16))
+    return max(16, min(128, SCORES // (heads * length) // 16 * 16))
 
 
 def _fill(rows: int) -> int:

@@ -16,8 +16,8 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
 from moe_local.config import MIB
 from moe_local.memory.placement import Needs
+from moe_local.runtime.attention import SCORES
 
-_SCORES = 1 << 22  # attention scores at once (see `attention`), in a few copies
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -139,7 +139,7 @@ def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dty
     shared = max(1, heads // _attribute(config, "num_key_value_heads", heads))
     layer_kv: int = kv // max(1, config.num_hidden_layers)
     tokens = min(PREFILL_CHUNK, context)
-    attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + _SCORES * 16
+    attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + SCORES * 16
     rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
     scores: int = (7 + min(logits, tokens)) * config.vocab_size * 4
     return 64 * MIB + attention + rows + scores

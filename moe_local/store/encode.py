@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,29 +18,19 @@ from moe_local.checkpoint.record import (
     Projection,
     aligned,
 )
+from moe_local.checkpoint.tracing import row_major
 from moe_local.formats import decode_bias, decode_projection, decode_tensor, format_of, packable, views
 from moe_local.formats.base import Affine, HasAffine
 from moe_local.formats.int4 import Int4
 from moe_local.store.dense import fitting
-from moe_local.store.writer import PAGE
-
-
-class Spec(NamedTuple):
-    """Type and shape of an array."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+from moe_local.store.writer import PAGE, Planned
 
 
 @lru_cache(maxsize=1024)
-def encoded_specs(encoding: Encoding, shape: tuple[int, int]) -> dict[str, Spec]:
+def encoded_specs(encoding: Encoding, shape: tuple[int, int]) -> dict[str, Planned]:
     """The arrays that a matrix of `shape` becomes."""
     arrays = packable(encoding).encode(torch.empty(shape, dtype=torch.bfloat16, device="meta"))
-    return {name: Spec(array.dtype, tuple(array.shape)) for name, array in arrays.items()}
+    return {name: Planned(array.dtype, tuple(array.shape)) for name, array in arrays.items()}
 
 
 def packed_layout(source: Layout, choose: Callable[[Encoding], Encoding]) -> Layout:
@@ -53,10 +41,9 @@ def packed_layout(source: Layout, choose: Callable[[Encoding], Encoding]) -> Lay
     position = 0
     projections = {}
 
-    def place(spec: Spec) -> Array:
+    def place(spec: Planned) -> Array:
         nonlocal position
-        strides = tuple(math.prod(spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
-        array = Array(spec.dtype, spec.shape, strides, position)
+        array = Array(spec.dtype, spec.shape, row_major(spec.shape), position)
         position = aligned(position + spec.length)
         return array
 
@@ -64,7 +51,7 @@ def packed_layout(source: Layout, choose: Callable[[Encoding], Encoding]) -> Lay
         chosen = fitting(choose(projection.matrices[0].encoding), projection.shape)
         arrays = {key: place(spec) for key, spec in encoded_specs(chosen, projection.shape).items()}
         bias = projection.bias
-        placed = None if bias is None else place(Spec(bias.dtype, bias.shape))
+        placed = None if bias is None else place(Planned(bias.dtype, bias.shape))
         projections[name] = Projection((Matrix(chosen, projection.shape, arrays),), bias=placed)
     return Layout(projections, aligned(position, PAGE))
 

@@ -7,6 +7,7 @@ import json
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from moe_local.store.dense import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
 from moe_local.store.manifest import MANIFEST
 from moe_local.store.nearest import nearest
-from moe_local.store.source import records
+from moe_local.store.source import read_record
 from moe_local.store.writer import Planned
 
 _SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -65,7 +66,7 @@ class Job:
         experts = sum(
             layer.experts * layout.size for layer, layout in zip(self.catalog.layers, self.layouts, strict=True)
         )
-        return experts + sum(planned.length for planned in self.dense_tensors().values())
+        return experts + sum(planned.length for planned in self.dense_tensors.values())
 
     @property
     def expert_formats(self) -> str:
@@ -79,29 +80,30 @@ class Job:
         found = (str(matrix.encoding) for matrices in self.dense.matrices.values() for matrix in matrices)
         return " and ".join(sorted(set(found))) or "as it was"
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What tells one packing from another."""
         packing = f"{self.expert_formats}, dense {self.dense_formats}"
         return {"fingerprint": fingerprint(self.checkpoint), "packing": packing}
 
+    @cached_property
     def dense_tensors(self) -> dict[str, Planned]:
         """The tensors of the dense file in the order they are written."""
         found: dict[str, Planned] = {}
         for name, source in self.catalog.dense.items():
             for matrix in self.dense.matrices.get(name, ()):
-                for array, spec in encoded_specs(matrix.encoding, matrix.shape).items():
-                    found[f"{matrix.path}::{array}"] = Planned(spec.dtype, spec.shape, spec.length)
+                for array, planned in encoded_specs(matrix.encoding, matrix.shape).items():
+                    found[f"{matrix.path}::{array}"] = planned
             if name not in self.dense.matrices:
                 found[name] = self._plain(source)
         return found
 
     def _plain(self, source: Source) -> Planned:
         if isinstance(source, TensorEntry):
-            return Planned(source.dtype, source.shape, source.length)
+            return Planned(source.dtype, source.shape)
         shape = tuple(source.shape)
         shape = (*shape[:-2], shape[-1], shape[-2]) if source.transposed else shape
-        return Planned(self.dtype, shape, torch.Size(shape).numel() * self.dtype.itemsize)
+        return Planned(self.dtype, shape)
 
 
 def plan_packing(
@@ -139,7 +141,7 @@ def relative_error(job: Job) -> float:
     change = energy = 0.0
     with closing(files):
         for layer, layout in zip(job.catalog.layers, job.layouts, strict=True):
-            record = next(records(layer, files))
+            record = read_record(layer, 0, files)
             packed = torch.cat(encode_record(layer.layout, layout, record))
             for name, projection in layer.layout.projections.items():
                 new = layout.projections[name]

@@ -151,7 +151,7 @@ class Progress:
 
 
 def _write_layer(layer: LayerCatalog, layout: Layout, files: FileReader, file: Path, progress: Progress) -> list[int]:
-    planned = {str(expert): Planned(torch.uint8, (layout.size,), layout.size) for expert in range(layer.experts)}
+    planned = {str(expert): Planned(torch.uint8, (layout.size,)) for expert in range(layer.experts)}
     with written_whole(file, planned) as writer, Behind(writer) as behind:
         for record in records(layer, files):
             behind.write(*encode_record(layer.layout, layout, record))
@@ -160,7 +160,7 @@ def _write_layer(layer: LayerCatalog, layout: Layout, files: FileReader, file: P
 
 
 def _write_dense(job: Job, files: FileReader, file: Path, progress: Progress) -> list[int]:
-    planned = job.dense_tensors()
+    planned = job.dense_tensors
     with written_whole(file, planned) as writer:
         for name, source in job.catalog.dense.items():
             for tensor in _dense_tensors(job, name, source, files):
@@ -189,7 +189,7 @@ def _finish(job: Job, partial: Path, journal: Journal) -> None:
         StoredLayer(layer.path, experts_file(number), layout, tuple(journal.done[experts_file(number)]))
         for number, (layer, layout) in enumerate(zip(job.catalog.layers, job.layouts, strict=True))
     )
-    planned = job.dense_tensors()
+    planned = job.dense_tensors
     headers = {layer.file: header_checksum(partial / layer.file) for layer in layers}
     manifest = Manifest(
         source={"name": str(job.checkpoint.directory.resolve()), **job.identity},

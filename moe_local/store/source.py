@@ -34,6 +34,14 @@ def records(layer: LayerCatalog, files: FileReader) -> Iterator[Tensor]:
             yield buffers[expert % count]
 
 
+def read_record(layer: LayerCatalog, expert: int, files: FileReader) -> Tensor:
+    """One record, uint8 [bytes]."""
+    record = torch.empty(layer.layout.size, dtype=torch.uint8)
+    for extent in layer.records[expert]:
+        files(extent.file, extent.offset, record[extent.position : extent.position + extent.length].numpy().data)
+    return record
+
+
 def read_source(source: Source, files: FileReader, dtype: torch.dtype) -> Tensor:
     """A whole tensor of the checkpoint, decoded to `dtype` if it is encoded."""
     if isinstance(source, EncodedTensor):

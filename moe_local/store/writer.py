@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,11 @@ class Planned:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    length: int  # bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def header_of(tensors: Mapping[str, Planned]) -> bytes:

@@ -21,7 +21,7 @@ from moe_local.engine import load
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.generation.sampling import Sampling
 from moe_local.planning import Options, prepare
-from moe_local.store import is_store, library, open_store, pack, verify
+from moe_local.store import is_store, open_store, pack, shelf, verify
 from moe_local.store.manifest import MANIFEST
 from moe_local.testing import architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
 
@@ -266,11 +266,11 @@ def test_the_library_knows_its_own(qwen: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "stores" / "mine").mkdir()
     (tmp_path / "stores" / "mine" / "file").write_text("precious")
     (made / MANIFEST).write_text("{")
-    (stored,) = library.stores()
+    (stored,) = shelf.stores()
     assert "damaged" in stored.formats
     with pytest.raises(MoeLocalError, match="no store"):
-        library.remove("mine")
-    library.remove(stored.name)
+        shelf.remove("mine")
+    shelf.remove(stored.name)
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["mine"]
 
 

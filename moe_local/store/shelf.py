@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_local.config import home
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
-from moe_local.store.job import Job, fingerprint
+from moe_local.store.job import Job
 from moe_local.store.journal import is_unfinished
 from moe_local.store.manifest import Manifest, is_store
 
@@ -37,7 +37,7 @@ def cached_store(job: Job) -> Path:
     """Where the store of this packing belongs in the cache folder."""
     name = job.checkpoint.directory.resolve().name[:80]
     formats = f"{job.expert_formats}-dense-{job.dense_formats}".replace(" and ", "-").replace(" ", "-")
-    return folder() / f"{name}-{formats}-{fingerprint(job.checkpoint)[:8]}"
+    return folder() / f"{name}-{formats}-{job.identity['fingerprint'][:8]}"
 
 
 def stores() -> list[Stored]:
