@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from moe_local.checkpoint.gguf_architectures import ATTENTION, MLP
 from moe_local.errors import CheckpointError, DownloadError
 
 HUB_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -45,17 +46,7 @@ MAX_POSITIONS = 8192
 
 Report = Callable[[str, float], None]
 
-GGUF_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+GGUF_NAMES = {**ATTENTION, **MLP}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_local.errors import CheckpointError
 from moe_local.evaluation.windows import Window
+from moe_local.generation.text import refuse_nan
 from moe_local.runtime.footprint import PREFILL_CHUNK
 
 ROWS = 8  # distributions in float32 at a time: a large vocabulary has half a megabyte a row
@@ -46,9 +46,5 @@ def _forward(
 
 def _normalised(logits: Tensor) -> Tensor:
     scores = logits.float().log_softmax(dim=-1).cpu()
-    if scores.isnan().any():
-        raise CheckpointError(
-            "the model's output is not a number (NaN): its weights are damaged, or overflow in this dtype",
-            remedy="download it again, or try --dtype float32",
-        )
+    refuse_nan(scores)
     return scores

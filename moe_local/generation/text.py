@@ -302,9 +302,14 @@ class _RefuseNaN(LogitsProcessor):
     """Damaged weights give NaN; sampling from it would be noise or an obscure error."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.isnan().any():
-            raise CheckpointError(
-                "the model's output is not a number (NaN): its weights are damaged, or overflow in this dtype",
-                remedy="download it again, or try --dtype float32",
-            )
+        refuse_nan(scores)
         return scores
+
+
+def refuse_nan(scores: Tensor) -> None:
+    """Raises CheckpointError for scores that are not numbers."""
+    if scores.isnan().any():
+        raise CheckpointError(
+            "the model's output is not a number (NaN): its weights are damaged, or overflow in this dtype",
+            remedy="download it again, or try --dtype float32",
+        )

@@ -24,8 +24,8 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
-from moe_local.formats import decode_tensor
 from moe_local.memory.disk import ReadAt
+from moe_local.memory.tensors import read_tensor
 from moe_local.runtime.attention import use_products
 from moe_local.runtime.encoded import connect, keeping_encoded
 from moe_local.runtime.experts import PagedExperts
@@ -76,7 +76,7 @@ def load_dense(
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))
         raise CheckpointError(f"these MoE blocks were not captured: {missed}", remedy="report this architecture")
-    connect(model, catalog.encoded, lambda entry: _read(entry, read_at).to(device))
+    connect(model, catalog.encoded, lambda entry: read_tensor(entry, read_at, entry.dtype).to(device))
     return model
 
 
@@ -89,16 +89,7 @@ class LazyTensor:
         self._dtype = dtype  # of what is held encoded
 
     def __getitem__(self, index: object) -> Tensor:
-        if isinstance(self._source, TensorEntry):
-            return _read(self._source, self._read_at)
-        arrays = {name: _read(part, self._read_at) for name, part in self._source.parts.items()}
-        return decode_tensor(self._source, arrays, self._dtype)
-
-
-def _read(entry: TensorEntry, read_at: ReadAt) -> Tensor:
-    raw = torch.empty(entry.length, dtype=torch.uint8)
-    read_at(entry.file, entry.offset, raw.numpy().data)
-    return raw.view(entry.dtype).view(entry.shape)
+        return read_tensor(self._source, self._read_at, self._dtype)
 
 
 @contextmanager

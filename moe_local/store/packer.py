@@ -26,12 +26,13 @@ from moe_local.config import format_size
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.formats import packable
 from moe_local.memory.disk import FileReader
+from moe_local.memory.tensors import read_arrays, read_tensor
 from moe_local.store.encode import encode_record, encode_tensor
 from moe_local.store.job import Job, small_files
 from moe_local.store.journal import JOURNAL, Journal
 from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix, is_store
 from moe_local.store.read import header_checksum
-from moe_local.store.source import arrays_of, read_source, records
+from moe_local.store.source import records
 from moe_local.store.writer import Behind, Planned, sync_folder, written_whole
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
@@ -172,14 +173,14 @@ def _write_dense(job: Job, files: FileReader, file: Path, progress: Progress) ->
 def _dense_tensors(job: Job, name: str, source: Source, files: FileReader) -> Iterator[Tensor]:
     matrices = job.dense.matrices.get(name)
     if matrices is None:
-        yield read_source(source, files, job.dtype).contiguous()
+        yield read_tensor(source, files, job.dtype).contiguous()
         return
-    arrays = arrays_of(source, files) if isinstance(source, EncodedTensor) else {}
+    arrays = read_arrays(source, files) if isinstance(source, EncodedTensor) else {}
     for matrix in matrices:
         if isinstance(source, EncodedTensor):
             yield from encode_tensor(source, arrays, matrix.encoding, job.dtype).values()
         else:
-            yield from packable(matrix.encoding).encode(read_source(source, files, job.dtype)).values()
+            yield from packable(matrix.encoding).encode(read_tensor(source, files, job.dtype)).values()
 
 
 def _finish(job: Job, partial: Path, journal: Journal) -> None:

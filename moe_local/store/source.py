@@ -1,4 +1,4 @@
-"""Reading what is to be packed: records in order, some ahead, and whole tensors."""
+"""Reading the records that are to be packed: one, or all in order, some ahead."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from moe_local.checkpoint.catalog import LayerCatalog
-from moe_local.checkpoint.record import EncodedTensor, Source
-from moe_local.formats import decode_tensor
 from moe_local.memory.disk import FileReader, RecordReader
 from moe_local.store.writer import BEHIND
 
@@ -40,16 +38,3 @@ def read_record(layer: LayerCatalog, expert: int, files: FileReader) -> Tensor:
     for extent in layer.records[expert]:
         files(extent.file, extent.offset, record[extent.position : extent.position + extent.length].numpy().data)
     return record
-
-
-def read_source(source: Source, files: FileReader, dtype: torch.dtype) -> Tensor:
-    """A whole tensor of the checkpoint, decoded to `dtype` if it is encoded."""
-    if isinstance(source, EncodedTensor):
-        return decode_tensor(source, arrays_of(source, files), dtype)
-    raw = torch.empty(source.length, dtype=torch.uint8)
-    files(source.file, source.offset, raw.numpy().data)
-    return raw.view(source.dtype).view(source.shape)
-
-
-def arrays_of(source: EncodedTensor, files: FileReader) -> dict[str, Tensor]:
-    return {name: read_source(part, files, part.dtype) for name, part in source.parts.items()}
