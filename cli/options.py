@@ -69,6 +69,9 @@ class LoadFlags:
             help="Keep at most this share of the experts in the fastest memory, like 50%.", rich_help_panel=MEMORY
         ),
     ] = "100%"
+    policy: Annotated[
+        str, typer.Option(help="Which experts are kept: lru, lfu, lfru or weight.", rich_help_panel=MEMORY)
+    ] = "lru"
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
@@ -85,6 +88,7 @@ class LoadFlags:
             context=self.context,
             dtype=self.dtype,
             experts=parse_share(self.experts),
+            policy=self.policy,
         )
 
 

@@ -26,10 +26,10 @@ from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.placement import Plan
 from moe_local.memory.slab import Slab
 from moe_local.planning import Options, Prepared, prepare
-from moe_local.policies import POLICIES
+from moe_local.policies import get_policy
 from moe_local.runtime.binding import load_dense
 from moe_local.runtime.cache import ExpertCache, Tier
-from moe_local.runtime.experts import PagedLayer
+from moe_local.runtime.experts import PagedLayer, Tap
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
@@ -96,18 +96,20 @@ class Engine:
         self.load_seconds = load_seconds
         self._tokenizer = tokenizer
         self._cache = cache
-        self._connect()
+        self.tap(None)
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
         self._cache = cache
-        self._connect()
+        self.tap(None)
 
-    def _connect(self) -> None:
+    def tap(self, tap: Tap | None) -> None:
+        """From now on shows `tap` the routing of every forward pass; see `Tap`."""
         for path, module in experts_modules(self.model).items():
             layer = self.prepared.catalog.layer_of[path]
-            vars(module)["paged"] = PagedLayer(self._cache, layer, self.prepared.catalog.layers[layer].experts)
+            experts = self.prepared.catalog.layers[layer].experts
+            vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap)
 
     @property
     def plan(self) -> Plan:
@@ -159,6 +161,9 @@ class Engine:
         counters = self._cache.counters
         return {
             **vars(counters),
+            "hits": counters.hits,
+            "misses": counters.misses,
+            "host_hits": counters.host_hits,
             "hit_rate": counters.hit_rate,
             "memory": process_memory(),
             "peak_memory": peak_memory(),
@@ -184,13 +189,14 @@ class Engine:
 
 def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
-    plan, make_policy = prepared.plan, POLICIES["lru"]
-    slot = plan.needs.slot
-    device = Tier.make(Slab(plan.device_experts, slot, prepared.device), plan.device_slots, make_policy)
+    plan, policy = prepared.plan, get_policy(prepared.policy)
+    slot, experts = plan.needs.slot, plan.needs.experts
+    slab = Slab(plan.device_experts + plan.device_spare, slot, prepared.device)
+    device = Tier.make(slab, experts, plan.device_slots, policy)
     host = None
     if plan.host_slots is not None:
-        slab = _host_slab(sum(plan.host_slots), slot, pinned=prepared.device.type == "cuda")
-        host = Tier.make(slab, plan.host_slots, make_policy)
+        slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=prepared.device.type == "cuda")
+        host = Tier.make(slab, experts, plan.host_slots, policy)
     return ExpertCache(prepared.catalog, RecordReader(reader), device, host)
 
 

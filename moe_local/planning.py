@@ -23,6 +23,7 @@ from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.formats import supports
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.placement import Needs, Plan, make_plan
+from moe_local.policies import get_policy
 from moe_local.runtime.footprint import measure
 from moe_local.store import is_store, open_store
 
@@ -46,10 +47,12 @@ class Options:
     dtype: str = "auto"
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
+    policy: str = "lru"  # which experts are kept: a name of `POLICIES`
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
     logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
+        get_policy(self.policy)
         for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
             if not 0 < share <= 1:
                 raise MoeLocalError(f"a share of {share} of the {name} is not above 0 and at most 1")
@@ -75,6 +78,7 @@ class Prepared(Understood):
 
     device: torch.device
     context: int
+    policy: str
     plan: Plan
     notes: tuple[str, ...]
 
@@ -90,7 +94,7 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     device = _device(options.device)
     needs = measure(found.skeleton, found.catalog, context, found.dtype, logits=options.logits)
     plan, notes = _plan(needs, device, options)
-    return Prepared(**vars(found), device=device, context=context, plan=plan, notes=notes)
+    return Prepared(**vars(found), device=device, context=context, policy=options.policy, plan=plan, notes=notes)
 
 
 def understand(model: str | Path, dtype: str = "auto") -> Understood:

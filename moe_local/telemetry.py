@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
 class Counters:
     """Running totals. Subtract two snapshots to get an interval."""
 
-    hits: int = 0  # experts needed and found in the device tier
-    misses: int = 0  # experts needed and not there
-    host_hits: int = 0  # misses of the device tier that the host tier had
+    layer_hits: list[int] = field(default_factory=list)  # experts needed and found in the device tier, of each layer
+    layer_misses: list[int] = field(default_factory=list)  # needed and not there
+    layer_host_hits: list[int] = field(default_factory=list)  # misses of the device tier that the host tier had
     bytes_read: int = 0  # from disk
     bytes_uploaded: int = 0  # host tier -> device tier
     stall_seconds: float = 0.0  # compute waited for a miss
+    reading_seconds: float = 0.0  # at least one read was under way
     forwards: int = 0  # calls of an experts module
+
+    @classmethod
+    def of(cls, layers: int) -> Counters:
+        return cls([0] * layers, [0] * layers, [0] * layers)
+
+    @property
+    def hits(self) -> int:
+        return sum(self.layer_hits)
+
+    @property
+    def misses(self) -> int:
+        return sum(self.layer_misses)
+
+    @property
+    def host_hits(self) -> int:
+        return sum(self.layer_host_hits)
 
     @property
     def lookups(self) -> int:
@@ -27,7 +46,21 @@ class Counters:
         return self.hits / self.lookups if self.lookups else 1.0
 
     def snapshot(self) -> Counters:
-        return Counters(**vars(self))
+        return deepcopy(self)
 
     def __sub__(self, earlier: Counters) -> Counters:
-        return Counters(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
+        return self._with(earlier, -1)
+
+    def __add__(self, other: Counters) -> Counters:
+        return self._with(other, 1)
+
+    def _with(self, other: Counters, sign: int) -> Counters:
+        def combined(ours: Any, theirs: Any) -> Any:
+            if isinstance(ours, list):
+                return [a + sign * b for a, b in zip(ours, theirs, strict=True)]
+            return ours + sign * theirs
+
+        result = Counters()
+        for name, value in vars(self).items():
+            setattr(result, name, combined(value, vars(other)[name]))
+        return result

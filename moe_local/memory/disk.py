@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from time import perf_counter
 from typing import Protocol
 
 from moe_local.checkpoint.record import Extent
@@ -102,8 +103,10 @@ class RecordReader:
     def __init__(self, read_at: ReadAt, *, parallel: int = PARALLEL_READS) -> None:
         self._read_at = read_at
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._finished: SimpleQueue[tuple[Key, BaseException | None]] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[Key, float, BaseException | None]] = SimpleQueue()
         self._parts: dict[Key, int] = {}
+        self._busy_since = 0.0
+        self.busy_seconds = 0.0  # at least one read was under way
         self._parked: list[SimpleQueue[None]] = []  # where threads may wait that a drain has stopped
         self._threads = [
             threading.Thread(target=self._work, name="moe-local-read", daemon=True) for _ in range(parallel)
@@ -118,6 +121,8 @@ class RecordReader:
     def start(self, key: Key, extents: Sequence[Extent], target: memoryview) -> None:
         """Begins to read a record into `target`, which must stay untouched until `next_arrival` names `key`."""
         parts = [part for extent in extents for part in _parts(extent)]
+        if not self._parts:
+            self._busy_since = perf_counter()
         self._parts[key] = len(parts)
         for part in parts:
             self._jobs.put(partial(self._read_part, key, part, target))
@@ -125,9 +130,9 @@ class RecordReader:
     def _read_part(self, key: Key, part: Extent, target: memoryview) -> None:
         try:
             self._read_at(part.file, part.offset, target[part.position : part.position + part.length])
-            self._finished.put((key, None))
+            self._finished.put((key, perf_counter(), None))
         except BaseException as error:
-            self._finished.put((key, error))
+            self._finished.put((key, perf_counter(), error))
 
     @property
     def in_flight(self) -> int:
@@ -137,12 +142,14 @@ class RecordReader:
     def next_arrival(self) -> Key:
         """Waits until a record is whole. Raises what its read raised; `drain` then, before anything else."""
         while True:
-            key, error = self._finished.get()
+            key, ended, error = self._finished.get()
             if error is not None:
                 raise error
             self._parts[key] -= 1
             if not self._parts[key]:
                 del self._parts[key]
+                if not self._parts:
+                    self.busy_seconds += ended - self._busy_since
                 return key
 
     def drain(self) -> None:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_local.config import format_size
+from moe_local.config import MIB, format_size
 from moe_local.errors import BudgetError
+
+_IN_FLIGHT = 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class Plan:
     vram: int | None  # budget on the device, where it has memory of its own
     ram_overhead: int  # the process itself: interpreter, libraries
     vram_overhead: int  # the device's runtime
-    device_slots: tuple[int, ...]
+    device_slots: tuple[int, ...]  # experts kept of each layer
     host_slots: tuple[int, ...] | None
     device_in_ram: bool = False  # the device's memory is a part of RAM
+    device_spare: int = 0  # slots for what passes through
+    host_spare: int = 0
 
     @property
     def device_experts(self) -> int:
@@ -68,11 +72,11 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """What is taken beside the dense part in the device tier's memory."""
-        return self.device_experts * self.needs.slot
+        return (self.device_experts + self.device_spare) * self.needs.slot
 
     @property
     def host_bytes(self) -> int:
-        return sum(self.host_slots or ()) * self.needs.slot
+        return (sum(self.host_slots or ()) + self.host_spare) * self.needs.slot
 
     @property
     def ram_used(self) -> int:
@@ -87,7 +91,7 @@ class Plan:
     def useful_minimum(self) -> int:
         """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
         overhead = self.ram_overhead if self.vram is None else self.vram_overhead
-        return overhead + self.needs.fixed + self.needs.token_set * self.needs.slot
+        return overhead + self.needs.fixed + (self.needs.token_set + self.device_spare) * self.needs.slot
 
     @property
     def too_small_to_cache(self) -> bool:
@@ -110,23 +114,39 @@ def make_plan(
 ) -> Plan:
     """Gives every byte of the budgets that is left to slots, at least one a layer and at most all the experts.
 
+    Where not all fit, some more slots are spare: experts that a tier does not keep pass through them.
+
     `device_share` and `host_share` cap a tier at that share of each layer's experts, however much would fit.
     With `device_in_ram` the device tier (where it has a budget of its own: all of it) is taken from `ram`.
     Raises BudgetError, with the smallest budget that would do, when not even one slot a layer fits.
     """
-    layers = len(needs.experts)
+    least = (len(needs.experts) + 1) * needs.slot
     if vram is None:
         taken = ram_overhead + needs.fixed
-        _require(ram, taken + layers * needs.slot, "RAM", "--ram", needs)
-        slots = share_out((ram - taken) // needs.slot, capped(needs.experts, device_share))
-        return Plan(needs, ram, None, ram_overhead, 0, slots, None, device_in_ram=True)
+        _require(ram, taken + least, "RAM", "--ram", needs)
+        slots, spare = _tier(ram - taken, needs, device_share)
+        return Plan(needs, ram, None, ram_overhead, 0, slots, None, device_in_ram=True, device_spare=spare)
     taken = vram_overhead + needs.fixed
-    _require(vram, taken + layers * needs.slot, "device memory", "--vram", needs)
+    _require(vram, taken + least, "device memory", "--vram", needs)
     ram_taken = ram_overhead + (vram if device_in_ram else 0)
-    _require(ram, ram_taken + layers * needs.slot, "RAM", "--ram", needs)
-    device = share_out((vram - taken) // needs.slot, capped(needs.experts, device_share))
-    host = share_out((ram - ram_taken) // needs.slot, capped(needs.experts, host_share))
-    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram)
+    _require(ram, ram_taken + least, "RAM", "--ram", needs)
+    device, device_spare = _tier(vram - taken, needs, device_share)
+    host, host_spare = _tier(ram - ram_taken, needs, host_share)
+    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram, device_spare, host_spare)
+
+
+def _tier(room: int, needs: Needs, share: float) -> tuple[tuple[int, ...], int]:
+    """Slots of each layer, and spare ones, in `room` bytes."""
+    slots, most = room // needs.slot, capped(needs.experts, share)
+    if most == needs.experts and slots >= needs.all_experts:
+        return most, 0
+    spare = min(spare_slots(needs.slot), slots - len(most))
+    return share_out(slots - spare, most), spare
+
+
+def spare_slots(slot: int) -> int:
+    """Slots that keep a disk busy: enough reads in flight, of enough bytes."""
+    return min(max(2, -(-_IN_FLIGHT // slot)), 16)
 
 
 def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) -> None:
@@ -137,7 +157,7 @@ def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) ->
         f"a budget of {format_size(budget)} of {what} is too small: the dense weights need"
         f" {format_size(needs.dense)}, the KV cache {format_size(needs.kv_cache)}, activations"
         f" {format_size(needs.workspace)}, one expert of each of {len(needs.experts)} layers"
-        f" {format_size(len(needs.experts) * needs.slot)}",
+        f" and one more {format_size((len(needs.experts) + 1) * needs.slot)}",
         minimum=minimum,
         remedy=f"give at least {option} {mebibytes}MiB, or shorten --context",
     )

@@ -1,81 +1,102 @@
-"""Which key sits in which slot of a tier, and which slots are in use. Pure bookkeeping; no tensor, no lock.
+"""Which experts a tier keeps, and in which of its slots. Pure bookkeeping; no tensor, no lock.
 
 Only the thread that runs the forward pass touches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from moe_local.policies import EvictionPolicy, Key
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_local.policies import Key, Policy
+
+
+class Decision(NamedTuple):
+    """What one forward pass finds and leaves behind."""
+
+    hits: list[int]
+    misses: list[int]
+    leaving: frozenset[int]  # experts that are not kept: residents, or misses that only pass through
 
 
 class Share:
-    """The slots that one layer may use, and the keys in them."""
+    """The experts of one layer that a tier keeps, `capacity` of them at most."""
 
-    def __init__(self, slots: Sequence[int], policy: Callable[[], EvictionPolicy]) -> None:
-        self._all = slots
-        self._make_policy = policy
-        self.capacity = len(slots)
+    def __init__(self, experts: int, capacity: int, policy: Policy) -> None:
+        self.capacity = capacity
+        self._experts = experts
+        self._policy = policy
         self.clear()
 
     def clear(self) -> None:
-        """Empties every slot, whatever was in it and whatever was pinned."""
-        self._policy = self._make_policy()
-        self._free = list(reversed(self._all))
-        self._slots: dict[Key, int] = {}
-        self._pins: dict[Key, int] = {}
+        """Forgets everything."""
+        self._now = 0
+        self._state = np.zeros((self._policy.rows, self._experts))
+        self._resident: NDArray[np.bool_] = np.zeros(self._experts, dtype=bool)
+
+    def __contains__(self, expert: int) -> bool:
+        return bool(self._resident[expert])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.flatnonzero(self._resident).tolist())
+
+    def need(self, experts: Sequence[int], weights: Sequence[float] | None = None) -> Decision:
+        """`experts` (distinct) are needed together, with their routers' weights; decides which are kept afterwards.
+
+        Of those there and those that come, the `capacity` that the policy values most. Among equals one that is there
+        goes before one that would have to be read.
+        """
+        self._now += 1
+        keys = np.array(experts, dtype=np.int64)
+        self._policy.use(self._state, keys, self._now, 0.0 if weights is None else np.array(weights))
+        there = self._resident[keys]
+        if there.all():
+            return Decision(list(experts), [], frozenset())
+        missing = keys[~there]
+        candidates = np.concatenate([missing, np.flatnonzero(self._resident)])
+        excess = len(candidates) - self.capacity
+        leaving = candidates[:0]
+        if excess > 0:
+            worth = self._policy.worth(self._state, candidates, self._now)
+            leaving = candidates[np.argsort(worth, kind="stable")[:excess]]
+        self._resident[missing] = True
+        self._resident[leaving] = False
+        return Decision(keys[there].tolist(), missing.tolist(), frozenset(leaving.tolist()))
+
+
+class Slots:
+    """Which slot each key lies in."""
+
+    def __init__(self, count: int, layers: int) -> None:
+        self._count = count
+        self._of: list[dict[int, int]] = [{} for _ in range(layers)]  # of each layer: expert -> slot
+        self._free = list(range(count))
+
+    def __getitem__(self, key: Key) -> int:
+        """The slot of a key that has one. Raises KeyError otherwise."""
+        return self._of[key[0]][key[1]]
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._slots
+        return key[1] in self._of[key[0]]
 
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._slots)
+    @property
+    def free(self) -> int:
+        return len(self._free)
 
-    def slot(self, key: Key) -> int:
-        """The slot of a resident key. Raises KeyError otherwise."""
-        return self._slots[key]
-
-    def pin(self, key: Key) -> int:
-        """Marks a resident key as needed again and in use; returns its slot. Balance with `unpin`."""
-        self._policy.touch(key)
-        self._pins[key] = self._pins.get(key, 0) + 1
-        return self._slots[key]
-
-    def unpin(self, key: Key) -> None:
-        left = self._pins[key] - 1
-        if left:
-            self._pins[key] = left
-        else:
-            del self._pins[key]
-
-    def admit(self, key: Key) -> int | None:
-        """Gives an absent key a slot, evicting if need be, and pins it; None while every slot is in use."""
-        if not self._free:
-            victim = self._policy.victim(self._pins)
-            if victim is None:
-                return None
-            self._evict(victim)
+    def take(self, key: Key) -> int:
+        """A free slot, the key's from now on. Raises IndexError when there is none."""
         slot = self._free.pop()
-        self._slots[key] = slot
-        self._policy.admit(key)
-        self._pins[key] = 1
+        self._of[key[0]][key[1]] = slot
         return slot
 
-    def drop(self, key: Key) -> None:
-        """Takes the slot of a pinned key back before anything was written to it."""
-        del self._pins[key]
-        self._evict(key)
+    def release(self, key: Key) -> None:
+        self._free.append(self._of[key[0]].pop(key[1]))
 
-    def _evict(self, key: Key) -> None:
-        self._free.append(self._slots.pop(key))
-        self._policy.remove(key)
-
-
-def make_shares(capacities: Sequence[int], policy: Callable[[], EvictionPolicy]) -> list[Share]:
-    """One share a layer over consecutive slots: layer 0 gets the first `capacities[0]` slots, and so on."""
-    shares, start = [], 0
-    for capacity in capacities:
-        shares.append(Share(range(start, start + capacity), policy))
-        start += capacity
-    return shares
+    def empty(self, layer: int) -> None:
+        """Frees the layer's slots, and any that an interrupted `take` or `release` left with nobody."""
+        self._of[layer].clear()
+        used = {slot for slots in self._of for slot in slots.values()}
+        self._free = [slot for slot in range(self._count) if slot not in used]

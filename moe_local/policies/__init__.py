@@ -1,14 +1,22 @@
-"""Eviction policies: pure bookkeeping over keys. A new one is a file and a line in `POLICIES`."""
+"""Eviction policies: arithmetic over keys. A new one is a file and a line in `POLICIES`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from moe_local.policies.base import EvictionPolicy, Key
+from moe_local.errors import MoeLocalError
+from moe_local.policies.base import Key, Keys, Policy, State
+from moe_local.policies.belady import BELADY
+from moe_local.policies.lfru import LFRU
+from moe_local.policies.lfu import LFU
 from moe_local.policies.lru import LRU
+from moe_local.policies.weight import WEIGHT
 
-POLICIES: dict[str, Callable[[], EvictionPolicy]] = {
-    "lru": LRU,
-}
+POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, WEIGHT)}
 
-__all__ = ["LRU", "POLICIES", "EvictionPolicy", "Key"]
+__all__ = ["BELADY", "LRU", "POLICIES", "Key", "Keys", "Policy", "State", "get_policy"]
+
+
+def get_policy(name: str) -> Policy:
+    """Raises MoeLocalError naming the known policies."""
+    if name not in POLICIES:
+        raise MoeLocalError(f"there is no policy {name!r}", remedy=f"choose one of {', '.join(POLICIES)}")
+    return POLICIES[name]

@@ -1,24 +1,41 @@
-"""What an eviction policy is: an order over keys, nothing else."""
+"""What an eviction policy is: a number for each key that says what it is worth keeping."""
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 Key = tuple[int, int]  # (layer, expert)
+Keys = NDArray[np.int64]
+State = NDArray[np.float64]  # [rows, keys]
 
 
-class EvictionPolicy(Protocol):
-    """Decides which resident key leaves first. Never sees a tensor, a slot or a clock."""
+class Use(Protocol):
+    """`keys` were needed at time `now`, together; `weight` is what the router gave each."""
 
-    def admit(self, key: Key) -> None:
-        """`key` has become resident."""
+    def __call__(self, state: State, keys: Any, now: float, weight: Any) -> None: ...
 
-    def touch(self, key: Key) -> None:
-        """Resident `key` was needed again."""
 
-    def remove(self, key: Key) -> None:
-        """`key` is resident no longer."""
+class Worth(Protocol):
+    """What each of `keys` is worth keeping at time `now`; the least leaves first."""
 
-    def victim(self, pinned: Container[Key]) -> Key | None:
-        """The key to evict next that is not pinned, or None if every resident key is."""
+    def __call__(self, state: State, keys: Any, now: float) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Two functions over `rows` numbers a key, kept of all keys, resident or not.
+
+    They index and calculate only, so that the same code serves an array of keys while a model runs and, compiled,
+    one key at a time in a replay of millions. They see no tensor, no slot and no clock: `now` counts forward passes.
+    `rows` begin as zeros; a key never needed has nothing else in them.
+    """
+
+    name: str
+    rows: int
+    use: Use
+    worth: Worth
+    weighted: bool = False  # whether `use` reads the weights

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Container
+from typing import Any
 
-from moe_local.policies.base import Key
+from moe_local.policies.base import Policy, State
 
 
-class LRU:
-    """Evicts the key that has gone unused for longest."""
+def _use(state: State, keys: Any, now: float, weight: Any) -> None:
+    state[0, keys] = now
 
-    def __init__(self) -> None:
-        self._order: OrderedDict[Key, None] = OrderedDict()  # oldest first
 
-    def admit(self, key: Key) -> None:
-        self._order[key] = None
+def _worth(state: State, keys: Any, now: float) -> Any:
+    return state[0, keys]
 
-    def touch(self, key: Key) -> None:
-        self._order.move_to_end(key)
 
-    def remove(self, key: Key) -> None:
-        del self._order[key]
-
-    def victim(self, pinned: Container[Key]) -> Key | None:
-        return next((key for key in self._order if key not in pinned), None)
+LRU = Policy("lru", 1, _use, _worth)

@@ -2,19 +2,22 @@
 
 Who may touch a slot, and when
 ------------------------------
-One thread runs the forward pass. It alone decides: all bookkeeping (`Share`) happens on it, so there are no locks.
-Reader threads only move bytes from files into the slot they were given.
+One thread runs the forward pass. It alone decides: all bookkeeping (`Share`, `Slots`) happens on it, so there are no
+locks. Reader threads only move bytes from files into the slot they were given.
 
 A slot is in one of three states:
 
-- *free or evictable*: nobody reads or writes it;
-- *filling*: its key is pinned, a reader thread (or an upload on the main thread) writes it; no one else looks;
-- *in use*: its key is pinned and compute reads it.
+- *free*: nobody reads or writes it;
+- *filling*: it belongs to a key, and a reader thread (or an upload on the main thread) writes it; no one else looks;
+- *filled*: it belongs to a key, and compute may read it.
 
-A pin is taken before a slot starts to fill and is released after the compute that needed it has been issued. Evicting
-skips pinned keys, so a slot is never overwritten while it is filling or in use. With a host tier, a read fills a host
-slot; the upload from there to the device slot is issued on the thread, and so on the stream, that also issues the
-compute, so it comes after every kernel that used the slot's former expert.
+What a layer will keep is decided once, when its experts are asked for: so the result does not depend on the order in
+which reads end. Experts that leave and are not needed now free their slots at once; those that leave and are needed
+(evicted residents, and misses that only pass through) when the compute that used them has been issued. A tier has
+spare slots beyond what it keeps, for what passes through: there is always one to go on with, however many experts a
+layer asks for. With a host tier, a read fills a host slot; the upload from there to the device slot is issued on the
+thread, and so on the stream, that also issues the compute, so it comes after every kernel that used the slot's former
+expert.
 
 If a fetch does not come to its end (a read failed, compute raised, Ctrl-C between any two instructions), its layer's
 books cannot be trusted. The cache knows which layer that is, and before the next fetch waits for every reader thread
@@ -24,7 +27,7 @@ and empties the layer: to read a few experts again is cheap, and there is no sta
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -32,62 +35,92 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.errors import MoeLocalError
 from moe_local.formats import Expert, open_expert
 from moe_local.memory.disk import RecordReader
-from moe_local.memory.residency import Share, make_shares
+from moe_local.memory.residency import Decision, Share, Slots
 from moe_local.memory.slab import Slab
-from moe_local.policies import EvictionPolicy, Key
+from moe_local.policies import Key, Policy
 from moe_local.telemetry import Counters
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A slab and one share of its slots for each layer."""
+    """A slab, which key lies in which of its slots, and what is kept of each layer."""
 
     slab: Slab
+    slots: Slots
     shares: Sequence[Share]
+    weighted: bool
 
     @classmethod
-    def make(cls, slab: Slab, capacities: Sequence[int], policy: Callable[[], EvictionPolicy]) -> Tier:
-        return cls(slab, make_shares(capacities, policy))
+    def make(cls, slab: Slab, experts: Sequence[int], capacities: Sequence[int], policy: Policy) -> Tier:
+        """`experts` of each layer, of which `capacities` are kept; the rest of the slab's slots are spare."""
+        shares = [Share(count, most, policy) for count, most in zip(experts, capacities, strict=True)]
+        return cls(slab, Slots(len(slab), len(shares)), shares, policy.weighted)
+
+    def need(self, layer: int, experts: Sequence[int], weights: Sequence[float] | None) -> Decision:
+        """As `Share.need`; slots of residents that leave and are not needed fall free."""
+        decision = self.shares[layer].need(experts, weights)
+        for expert in decision.leaving.difference(experts):
+            self.slots.release((layer, expert))
+        return decision
+
+    def empty(self, layer: int) -> None:
+        self.shares[layer].clear()
+        self.slots.empty(layer)
+
+
+_NONE = Decision([], [], frozenset())
 
 
 class ExpertCache:
     """The device tier over an optional host tier over the disk."""
 
     def __init__(self, catalog: Catalog, reader: RecordReader, device: Tier, host: Tier | None = None) -> None:
-        self.counters = Counters()
+        self.counters = Counters.of(len(catalog.layers))
         self._catalog = catalog
         self._reader = reader
         self._device = device
         self._host = host
-        self._uploads: deque[Key] = deque()  # host tier has them, device slot is theirs, copy not yet issued
-        self._opened: dict[int, Expert] = {}  # device slot -> views; a slot never changes its layer
+        self._uploads: deque[Key] = deque()  # the host tier has them, no device slot is theirs yet
+        self._opened: dict[tuple[int, int], Expert] = {}  # (device slot, layout) -> views
+        layouts = [layer.layout for layer in catalog.layers]
+        self._layout_of = [layouts.index(layout) for layout in layouts]
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._closed = False
 
-    def fetch(self, layer: int, experts: Sequence[int]) -> Iterator[list[tuple[int, Expert]]]:
+    @property
+    def weighted(self) -> bool:
+        """Whether the policy looks at the routers' weights."""
+        return self._device.weighted
+
+    def fetch(
+        self, layer: int, experts: Sequence[int], weights: Sequence[float] | None = None
+    ) -> Iterator[list[tuple[int, Expert]]]:
         """Yields `experts` (distinct) with their weights as soon as they are there: all hits, then each arrival.
 
-        Their weights may be used until more are asked for. The number of experts may exceed the layer's
-        slots: the rest follow as slots fall free. Raises StorageError when a read fails.
+        What is yielded may be used until more is asked for. `weights` are the router's, for policies that look at
+        them. Raises StorageError when a read fails.
         """
         self._recover()
         self._underway = layer
-        share = self._device.shares[layer]
-        keys = [(layer, expert) for expert in experts]
-        ready = [key for key in keys if key in share]
-        missing = deque(key for key in keys if key not in share)
-        self._count(len(ready), len(missing))
-        for key in ready:
-            share.pin(key)
-        self._request(missing)
+        device = self._device.need(layer, experts, weights)
+        host = self._host_need(layer, device.misses, weights and dict(zip(experts, weights, strict=True)))
+        self._count(layer, device, host)
+        self._uploads.extend((layer, expert) for expert in host.hits)
+        missing = deque((layer, expert) for expert in (host.misses if self._host else device.misses))
+        ready = device.hits
         while ready or missing or self._pending:
-            ready = ready or [self._next_arrival()]
-            yield [(key[1], self._open(layer, share.slot(key))) for key in ready]
-            for key in ready:
-                share.unpin(key)
-            ready = []
             self._request(missing)
+            ready = ready or [self._next_arrival(host.leaving)]
+            yield [(expert, self._open(layer, expert)) for expert in ready]
+            for expert in device.leaving.intersection(ready):
+                self._device.slots.release((layer, expert))
+            ready = []
         self._underway = None
+
+    def _host_need(self, layer: int, misses: Sequence[int], weights: Mapping[int, float] | None) -> Decision:
+        if self._host is None or not misses:
+            return _NONE
+        return self._host.need(layer, misses, weights and [weights[expert] for expert in misses])
 
     def _recover(self) -> None:
         """Empties the layer of a fetch that did not end, once nothing writes to its slots any more."""
@@ -98,74 +131,53 @@ class ExpertCache:
         self._reader.drain()
         self._uploads.clear()
         for tier in filter(None, (self._device, self._host)):
-            tier.shares[self._underway].clear()
+            tier.empty(self._underway)
         self._underway = None
 
     @property
     def _pending(self) -> int:
         return self._reader.in_flight + len(self._uploads)
 
-    def _count(self, hits: int, misses: int) -> None:
-        self.counters.forwards += 1
-        self.counters.hits += hits
-        self.counters.misses += misses
+    def _count(self, layer: int, device: Decision, host: Decision) -> None:
+        counters = self.counters
+        counters.forwards += 1
+        counters.layer_hits[layer] += len(device.hits)
+        counters.layer_misses[layer] += len(device.misses)
+        counters.layer_host_hits[layer] += len(host.hits)
 
-    def _open(self, layer: int, slot: int) -> Expert:
-        expert = self._opened.get(slot)
-        if expert is None:
-            expert = open_expert(self._catalog.layers[layer].layout, self._device.slab[slot])
-            self._opened[slot] = expert
-        return expert
+    def _open(self, layer: int, expert: int) -> Expert:
+        slot = self._device.slots[layer, expert]
+        key = slot, self._layout_of[layer]
+        opened = self._opened.get(key)
+        if opened is None:
+            opened = self._opened[key] = open_expert(self._catalog.layers[layer].layout, self._device.slab[slot])
+        return opened
 
     def _request(self, missing: deque[Key]) -> None:
-        """Starts to bring in missing keys, in order, until no slot can be had."""
-        while missing and self._start(missing[0]):
-            missing.popleft()
+        """Starts to read missing keys, in order, while there are free slots for them."""
+        tier = self._host or self._device
+        while missing and tier.slots.free:
+            layer, expert = key = missing.popleft()
+            extents = self._catalog.layers[layer].records[expert]
+            self.counters.bytes_read += sum(extent.length for extent in extents)
+            self._reader.start(key, extents, tier.slab.memory(tier.slots.take(key)))
 
-    def _start(self, key: Key) -> bool:
-        layer = key[0]
-        share = self._device.shares[layer]
-        slot = share.admit(key)
-        if slot is None:
-            return False
-        if self._host is None:
-            self._read(key, self._device.slab.memory(slot))
-            return True
-        host = self._host.shares[layer]
-        if key in host:
-            host.pin(key)
-            self.counters.host_hits += 1
-            self._uploads.append(key)
-            return True
-        host_slot = host.admit(key)
-        if host_slot is None:
-            share.drop(key)
-            return False
-        self._read(key, self._host.slab.memory(host_slot))
-        return True
-
-    def _read(self, key: Key, target: memoryview) -> None:
-        layer, expert = key
-        extents = self._catalog.layers[layer].records[expert]
-        self.counters.bytes_read += sum(extent.length for extent in extents)
-        self._reader.start(key, extents, target)
-
-    def _next_arrival(self) -> Key:
-        """The next key whose bytes are in its device slot. Waits; the wait is a stall."""
+    def _next_arrival(self, leaving_host: frozenset[int]) -> int:
+        """The next expert whose bytes are in its device slot. Waits; the wait is a stall."""
         began = perf_counter()
         key = self._uploads.popleft() if self._uploads else self._reader.next_arrival()
+        self.counters.reading_seconds = self._reader.busy_seconds
         if self._host is not None:
-            self._upload(self._host, key)
+            self._upload(self._host, key, last=key[1] in leaving_host)
         self.counters.stall_seconds += perf_counter() - began
-        return key
+        return key[1]
 
-    def _upload(self, tier: Tier, key: Key) -> None:
-        layer = key[0]
-        host = tier.shares[layer]
-        source = tier.slab[host.slot(key)]
-        self._device.slab[self._device.shares[layer].slot(key)].copy_(source)
+    def _upload(self, tier: Tier, key: Key, *, last: bool) -> None:
+        source = tier.slab[tier.slots[key]]
+        self._device.slab[self._device.slots.take(key)].copy_(source)
         self.counters.bytes_uploaded += source.numel()
-        host.unpin(key)
+        if last:
+            tier.slots.release(key)
 
     def close(self) -> None:
         """Waits for the reads in flight. Nothing can be fetched afterwards."""

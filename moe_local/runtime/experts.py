@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,20 @@ class PagedExperts(nn.Module):
         return self.paged(self, hidden_states, top_k_index, top_k_weights)
 
 
+class Tap(Protocol):
+    """Sees the routing of each forward pass, index and weights [T, k], and may put another in its place."""
+
+    def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class PagedLayer:
     """One layer's experts over the cache."""
 
-    def __init__(self, cache: ExpertCache, layer: int, experts: int) -> None:
+    def __init__(self, cache: ExpertCache, layer: int, experts: int, tap: Tap | None = None) -> None:
         self._cache = cache
         self._layer = layer
         self._experts = experts
+        self._tap = tap
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -39,31 +46,45 @@ class PagedLayer:
         Every expert sees all its tokens in one multiplication and leaves its rows in their own place, which are
         summed at the end in the order of the top-k: the result does not depend on the order of arrival.
         """
+        if self._tap is not None:
+            index, weights = self._tap(self._layer, index, weights)
         tokens, k = index.shape
-        rows = self._one(module, hidden, index) if tokens == 1 else self._many(module, hidden, index)
+        run = self._one if tokens == 1 else self._many
+        rows = run(module, hidden, index, weights)
         weighted = rows * weights.reshape(-1, 1)
         return weighted.view(tokens, k, -1).sum(dim=1).to(hidden.dtype)
 
-    def _one(self, module: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
-        """hidden [1, H], index [1, k] -> [k, H], a row for each choice."""
+    def _one(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """hidden [1, H], index and weights [1, k] -> [k, H], a row for each choice."""
         chosen = index[0].tolist()
+        experts = [expert for expert in dict.fromkeys(chosen) if expert < self._experts]
         outputs: dict[int, Tensor] = {}
-        for ready in self._cache.fetch(self._layer, [e for e in dict.fromkeys(chosen) if e < self._experts]):
+        for ready in self._cache.fetch(self._layer, experts, self._valued(experts, index, weights)):
             found = run_experts(module, [weight for _, weight in ready], [hidden] * len(ready))
             outputs.update(zip([expert for expert, _ in ready], found, strict=True))
         return torch.cat([outputs[e] if e in outputs else torch.zeros_like(hidden) for e in chosen])
 
-    def _many(self, module: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
-        """hidden [T, H], index [T, k] -> [T * k, H], a row for each token and choice."""
+    def _many(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """hidden [T, H], index and weights [T, k] -> [T * k, H], a row for each token and choice."""
         tokens, k = index.shape
         groups = group_by_expert(index, self._experts)
         rows = hidden.new_zeros(tokens * k, hidden.shape[-1])
-        for ready in self._cache.fetch(self._layer, list(groups)):
+        experts = list(groups)
+        for ready in self._cache.fetch(self._layer, experts, self._valued(experts, index, weights)):
             places = [groups[expert] for expert, _ in ready]
             outputs = run_experts(module, [weight for _, weight in ready], [hidden[at // k] for at in places])
             for at, output in zip(places, outputs, strict=True):
                 rows[at] = output
         return rows
+
+    def _valued(self, experts: Sequence[int], index: Tensor, weights: Tensor) -> list[float] | None:
+        """The greatest weight that any token gives each of `experts`, if the cache's policy looks at it."""
+        if not self._cache.weighted:
+            return None
+        most = weights.new_zeros(self._experts + 1)
+        places = index.clamp(max=self._experts).flatten().long()
+        most.scatter_reduce_(0, places, weights.flatten(), "amax")
+        return [float(weight) for weight in most[list(experts)].tolist()]
 
 
 def run_experts(module: Any, experts: Sequence[Expert], inputs: Sequence[Tensor]) -> Sequence[Tensor]:

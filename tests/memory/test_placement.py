@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_local.config import MIB
 from moe_local.errors import BudgetError
-from moe_local.memory.placement import Needs, Plan, capped, make_plan, share_out
+from moe_local.memory.placement import Needs, Plan, capped, make_plan, share_out, spare_slots
 
 LAYERS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 NEEDS = Needs(dense=1000, kv_cache=200, workspace=100, slot=10, experts=(8, 8, 8, 8), top_k=(2, 2, 2, 2))
@@ -29,17 +30,29 @@ def test_a_share_keeps_at_least_one(experts: list[int], share: float) -> None:
 
 def test_by_hand() -> None:
     plan = make_plan(NEEDS, ram=2000, ram_overhead=500)
-    assert plan.device_slots == (5, 5, 5, 5)  # 2000 - 500 - 1300 = 200 bytes, 20 slots
+    assert (plan.device_slots, plan.device_spare) == ((1, 1, 1, 1), 16)  # 2000 - 500 - 1300 = 200 bytes, 20 slots
     assert plan.ram_used == 2000
-    assert plan.useful_minimum == 500 + 1300 + 8 * 10
+    assert plan.useful_minimum == 500 + 1300 + (8 + 16) * 10
+    assert plan.too_small_to_cache
+    plan = make_plan(NEEDS, ram=2050, ram_overhead=500)
+    assert (plan.device_slots, plan.device_spare) == ((3, 2, 2, 2), 16)
     assert not plan.too_small_to_cache
 
 
+def test_what_fits_needs_no_spare_slots() -> None:
+    plan = make_plan(NEEDS, ram=1620)
+    assert (plan.device_slots, plan.device_spare) == (NEEDS.experts, 0)
+
+
+def test_spare_slots_by_hand() -> None:
+    assert [spare_slots(size) for size in (10, 2 * MIB, 3 * MIB, 100 * MIB)] == [16, 16, 11, 2]
+
+
 def test_three_tiers_by_hand() -> None:
-    plan = make_plan(NEEDS, ram=900, vram=1400, ram_overhead=500, vram_overhead=20)
-    assert plan.device_slots == (2, 2, 2, 2)
-    assert plan.host_slots == (8, 8, 8, 8)
-    assert plan.vram_used == 20 + 1300 + 80
+    plan = make_plan(NEEDS, ram=900, vram=1560, ram_overhead=500, vram_overhead=20)
+    assert (plan.device_slots, plan.device_spare) == ((2, 2, 2, 2), 16)
+    assert (plan.host_slots, plan.host_spare) == ((8, 8, 8, 8), 0)
+    assert plan.vram_used == 20 + 1300 + 240
     assert plan.ram_used == 500 + 320
 
 
@@ -72,4 +85,4 @@ def test_a_plan_holds_its_budgets_or_is_refused_with_one_that_works(
 def test_the_refusal_names_figures_and_remedy() -> None:
     with pytest.raises(BudgetError, match=r"too small.*--ram \d+MiB") as caught:
         make_plan(NEEDS, ram=10)
-    assert caught.value.minimum == 1340
+    assert caught.value.minimum == 1350

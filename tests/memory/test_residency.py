@@ -1,70 +1,87 @@
-"""Shares as a state machine against a plain model of slots and pins."""
+"""Shares against a plain model of what is kept; slots as a state machine."""
 
 from __future__ import annotations
 
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from moe_local.memory.residency import Share, make_shares
-from moe_local.policies import LRU
+from moe_local.memory.residency import Share, Slots
+from moe_local.policies import LRU, POLICIES
 
-CAPACITY = 3
-KEYS = st.tuples(st.just(0), st.integers(0, 5))
+EXPERTS = 8
+NEEDED = st.lists(st.lists(st.integers(0, EXPERTS - 1), unique=True, min_size=1), max_size=40)
 
 
-class ShareMachine(RuleBasedStateMachine):
+@given(NEEDED, st.integers(0, EXPERTS), st.sampled_from(sorted(POLICIES)))
+def test_a_share_is_never_over_its_capacity_and_says_what_changes(
+    needed: list[list[int]], capacity: int, policy: str
+) -> None:
+    share = Share(EXPERTS, capacity, POLICIES[policy])
+    resident: set[int] = set()
+    for experts in needed:
+        decision = share.need(experts, [0.5] * len(experts))
+        assert decision.hits == [e for e in experts if e in resident]
+        assert decision.misses == [e for e in experts if e not in resident]
+        candidates = resident | set(experts)
+        assert decision.leaving <= candidates
+        resident = candidates - decision.leaving
+        assert set(share) == resident
+        assert len(resident) == min(capacity, len(candidates)) or not decision.misses
+
+
+@given(NEEDED, st.integers(1, EXPERTS))
+def test_lru_keeps_what_was_needed_last(needed: list[list[int]], capacity: int) -> None:
+    share = Share(EXPERTS, capacity, LRU)
+    last_use: dict[int, int] = {}
+    for now, experts in enumerate(needed):
+        share.need(experts)
+        last_use |= dict.fromkeys(experts, now)
+        kept = [last_use[e] for e in share]
+        gone = [last_use[e] for e in last_use if e not in share]
+        assert not gone or min(kept) >= max(gone)
+
+
+def test_experts_that_are_there_are_not_replaced_by_equals() -> None:
+    share = Share(EXPERTS, 3, LRU)
+    share.need([2, 5, 7])
+    decision = share.need(range(EXPERTS))
+    assert set(share) == {2, 5, 7}
+    assert decision.leaving == set(decision.misses)
+
+
+class SlotMachine(RuleBasedStateMachine):
+    COUNT = 4
+    KEYS = st.tuples(st.integers(0, 1), st.integers(0, 5))
+
     def __init__(self) -> None:
         super().__init__()
-        self.share = Share(range(CAPACITY), LRU)
-        self.pins: dict[tuple[int, int], int] = {}
+        self.slots = Slots(self.COUNT, 2)
+        self.held: dict[tuple[int, int], int] = {}
 
+    @precondition(lambda self: len(self.held) < self.COUNT)
     @rule(key=KEYS)
-    def need(self, key: tuple[int, int]) -> None:
-        held = {k: self.share.slot(k) for k in self.pins}
-        if key in self.share:
-            self.share.pin(key)
-            self.pins[key] = self.pins.get(key, 0) + 1
-        else:
-            slot = self.share.admit(key)
-            assert (slot is None) == (len(self.pins) == CAPACITY)
-            if slot is not None:
-                assert slot not in held.values()
-                self.pins[key] = 1
-        assert all(self.share.slot(k) == slot for k, slot in held.items())
+    def take(self, key: tuple[int, int]) -> None:
+        if key not in self.held:
+            self.held[key] = self.slots.take(key)
 
-    @precondition(lambda self: self.pins)
+    @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.pins)))
-        self.share.unpin(key)
-        self.pins[key] -= 1
-        self.pins = {k: n for k, n in self.pins.items() if n}
+        key = data.draw(st.sampled_from(sorted(self.held)))
+        self.slots.release(key)
+        del self.held[key]
 
-    @precondition(lambda self: 1 in self.pins.values())
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(k for k, n in self.pins.items() if n == 1)))
-        self.share.drop(key)
-        del self.pins[key]
-        assert key not in self.share
-
-    @rule()
-    def clear(self) -> None:
-        self.share.clear()
-        self.pins = {}
-        assert not list(self.share)
+    @rule(layer=st.integers(0, 1))
+    def empty(self, layer: int) -> None:
+        self.slots.empty(layer)
+        self.held = {key: slot for key, slot in self.held.items() if key[0] != layer}
 
     @invariant()
-    def slots_are_distinct_and_pins_resident(self) -> None:
-        slots = [self.share.slot(key) for key in self.share]
-        assert len(set(slots)) == len(slots) <= CAPACITY
-        assert all(key in self.share for key in self.pins)
+    def every_key_has_its_own(self) -> None:
+        assert all(self.slots[key] == slot for key, slot in self.held.items())
+        assert len(set(self.held.values())) == len(self.held)
+        assert self.slots.free == self.COUNT - len(self.held)
 
 
-TestShare = ShareMachine.TestCase
-
-
-def test_shares_do_not_overlap() -> None:
-    shares = make_shares([2, 1, 3], LRU)
-    slots = [share.admit((layer, e)) for layer, share in enumerate(shares) for e in range(share.capacity)]
-    assert slots == list(range(6))
+TestSlots = SlotMachine.TestCase

@@ -17,12 +17,13 @@ from moe_local.errors import MoeLocalError, StorageError
 from moe_local.formats import Expert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
-from moe_local.policies import LRU
+from moe_local.policies import LRU, POLICIES, Policy
 from moe_local.runtime.cache import ExpertCache, Tier
 from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
 RECORD = 2 * WIDTH * WIDTH * 4
+SPARE = 2
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,12 @@ def _catalog(file: Path) -> Catalog:
     return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})
 
 
-def _cache(file: Path, read_at: ReadAt, device: int, host: int | None) -> ExpertCache:
+def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU) -> ExpertCache:
     cpu = torch.device("cpu")
 
     def tier(slots: int) -> Tier:
-        return Tier.make(Slab(slots * LAYERS, RECORD, cpu), [slots] * LAYERS, LRU)
+        spare = 0 if slots == EXPERTS else SPARE
+        return Tier.make(Slab(slots * LAYERS + spare, RECORD, cpu), [EXPERTS] * LAYERS, [slots] * LAYERS, policy)
 
     return ExpertCache(_catalog(file), RecordReader(read_at), tier(device), None if host is None else tier(host))
 
@@ -88,10 +90,12 @@ def _assert_settled(cache: ExpertCache) -> None:
     assert cache._reader.in_flight == 0
     assert not cache._uploads
     for tier in filter(None, (cache._device, cache._host)):
-        assert all(not share._pins for share in tier.shares)
+        for layer, share in enumerate(tier.shares):
+            assert all((layer, expert) in tier.slots for expert in share)
+        assert tier.slots.free == len(tier.slab) - sum(len(list(share)) for share in tier.shares)
 
 
-TIERS = [(10, None), (4, None), (1, None), (4, 6), (2, 2), (3, 1), (1, 1)]
+TIERS = [(10, None), (4, None), (1, None), (0, None), (4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
 
 
 @pytest.mark.parametrize(("device", "host"), TIERS)
@@ -119,12 +123,12 @@ def test_after_failures_and_early_ends_all_is_right(
     file: Path, files: FileReader, device: int, host: int | None
 ) -> None:
     chaos = random.Random(1)
-    disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.1)
+    disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.05)
     cache = _cache(file, disk, device, host)
     rng = random.Random(2)
     failures = stops = 0
     abandoned = []
-    for _ in range(150):
+    for _ in range(200):
         layer = rng.randrange(LAYERS)
         wanted = rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
         leave_after = rng.choice([None, None, rng.randint(1, EXPERTS)])
@@ -177,16 +181,18 @@ def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
     cache.close()
 
 
-def test_an_expert_in_use_is_not_evicted(file: Path, files: FileReader) -> None:
-    """While one expert is held, all its layer's other slots turn over."""
-    cache = _cache(file, files, 2, None)
-    list(cache.fetch(0, [0]))
-    fetching = cache.fetch(0, [0, *range(1, EXPERTS)])
+def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> None:
+    """While one that is about to leave is held, reads go on into every slot that there is."""
+    cache = _cache(file, files, 1, None, POLICIES["weight"])
+    list(cache.fetch(0, [0], [0.1]))
+    fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
     ((expert, held),) = next(fetching)
-    assert expert == 0
+    assert (expert, 0 in cache._device.shares[0]) == (0, False)
+    while cache._reader._finished.qsize() < 2:
+        pass
     assert (held.up(torch.eye(WIDTH)) == 0).all()
-    rest = [expert for expert, _ in _one_by_one(fetching)]
-    assert rest == sorted(rest) or set(rest) == set(range(1, EXPERTS))
+    assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
+    _assert_settled(cache)
     cache.close()
 
 

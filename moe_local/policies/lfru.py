@@ -1,0 +1,22 @@
+"""Frequency over recency: fading uses, divided by the time since the last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moe_local.policies.base import Policy, State
+from moe_local.policies.lfu import HALF_LIFE
+
+
+def _use(state: State, keys: Any, now: float, weight: Any) -> None:
+    state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + 1
+    state[1, keys] = now
+
+
+def _worth(state: State, keys: Any, now: float) -> Any:
+    return state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) / (now - state[1, keys] + 1)
+
+
+LFRU = Policy("lfru", 2, _use, _worth)

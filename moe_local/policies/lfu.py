@@ -1,0 +1,23 @@
+"""Least frequently used, where uses fade: an old habit makes way for a new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moe_local.policies.base import Policy, State
+
+HALF_LIFE = 128.0  # forward passes after which a use counts half
+
+
+def _use(state: State, keys: Any, now: float, weight: Any) -> None:
+    state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + 1
+    state[1, keys] = now
+
+
+def _worth(state: State, keys: Any, now: float) -> Any:
+    return state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE)
+
+
+LFU = Policy("lfu", 2, _use, _worth)

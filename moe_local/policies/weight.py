@@ -1,0 +1,22 @@
+"""Fading sums of the router's weights: an expert that is chosen with little conviction is kept for less long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moe_local.policies.base import Policy, State
+from moe_local.policies.lfu import HALF_LIFE
+
+
+def _use(state: State, keys: Any, now: float, weight: Any) -> None:
+    state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + weight
+    state[1, keys] = now
+
+
+def _worth(state: State, keys: Any, now: float) -> Any:
+    return state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE)
+
+
+WEIGHT = Policy("weight", 2, _use, _worth, weighted=True)
