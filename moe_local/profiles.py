@@ -11,6 +11,7 @@ from moe_local.config import GIB
 from moe_local.errors import MoeLocalError
 
 CPU_ONLY = "cpu-only"
+LOCALITIES = "localities.toml"  # beside the profiles, and none itself
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Profile:
 @cache
 def profiles() -> dict[str, Profile]:
     """All shipped profiles by name."""
-    found = (entry for entry in files("moe_local.hardware").iterdir() if entry.name.endswith(".toml"))
+    entries = files("moe_local.hardware").iterdir()
+    found = (entry for entry in entries if entry.name.endswith(".toml") and entry.name != LOCALITIES)
     loaded = [_parse(entry.name.removesuffix(".toml"), entry.read_text(encoding="utf-8")) for entry in found]
     return {profile.name: profile for profile in sorted(loaded, key=lambda profile: profile.name)}
 

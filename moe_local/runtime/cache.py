@@ -103,7 +103,7 @@ class ExpertCache:
         self._recover()
         self._underway = layer
         device = self._device.need(layer, experts, weights)
-        host = self._host_need(layer, device.misses, weights and dict(zip(experts, weights, strict=True)))
+        host = self._host_need(layer, device.misses, dict(zip(experts, weights or (), strict=False)))
         self._count(layer, device, host)
         self._uploads.extend((layer, expert) for expert in host.hits)
         missing = deque((layer, expert) for expert in (host.misses if self._host else device.misses))
@@ -117,10 +117,10 @@ class ExpertCache:
             ready = []
         self._underway = None
 
-    def _host_need(self, layer: int, misses: Sequence[int], weights: Mapping[int, float] | None) -> Decision:
+    def _host_need(self, layer: int, misses: Sequence[int], weights: Mapping[int, float]) -> Decision:
         if self._host is None or not misses:
             return _NONE
-        return self._host.need(layer, misses, weights and [weights[expert] for expert in misses])
+        return self._host.need(layer, misses, [weights[expert] for expert in misses] if weights else None)
 
     def _recover(self) -> None:
         """Empties the layer of a fetch that did not end, once nothing writes to its slots any more."""
