@@ -17,6 +17,7 @@ from .generate import generate
 from .inspect import inspect
 from .options import spread
 from .pack import pack, stores, verify
+from .plan import plan
 from .pull import pull
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Run Mixture-of-Experts language models that do not fit in memory.\n\n"
     "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
 )
-for command in (chat, generate, inspect, pack, verify, stores, pull, doctor):
+for command in (chat, generate, inspect, plan, pack, verify, stores, pull, doctor):
     app.command()(guarded(spread(command)))
 app.command("eval")(guarded(spread(evaluate)))
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
+from moe_local.errors import CheckpointError, UnsupportedError
 
 _MOST = 1 << 24  # of any field: beyond every model
 _MOST_LAYERS = 1 << 12
@@ -42,7 +42,7 @@ class ModelSizes:
     architecture: str  # config.json's model_type
     layers: int
     hidden: int
-    query_groups: int  # query heads that share one head of keys and values
+    kv_expansion: int  # how many times as large keys and values are when multiplied as in the cache
     experts: tuple[int, ...]  # of each MoE layer
     top_k: int
     expert: tuple[Matrices, ...]  # one expert's projections
@@ -188,7 +188,7 @@ def model_sizes(config: Mapping[str, Any], name: str, where: str = "config.json"
     top_k = fields.whole("num_experts_per_tok", most=experts)
     sparse = _moe_layers(family, fields, layers)
     dense = layers - sparse
-    attention, attention_plain, kv, groups = (_latent if family.latent else _grouped)(family, fields, hidden)
+    attention, attention_plain, kv, expansion = (_latent if family.latent else _grouped)(family, fields, hidden)
     shared, shared_plain = _shared(family, fields, hidden)
     mlps = _gated(hidden, fields.whole("intermediate_size")) if dense else []
     mlp_plain = _mlp_biases(family, fields, hidden, fields.whole("intermediate_size")) if dense else 0
@@ -200,7 +200,7 @@ def model_sizes(config: Mapping[str, Any], name: str, where: str = "config.json"
         architecture=str(config["model_type"]),
         layers=layers,
         hidden=hidden,
-        query_groups=groups,
+        kv_expansion=expansion,
         experts=(experts,) * sparse,
         top_k=top_k,
         expert=tuple(_gated(hidden, width)),
@@ -249,7 +249,9 @@ def _moe_layers(family: Family, fields: Fields, layers: int) -> int:
             raise UnsupportedError(f"{fields.where} says moe_layer_freq, which transformers does not follow")
     elif family.dense_layers == "types":
         kinds = fields.items("mlp_layer_types", str) or ["dense"] + ["sparse"] * (layers - 1)
-        found = kinds[:layers].count("sparse")
+        if len(kinds) != layers:
+            raise fields.refuse(f"says mlp_layer_types of {len(kinds)} layers and num_hidden_layers {layers}")
+        found = kinds.count("sparse")
     elif family.dense_layers == "step":
         step, without = fields.whole("decoder_sparse_step", 1), set(fields.items("mlp_only_layers", int) or ())
         found = sum((layer + 1) % step == 0 and layer not in without for layer in range(layers))
@@ -259,7 +261,8 @@ def _moe_layers(family: Family, fields: Fields, layers: int) -> int:
 
 
 def _grouped(family: Family, fields: Fields, hidden: int) -> tuple[list[Matrices], int, int, int]:
-    """One layer's attention: its matrices, its other parameters, its numbers in the KV cache, queries a key."""
+    """One layer's attention: its matrices, its other parameters, its numbers in the KV cache a token, and how many
+    times as many it multiplies."""
     heads = fields.whole("num_attention_heads")
     kv_heads = fields.whole("num_key_value_heads", heads, most=heads)
     size = fields.whole("head_dim", hidden // heads)
@@ -278,15 +281,14 @@ def _latent(family: Family, fields: Fields, hidden: int) -> tuple[list[Matrices]
     heads, rank, q_rank = (
         fields.whole("num_attention_heads"), fields.whole("kv_lora_rank"), fields.nullable("q_lora_rank")
     )  # fmt: skip
-    nope, rope, value = (
-        fields.whole(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    )
+    nope, rope, value = (fields.whole(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
     q = heads * (nope + rope)
     queries = [Matrices(q, hidden)] if q_rank is None else [Matrices(q_rank, hidden), Matrices(q, q_rank)]
     keys = [Matrices(rank + rope, hidden), Matrices(heads * (nope + value), rank)]
     norms = rank + (q_rank or 0)
     biases = (norms + rope) * fields.flag(family.qkv_bias) + hidden * fields.flag(family.out_bias)
-    return [*queries, *keys, Matrices(hidden, heads * value)], norms + biases, rank + rope, heads
+    expansion = -(-heads * (nope + rope + value) // (rank + rope))
+    return [*queries, *keys, Matrices(hidden, heads * value)], norms + biases, rank + rope, expansion
 
 
 def _shared(family: Family, fields: Fields, hidden: int) -> tuple[list[Matrices], int]:
@@ -346,13 +348,13 @@ def find_sizes(model: str) -> ModelSizes:
 
 def _local(model: str) -> Path | None:
     """The config.json that a model's name leads to; None if there is none on this machine."""
-    path = Path(model).expanduser()
     try:
+        path = Path(model).expanduser()
         if path.is_dir():
             return path / "config.json"
         if path.is_file():
             return path
-    except (OSError, ValueError):  # no name that a file could have
+    except (OSError, ValueError, RuntimeError):  # no name that a file could have
         return None
     return _cached(model) if _REPO.fullmatch(model) else None
 
@@ -363,7 +365,7 @@ def _cached(repo: str) -> Path | None:
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     main = folder / "refs" / "main"
-    revision = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    revision = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
     candidates = [folder / "snapshots" / revision / "config.json"] if _REPO.fullmatch(f"x/{revision}") else []
     candidates += sorted(folder.glob("snapshots/*/config.json"))
     return next((file for file in candidates if file.is_file()), None)
@@ -372,7 +374,9 @@ def _cached(repo: str) -> Path | None:
 def read_config(file: Path) -> dict[str, Any]:
     """The object in a config.json. Raises CheckpointError naming the file."""
     if file.suffix == ".gguf":
-        raise UnsupportedError(f"{file} is a GGUF file", remedy="`moe-local inspect` plans those; or give a config.json")
+        raise UnsupportedError(
+            f"{file} is a GGUF file", remedy="`moe-local inspect` plans those; or give a config.json"
+        )
     try:
         if file.stat().st_size > _LARGEST_FILE:
             raise CheckpointError(f"{file} is too large for a configuration", remedy="give a config.json")
@@ -392,5 +396,7 @@ def shipped() -> dict[str, dict[str, Any]]:
     """The configurations that come with moe-local, by hub id in lower case: name, sources, config (only the fields
     that sizes follow from), billions (of parameters, as published)."""
     folder = files("moe_local.hardware") / "models"
-    found = [json.loads(entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if entry.name.endswith(".json")]
+    found = [
+        json.loads(entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if entry.name.endswith(".json")
+    ]
     return {content["name"].lower(): content for content in sorted(found, key=lambda content: str(content["name"]))}

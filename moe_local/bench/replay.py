@@ -1,0 +1,153 @@
+"""Replay of a trace: what every policy would have hit, in any tier, and Belady's optimum above them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_local.bench.balance import accesses_of
+from moe_local.bench.simulate import Accesses, next_uses, simulate
+from moe_local.bench.trace import Trace
+from moe_local.errors import MoeLocalError
+from moe_local.memory.limits import cores
+from moe_local.policies import BELADY, POLICIES, Policy
+
+SCOPES = ("layer", "global")
+EVERY = "all"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one policy made of a trace with `slots` [layers] in the device tier, and in a host tier below it."""
+
+    policy: str
+    scope: str  # "layer": each layer has its slots; "global": all share their sum
+    slots: tuple[int, ...]
+    host_slots: tuple[int, ...] | None
+    lookups: NDArray[np.int64]  # [layers]: experts needed
+    misses: NDArray[np.int64]  # [layers]: and not in the device tier
+    host_misses: NDArray[np.int64]  # [layers]: and not in the host tier either
+    forwards: int
+
+    @property
+    def hit_rate(self) -> float:
+        return 1 - float(self.misses.sum() / max(1, self.lookups.sum()))
+
+    @property
+    def layer_hit_rates(self) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = 1 - self.misses / np.maximum(self.lookups, 1)
+        return found
+
+    @property
+    def misses_per_forward(self) -> float:
+        """Of the device tier, for a token where each is a forward pass of its own."""
+        return float(self.misses.sum() / self.forwards)
+
+    @property
+    def host_misses_per_forward(self) -> float:
+        return float(self.host_misses.sum() / self.forwards)
+
+
+def choose(names: Sequence[str], *, weighted: bool) -> list[Policy]:
+    """Policies by name; `all` stands for those that a trace with or without weights has what it takes for.
+
+    Belady's optimum comes last, always. Raises MoeLocalError for unknown names, and for a policy that needs weights.
+    """
+    known = {**POLICIES, BELADY.name: BELADY}
+    chosen: dict[str, Policy] = {}
+    for name in names:
+        if name == EVERY:
+            chosen |= {n: policy for n, policy in POLICIES.items() if weighted or not policy.weighted}
+        elif name not in known:
+            raise MoeLocalError(f"there is no policy {name!r}", remedy=f"choose of {EVERY}, {', '.join(known)}")
+        elif known[name].weighted and not weighted and name != BELADY.name:
+            raise MoeLocalError(
+                f"{name} needs the routers' weights, which this trace lacks", remedy="record one here"
+            )
+        else:
+            chosen[name] = known[name]
+    chosen.pop(BELADY.name, None)
+    return [*chosen.values(), BELADY]
+
+
+def capacity_slots(trace: Trace, share: float) -> tuple[int, ...]:
+    """Slots of each layer at a share of its experts. Raises MoeLocalError below what one token needs."""
+    slots = round(trace.experts * share)
+    needed = min(trace.top_k, trace.experts)
+    if slots < needed:
+        raise MoeLocalError(
+            f"a capacity of {share:.3g} is {slots} of {trace.experts} experts and one token needs {needed}",
+            remedy=f"give at least {needed / trace.experts:.1%}",
+        )
+    return (slots,) * trace.layers
+
+
+def replay(
+    trace: Trace,
+    policies: Sequence[Policy],
+    capacities: Sequence[tuple[int, ...]],
+    *,
+    scopes: Sequence[str] = SCOPES[:1],
+    host_slots: tuple[int, ...] | None = None,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> list[Replay]:
+    """Every policy at every capacity (slots of each layer) and scope, on all cores.
+
+    A host tier of `host_slots` sees what the device tier misses, under the same policy.
+    """
+    accesses = accesses_of(trace)
+    future = accesses._replace(signal=next_uses(accesses))
+    lookups = count_lookups(accesses)
+    jobs = [
+        partial(_one, future if policy is BELADY else accesses, policy, scope, slots, host_slots, lookups)
+        for scope in scopes
+        for slots in capacities
+        for policy in policies
+    ]
+    found = []
+    with ThreadPoolExecutor(cores()) as pool:
+        for number, result in enumerate(_in_order(pool, jobs), start=1):
+            report(f"replaying {result.policy}", number / len(jobs))
+            found.append(result)
+    return found
+
+
+def _in_order(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], Replay]]) -> Iterator[Replay]:
+    jobs[0]()  # compiles before the threads do
+    try:
+        yield from pool.map(lambda job: job(), jobs)
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def _one(
+    accesses: Accesses,
+    policy: Policy,
+    scope: str,
+    slots: tuple[int, ...],
+    host_slots: tuple[int, ...] | None,
+    lookups: NDArray[np.int64],
+) -> Replay:
+    shared = scope == "global"
+    missed = simulate(accesses, policy, np.array(slots), shared=shared)
+    misses = missed.sum(axis=(0, 2))
+    host_misses = misses
+    if host_slots is not None:
+        below = accesses._replace(needed=missed)
+        if policy is BELADY:
+            below = below._replace(signal=next_uses(below))
+        host_misses = simulate(below, policy, np.array(host_slots), shared=shared).sum(axis=(0, 2))
+    return Replay(policy.name, scope, slots, host_slots, lookups, misses, host_misses, len(accesses.steps))
+
+
+def count_lookups(accesses: Accesses) -> NDArray[np.int64]:
+    """Distinct experts that each layer needs, over all forward passes: [layers]."""
+    nothing = np.zeros(accesses.ids.shape[1], dtype=np.int64)
+    found: NDArray[np.int64] = simulate(accesses, POLICIES["lru"], nothing, shared=False).sum(axis=(0, 2))
+    return found  # with no slots, all miss
