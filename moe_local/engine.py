@@ -112,6 +112,11 @@ class Engine:
             vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap)
 
     @property
+    def cache(self) -> ExpertCache:
+        """What brings in the experts, with its counters."""
+        return self._cache
+
+    @property
     def plan(self) -> Plan:
         return self.prepared.plan
 

@@ -43,17 +43,20 @@ def _job(found: Understood, packing: Packing) -> Job:
     return plan_packing(found.checkpoint, found.catalog, found.skeleton, packing, found.dtype)
 
 
-def ensure_packed(model: str | Path, report: Report) -> tuple[Path, bool]:
+def ensure_packed(model: str | Path, report: Report, format: str = AUTO) -> tuple[Path, bool]:
     """The store of a checkpoint in the cache folder, made if need be, and whether it was made now.
 
-    A store, or a checkpoint that is quantised in a format that is run as it is, is given back.
+    With "auto" a store, or a checkpoint that is quantised in a format that is run as it is, is given back.
     """
     found = understand(model)
     directory = found.checkpoint.directory
-    if is_store(directory) or method(found.checkpoint) not in _WORTH_IT:
+    if is_store(directory) and format != AUTO:
+        raise MoeLocalError(f"{model} is a store already", remedy="give the checkpoint that it was made from")
+    if is_store(directory) or (format == AUTO and method(found.checkpoint) not in _WORTH_IT):
         return directory, False
-    job = _job(found, choose())
-    if method(found.checkpoint) in _EXACT_OR_NOT and relative_error(job) > _ROUNDING:
+    job = _job(found, choose(format))
+    exact = format == AUTO and method(found.checkpoint) in _EXACT_OR_NOT
+    if exact and relative_error(job) > _ROUNDING:
         return directory, False
     target = cached_store(job)
     there = is_store(target)

@@ -1,4 +1,4 @@
-"""Counters: what the expert cache did, and how long compute waited for it."""
+"""What the expert cache did, and how long compute waited for it: counters, and spans of time if asked for."""
 
 from __future__ import annotations
 
@@ -64,3 +64,14 @@ class Counters:
         for name, value in vars(self).items():
             setattr(result, name, combined(value, vars(other)[name]))
         return result
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that took time: "compute", "stall", "read" or "upload". Seconds of `perf_counter`."""
+
+    kind: str
+    layer: int
+    expert: int | None
+    begin: float
+    end: float

@@ -45,7 +45,7 @@ class ModelSizes:
     kv_expansion: int  # how many times as large keys and values are when multiplied as in the cache
     experts: tuple[int, ...]  # of each MoE layer
     top_k: int
-    expert: tuple[Matrices, ...]  # one expert's projections
+    expert: tuple[Matrices, ...]  # one expert: gate and up as one matrix, and down
     expert_biases: int
     linear: tuple[Matrices, ...]  # the dense part's linear layers; the output layer too where it is not tied
     plain: int  # norms, biases, routers, attention sinks
@@ -203,7 +203,7 @@ def model_sizes(config: Mapping[str, Any], name: str, where: str = "config.json"
         kv_expansion=expansion,
         experts=(experts,) * sparse,
         top_k=top_k,
-        expert=tuple(_gated(hidden, width)),
+        expert=(Matrices(2 * width, hidden), Matrices(hidden, width)),
         expert_biases=biases,
         linear=(
             *_times(attention, layers),

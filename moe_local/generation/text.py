@@ -76,6 +76,7 @@ class Generation:
     finish_reason: str  # "stop", "length" or "interrupted"
     seconds: float
     time_to_first_token: float  # seconds
+    token_times: tuple[float, ...]  # when each token came, in seconds of `perf_counter`
     counters: Counters
     peak_memory: int  # bytes, of the process since it began
     decode: Counters  # the part of `counters` after the first token
@@ -163,6 +164,7 @@ class TextGenerator:
             finish_reason=self._reason(new, stream, halt),
             seconds=seconds,
             time_to_first_token=stream.first_token_at - began,
+            token_times=tuple(stream.token_times),
             counters=after - before,
             decode=after - stream.counters_at_first_token,
             peak_memory=peak_memory(),
@@ -251,15 +253,19 @@ class _Stream(TextStreamer):
         self.text = ""
         self.stopped = False
         self._counters = counters
-        self._first_token_seen = False
-        self.first_token_at = perf_counter()
+        self._began = perf_counter()
+        self.token_times: list[float] = []
         self.counters_at_first_token = counters.snapshot()
 
+    @property
+    def first_token_at(self) -> float:
+        return self.token_times[0] if self.token_times else self._began
+
     def put(self, value: Tensor) -> None:
-        if self._prompt_seen and not self._first_token_seen:
-            self._first_token_seen = True
-            self.first_token_at = perf_counter()
-            self.counters_at_first_token = self._counters.snapshot()
+        if self._prompt_seen:
+            self.token_times.append(perf_counter())
+            if len(self.token_times) == 1:
+                self.counters_at_first_token = self._counters.snapshot()
         self._prompt_seen = True
         super().put(value)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from moe_local.checkpoint.record import Extent
 from moe_local.errors import StorageError
 from moe_local.policies import Key
+from moe_local.telemetry import Span
 
 PARALLEL_READS = 8  # enough for an NVMe disk to reach its bandwidth with reads of a megabyte
 _GOOD_READ = 2 << 20  # bytes: longer extents are read in parts, so that one miss alone uses several reads
@@ -103,10 +104,11 @@ class RecordReader:
     def __init__(self, read_at: ReadAt, *, parallel: int = PARALLEL_READS) -> None:
         self._read_at = read_at
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._finished: SimpleQueue[tuple[Key, float, BaseException | None]] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[Key, float, float, BaseException | None]] = SimpleQueue()
         self._parts: dict[Key, int] = {}
         self._busy_since = 0.0
         self.busy_seconds = 0.0  # at least one read was under way
+        self.spans: list[Span] | None = None  # to be appended to, if there is one
         self._parked: list[SimpleQueue[None]] = []  # where threads may wait that a drain has stopped
         self._threads = [
             threading.Thread(target=self._work, name="moe-local-read", daemon=True) for _ in range(parallel)
@@ -128,11 +130,12 @@ class RecordReader:
             self._jobs.put(partial(self._read_part, key, part, target))
 
     def _read_part(self, key: Key, part: Extent, target: memoryview) -> None:
+        began = perf_counter()
         try:
             self._read_at(part.file, part.offset, target[part.position : part.position + part.length])
-            self._finished.put((key, perf_counter(), None))
+            self._finished.put((key, began, perf_counter(), None))
         except BaseException as error:
-            self._finished.put((key, perf_counter(), error))
+            self._finished.put((key, began, perf_counter(), error))
 
     @property
     def in_flight(self) -> int:
@@ -142,9 +145,11 @@ class RecordReader:
     def next_arrival(self) -> Key:
         """Waits until a record is whole. Raises what its read raised; `drain` then, before anything else."""
         while True:
-            key, ended, error = self._finished.get()
+            key, began, ended, error = self._finished.get()
             if error is not None:
                 raise error
+            if self.spans is not None:
+                self.spans.append(Span("read", *key, began, ended))
             self._parts[key] -= 1
             if not self._parts[key]:
                 del self._parts[key]

@@ -38,7 +38,7 @@ from moe_local.memory.disk import RecordReader
 from moe_local.memory.residency import Decision, Share, Slots
 from moe_local.memory.slab import Slab
 from moe_local.policies import Key, Policy
-from moe_local.telemetry import Counters
+from moe_local.telemetry import Counters, Span
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class ExpertCache:
         self._opened: dict[tuple[int, int], Expert] = {}  # (device slot, layout) -> views
         layouts = [layer.layout for layer in catalog.layers]
         self._layout_of = [layouts.index(layout) for layout in layouts]
+        self._spans: list[Span] | None = None
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._closed = False
 
@@ -111,7 +112,9 @@ class ExpertCache:
         while ready or missing or self._pending:
             self._request(missing)
             ready = ready or [self._next_arrival(host.leaving)]
+            began = perf_counter()
             yield [(expert, self._open(layer, expert)) for expert in ready]
+            self._note("compute", layer, ready[0] if len(ready) == 1 else None, began)
             for expert in device.leaving.intersection(ready):
                 self._device.slots.release((layer, expert))
             ready = []
@@ -121,6 +124,18 @@ class ExpertCache:
         if self._host is None or not misses:
             return _NONE
         return self._host.need(layer, misses, [weights[expert] for expert in misses] if weights else None)
+
+    def watch(self, spans: list[Span] | None) -> None:
+        """From now on appends to `spans` what takes time; None ends that."""
+        self._spans = self._reader.spans = spans
+
+    def _note(self, kind: str, layer: int, expert: int | None, began: float) -> None:
+        if self._spans is not None:
+            self._spans.append(Span(kind, layer, expert, began, perf_counter()))
+
+    def residents(self) -> list[list[int]]:
+        """The experts of each layer that the device tier keeps."""
+        return [list(share) for share in self._device.shares]
 
     def _recover(self) -> None:
         """Empties the layer of a fetch that did not end, once nothing writes to its slots any more."""
@@ -170,12 +185,15 @@ class ExpertCache:
         if self._host is not None:
             self._upload(self._host, key, last=key[1] in leaving_host)
         self.counters.stall_seconds += perf_counter() - began
+        self._note("stall", *key, began)
         return key[1]
 
     def _upload(self, tier: Tier, key: Key, *, last: bool) -> None:
+        began = perf_counter()
         source = tier.slab[tier.slots[key]]
         self._device.slab[self._device.slots.take(key)].copy_(source)
         self.counters.bytes_uploaded += source.numel()
+        self._note("upload", *key, began)
         if last:
             tier.slots.release(key)
 
