@@ -134,7 +134,7 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
             )
         predictions.rewind()
         tokenizer = engine.generator.tokenizer
-        return _Kept(model, result, _expert_format(engine), ids, (window, stride), tokenizer, predictions)
+        return _Kept(model, result, engine.prepared.expert_format, ids, (window, stride), tokenizer, predictions)
 
 
 def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], referenc
         "windows": result.windows,
         "window": sizes[0],
         "stride": sizes[1],
-        "expert_format": _expert_format(engine),
+        "expert_format": engine.prepared.expert_format,
         "dtype": str(engine.prepared.dtype).removeprefix("torch."),
         "seconds": round(result.seconds, 4),
         "tokens_per_second": round(result.tokens_per_second, 3),
@@ -203,10 +203,6 @@ def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], referenc
             "reference_expert_format": reference.format,
         }
     return fields
-
-
-def _expert_format(engine: Engine) -> str:
-    return " and ".join(map(str, engine.prepared.catalog.layers[0].layout.encodings))
 
 
 def _lines(out: dict[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "moe_layers": len(catalog.layers),
         "experts": needs.all_experts,
         "experts_per_token": needs.token_set,
-        "expert_format": " and ".join(map(str, catalog.layers[0].layout.encodings)),
+        "expert_format": prepared.expert_format,
         "record_bytes": needs.slot,
         "expert_bytes": catalog.expert_bytes,
         "dense_bytes": needs.dense,

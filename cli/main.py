@@ -9,6 +9,7 @@ import typer
 
 from moe_local import __version__
 
+from .bench import app as bench
 from .chat import chat
 from .doctor import doctor
 from .eval import evaluate
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (chat, generate, inspect, plan, pack, verify, stores, pull, doctor):
     app.command()(guarded(spread(command)))
+app.add_typer(bench, name="bench")
 app.command("eval")(guarded(spread(evaluate)))
 
 

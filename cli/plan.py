@@ -93,9 +93,9 @@ def plan(
     The same with other memory and a longer context: `moe-local plan Qwen/Qwen3-30B-A3B --profile rtx-3060-12gb
     --ram 64GiB --context 32768`.
     """
+    from moe_local.bench.configs import find_sizes
     from moe_local.bench.estimate import Formats
     from moe_local.bench.locality import get_locality, nearest
-    from moe_local.bench.sizes import find_sizes
 
     sizes = find_sizes(model)
     formats = Formats(_expert_format(format, sizes), group_size, dense_format)

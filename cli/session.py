@@ -47,13 +47,18 @@ def resolve(model: str | None) -> str | Path:
         return ensure_demo(home(), report)
 
 
-def load(model: str | None, options: Options, *, pack: bool) -> Engine:
-    """Loads with a progress bar and prints the plan's notes; packs first if that is wanted and makes sense."""
+def load(model: str | None, options: Options, *, pack: bool, format: str | None = None) -> Engine:
+    """Loads with a progress bar and prints the plan's notes; packs first if that is wanted and makes sense.
+
+    With a `format` that is packed into, whatever MODEL is.
+    """
     _quiet_libraries()
     from moe_local import engine
 
     where = resolve(model)
-    if pack and model is not None and options.dtype == "auto":
+    if format is not None:
+        where = _packed(str(where), format)
+    elif pack and model is not None and options.dtype == "auto":
         where = _packed(model)
     with progress() as report:
         loaded = engine.load(where, options, report=report)
@@ -62,14 +67,16 @@ def load(model: str | None, options: Options, *, pack: bool) -> Engine:
     return loaded
 
 
-def _packed(model: str) -> Path:
+def _packed(model: str, format: str | None = None) -> Path:
     """The store of a model, made now if need be."""
-    from moe_local.packing import ensure_packed
+    from moe_local.packing import AUTO, ensure_packed
 
     try:
         with progress() as report:
-            where, made = ensure_packed(model, report)
+            where, made = ensure_packed(model, report, format or AUTO)
     except StorageError as error:
+        if format is not None:
+            raise
         stderr.print(f"not packed: {error.message}; the original is read", markup=False)
         return Path(model)
     if made:

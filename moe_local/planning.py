@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,16 @@ class Understood:
     skeleton: PreTrainedModel
     catalog: Catalog
     dtype: torch.dtype
+
+    @property
+    def expert_format(self) -> str:
+        """How the experts are held."""
+        return " and ".join(map(str, self.catalog.layers[0].layout.encodings))
+
+    @property
+    def config_hash(self) -> str:
+        """Of config.json, to tell models apart."""
+        return hashlib.sha256(self.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

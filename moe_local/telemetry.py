@@ -18,6 +18,7 @@ class Counters:
     bytes_uploaded: int = 0  # host tier -> device tier
     stall_seconds: float = 0.0  # compute waited for a miss
     reading_seconds: float = 0.0  # at least one read was under way
+    uploading_seconds: float = 0.0  # as far as the main thread was held up by it
     forwards: int = 0  # calls of an experts module
 
     @classmethod

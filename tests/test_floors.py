@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 # From the top; a file may import from its own floor and from those below.
 FLOORS = [
     {"cli"},
-    {"engine"},
     {"bench"},
+    {"engine"},
     {"evaluation"},
     {"generation"},
     {"packing"},

@@ -179,9 +179,7 @@ class Estimate:
         """Low: nothing overlaps, memory gives `REACHED` of its bandwidth, and the software takes its time. High: all
         overlaps, and the slowest link alone decides.
         """
-        memory = self.seconds[self.machine.device_memory]
-        slow = sum(self.seconds.values()) + memory * (1 / REACHED - 1) + self.software_seconds
-        return 1 / slow, 1 / max(self.seconds.values())
+        return speed_range(self.seconds, self.machine.device_memory, self.software_seconds)
 
     @property
     def bound_by(self) -> str:
@@ -199,6 +197,12 @@ class Estimate:
         return held / (self.machine.disk_bandwidth * 1e9)
 
 
+def speed_range(seconds: Mapping[str, float], memory: str, software: float) -> tuple[float, float]:
+    """Tokens/s from the seconds of each link, of which `memory` is the device tier's; see `Estimate`."""
+    slow = sum(seconds.values()) + seconds[memory] * (1 / REACHED - 1) + software
+    return 1 / slow, 1 / max(seconds.values())
+
+
 def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int, locality: Locality) -> Estimate:
     """Raises BudgetError when the dense part and one token's experts do not fit the device tier, MoeLocalError for a
     context that the model does not have.
@@ -210,7 +214,7 @@ def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int
     device_hits = locality.hit_rate(plan.share)
     held_hits = max(device_hits, locality.hit_rate(host_share or 0.0))  # in either memory
     carried = {
-        machine.device_memory: float(_computed(sizes, formats, needs)),
+        machine.device_memory: float(computed_bytes(sizes, formats, needs)),
         "pcie": (1 - device_hits) * needs.token_set * needs.slot,  # what the disk gave goes on over it
         "disk": (1 - held_hits) * needs.token_set * needs.slot,
     }
@@ -234,7 +238,7 @@ def _check_context(sizes: ModelSizes, context: int) -> None:
         raise MoeLocalError(f"--context {context} is more than this model's {sizes.positions} positions")
 
 
-def _computed(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:
+def computed_bytes(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:
     """Bytes that one token's arithmetic reads."""
     return dense_bytes(sizes, formats)[1] + needs.kv_cache + needs.token_set * needs.slot
 
@@ -262,10 +266,7 @@ def _place(needs: Needs, machine: Machine) -> Plan:
 def _least(needs: Needs, machine: Machine) -> int:
     """The smallest budget of the device tier that keeps one token's experts."""
     overhead = SYSTEM if machine.vram is None else DRIVER
-    budget = overhead + needs.fixed + (needs.token_set + 1) * needs.slot
-    while (plan := _plan_device(needs, budget, machine)).too_small_to_cache:
-        budget = plan.useful_minimum
-    return budget
+    return _plan_device(needs, overhead + needs.fixed + needs.all_experts * needs.slot, machine).useful_minimum
 
 
 def _plan_device(needs: Needs, budget: int, machine: Machine) -> Plan:

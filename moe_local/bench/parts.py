@@ -87,7 +87,8 @@ def relative_usage(routed: Part) -> NDArray[np.float64]:
         return counts
     used = ~np.isnan(counts)
     means = np.where(used, counts, 0).sum(axis=1, keepdims=True) / np.maximum(1, used.sum(axis=1, keepdims=True))
-    return counts / np.where(means > 0, means, 1)
+    relative: NDArray[np.float64] = counts / np.where(means > 0, means, 1)
+    return relative
 
 
 def layer_shares(layers: Part) -> NDArray[np.float64]:
@@ -97,7 +98,8 @@ def layer_shares(layers: Part) -> NDArray[np.float64]:
     hits, misses, host = (np.maximum(0, np.array([*column, *[0.0] * count][:count])) for column in columns)
     host = np.minimum(host, misses)  # misses of the device tier that the host tier had
     total = np.maximum(hits + misses, 1)
-    return np.stack([hits, host, misses - host]) / total
+    shares: NDArray[np.float64] = np.stack([hits, host, misses - host]) / total
+    return shares
 
 
 def run_labels(found: Sequence[Part]) -> list[str]:

@@ -22,6 +22,15 @@ EVERY = "all"
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """The tokens that were a forward pass of their own, and what one of them missed in all layers on average."""
+
+    tokens: int
+    misses: float
+    host_misses: float
+
+
+@dataclass(frozen=True)
 class Replay:
     """What one policy made of a trace with `slots` [layers] in the device tier, and in a host tier below it."""
 
@@ -32,7 +41,7 @@ class Replay:
     lookups: NDArray[np.int64]  # [layers]: experts needed
     misses: NDArray[np.int64]  # [layers]: and not in the device tier
     host_misses: NDArray[np.int64]  # [layers]: and not in the host tier either
-    forwards: int
+    decode: Decoding
 
     @property
     def hit_rate(self) -> float:
@@ -42,15 +51,6 @@ class Replay:
     def layer_hit_rates(self) -> NDArray[np.float64]:
         found: NDArray[np.float64] = 1 - self.misses / np.maximum(self.lookups, 1)
         return found
-
-    @property
-    def misses_per_forward(self) -> float:
-        """Of the device tier, for a token where each is a forward pass of its own."""
-        return float(self.misses.sum() / self.forwards)
-
-    @property
-    def host_misses_per_forward(self) -> float:
-        return float(self.host_misses.sum() / self.forwards)
 
 
 def choose(names: Sequence[str], *, weighted: bool) -> list[Policy]:
@@ -136,14 +136,17 @@ def _one(
 ) -> Replay:
     shared = scope == "global"
     missed = simulate(accesses, policy, np.array(slots), shared=shared)
-    misses = missed.sum(axis=(0, 2))
-    host_misses = misses
+    host_missed = missed
     if host_slots is not None:
         below = accesses._replace(needed=missed)
         if policy is BELADY:
             below = below._replace(signal=next_uses(below))
-        host_misses = simulate(below, policy, np.array(host_slots), shared=shared).sum(axis=(0, 2))
-    return Replay(policy.name, scope, slots, host_slots, lookups, misses, host_misses, len(accesses.steps))
+        host_missed = simulate(below, policy, np.array(host_slots), shared=shared)
+    misses, host_misses = (of.sum(axis=(0, 2)) for of in (missed, host_missed))
+    alone = np.repeat(accesses.steps == 1, accesses.steps)  # [tokens]
+    tokens = int(alone.sum())
+    each = [float(of[alone].sum() / max(1, tokens)) for of in (missed, host_missed)]
+    return Replay(policy.name, scope, slots, host_slots, lookups, misses, host_misses, Decoding(tokens, *each))
 
 
 def count_lookups(accesses: Accesses) -> NDArray[np.int64]:

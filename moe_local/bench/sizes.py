@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from moe_local.errors import CheckpointError, UnsupportedError
 
 _MOST = 1 << 24  # of any field: beyond every model
 _MOST_LAYERS = 1 << 12
-_LARGEST_FILE = 1 << 24  # bytes: the longest published config.json has some thousands
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # transformers' names for one another
 _NEVER = ("", False)
 _ATTENTION_BIAS = ("attention_bias", False)
@@ -140,7 +134,7 @@ class Fields:
         if value is None:
             raise self.refuse(f"has no {name}")
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise self.refuse(f"says {name} {_short(value)}, not a whole number from {least} to {most}")
+            raise self.refuse(f"says {name} {short(value)}, not a whole number from {least} to {most}")
         return value
 
     def nullable(self, name: str) -> int | None:
@@ -153,7 +147,7 @@ class Fields:
         name, default = field
         value = self._config.get(name, default)
         if not isinstance(value, bool):
-            raise self.refuse(f"says {name} {_short(value)}, neither true nor false")
+            raise self.refuse(f"says {name} {short(value)}, neither true nor false")
         return value
 
     def items(self, name: str, kind: type) -> list[Any] | None:
@@ -162,14 +156,14 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, list) or not all(type(item) is kind for item in value):
-            raise self.refuse(f"says {name} {_short(value)}, not a list of {kind.__name__}")
+            raise self.refuse(f"says {name} {short(value)}, not a list of {kind.__name__}")
         return value
 
     def refuse(self, said: str) -> CheckpointError:
         return CheckpointError(f"{self.where} {said}", remedy="download it again")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -230,7 +224,7 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
         raise CheckpointError(f"{where} has no model_type", remedy="download it again")
     if model_type not in FAMILIES:
         raise UnsupportedError(
-            f"{where} is of model_type {_short(model_type)}, and sizes are known of {', '.join(FAMILIES)}",
+            f"{where} is of model_type {short(model_type)}, and sizes are known of {', '.join(FAMILIES)}",
             remedy="`moe-local inspect` plans every architecture, from a checkpoint",
         )
     return FAMILIES[model_type]
@@ -326,77 +320,3 @@ def _notes(config: Mapping[str, Any]) -> list[str]:
     if config.get("num_nextn_predict_layers"):
         notes.append("layers for multi-token prediction are not counted: they are not loaded")
     return notes
-
-
-def find_sizes(model: str) -> ModelSizes:
-    """The sizes of a model by name, without network: a directory (checkpoint or store), a config.json, a hub id
-    whose config.json is in the Hugging Face cache, or one of `shipped()`.
-
-    Raises CheckpointError for what is not here or damaged, UnsupportedError for other architectures.
-    """
-    if (file := _local(model)) is not None:
-        return model_sizes(read_config(file), model, str(file))
-    described = shipped().get(model.lower())
-    if described is not None:
-        return model_sizes(described["config"], described["name"], f"{described['name']}'s configuration")
-    raise CheckpointError(
-        f"{_short(model)} is not here",
-        remedy="`moe-local pull` downloads a model; or give a config.json, or one of"
-        f" {', '.join(known['name'] for known in shipped().values())}",
-    )
-
-
-def _local(model: str) -> Path | None:
-    """The config.json that a model's name leads to; None if there is none on this machine."""
-    try:
-        path = Path(model).expanduser()
-        if path.is_dir():
-            return path / "config.json"
-        if path.is_file():
-            return path
-    except (OSError, ValueError, RuntimeError):  # no name that a file could have
-        return None
-    return _cached(model) if _REPO.fullmatch(model) else None
-
-
-def _cached(repo: str) -> Path | None:
-    """A hub id's config.json in the Hugging Face cache, of its main branch or else of any revision."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    revision = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
-    candidates = [folder / "snapshots" / revision / "config.json"] if _REPO.fullmatch(f"x/{revision}") else []
-    candidates += sorted(folder.glob("snapshots/*/config.json"))
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The object in a config.json. Raises CheckpointError naming the file."""
-    if file.suffix == ".gguf":
-        raise UnsupportedError(
-            f"{file} is a GGUF file", remedy="`moe-local inspect` plans those; or give a config.json"
-        )
-    try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise CheckpointError(f"{file} is too large for a configuration", remedy="give a config.json")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing", remedy="name a complete checkpoint directory") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}", remedy="check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error})", remedy="download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object", remedy="download it again")
-    return content
-
-
-def shipped() -> dict[str, dict[str, Any]]:
-    """The configurations that come with moe-local, by hub id in lower case: name, sources, config (only the fields
-    that sizes follow from), billions (of parameters, as published)."""
-    folder = files("moe_local.hardware") / "models"
-    found = [
-        json.loads(entry.read_text(encoding="utf-8")) for entry in folder.iterdir() if entry.name.endswith(".json")
-    ]
-    return {content["name"].lower(): content for content in sorted(found, key=lambda content: str(content["name"]))}

@@ -91,7 +91,8 @@ class Plan:
     def useful_minimum(self) -> int:
         """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
         overhead = self.ram_overhead if self.vram is None else self.vram_overhead
-        return overhead + self.needs.fixed + (self.needs.token_set + self.device_spare) * self.needs.slot
+        slots = min(self.needs.token_set + spare_slots(self.needs.slot), self.needs.all_experts)
+        return overhead + self.needs.fixed + slots * self.needs.slot
 
     @property
     def too_small_to_cache(self) -> bool:

@@ -193,6 +193,7 @@ class ExpertCache:
         source = tier.slab[tier.slots[key]]
         self._device.slab[self._device.slots.take(key)].copy_(source)
         self.counters.bytes_uploaded += source.numel()
+        self.counters.uploading_seconds += perf_counter() - began
         self._note("upload", *key, began)
         if last:
             tier.slots.release(key)

@@ -101,10 +101,7 @@ def _routing(rng: np.random.Generator, layers: int, experts: int, top_k: int) ->
             "tokens": [512] * 4,
             "overlap": [[1.0 if a == b else 0.4 + 0.1 * abs(a - b) for a in range(4)] for b in range(4)],
             "marked": [
-                [
-                    {"layer": m % layers, "expert": (g + m) % experts, "lift": 6.1 - m, "share": 0.08}
-                    for m in range(5)
-                ]
+                [{"layer": m % layers, "expert": (g + m) % experts, "lift": 6.1 - m, "share": 0.08} for m in range(5)]
                 for g in range(4)
             ],
         },

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_local.bench.configs import find_sizes, shipped
 from moe_local.bench.estimate import (
     DENSE_FORMATS,
     DRIVER,
@@ -30,13 +31,14 @@ from moe_local.bench.estimate import (
     workspace_bytes,
 )
 from moe_local.bench.locality import UNIFORM, Locality, get_locality, localities, nearest
-from moe_local.bench.sizes import Matrices, ModelSizes, find_sizes, shipped
+from moe_local.bench.sizes import Matrices, ModelSizes
 from moe_local.config import GIB, MIB
 from moe_local.errors import BudgetError, MoeLocalError
+from moe_local.memory.placement import make_plan
 from moe_local.profiles import get_profile, profiles
 
 QWEN = find_sizes("Qwen/Qwen3-30B-A3B")
-# 2 MoE layers of 8 experts, 2 for a token; an expert is 3 MiB of bf16, the dense part 100 MiB and the same embedding.
+# 2 MoE layers of 8 experts, 2 for a token; in bf16 an expert is 36 MiB, dense layers 100 MiB, the embedding as much.
 SMALL = ModelSizes(
     name="small",
     architecture="none",
@@ -45,7 +47,7 @@ SMALL = ModelSizes(
     kv_expansion=1,
     experts=(8, 8),
     top_k=2,
-    expert=(Matrices(2048, 512), Matrices(512, 1024)),
+    expert=(Matrices(24_576, 512), Matrices(512, 12_288)),
     expert_biases=0,
     linear=(Matrices(1024, 512, 100),),
     plain=0,
@@ -57,6 +59,7 @@ SMALL = ModelSizes(
 )
 PLAIN = Formats("bf16", 64, "keep")
 CONTEXT = 1024
+RECORD = 36 * MIB
 FIXED = 200 * MIB + 8 * MIB + workspace_bytes(SMALL, CONTEXT)
 GPU = Machine("gpu", "a GPU", 8 * GIB, 8 * GIB, 100.0, 10.0, 1.0)
 CPU = replace(GPU, vram=None)
@@ -91,7 +94,9 @@ def test_qwen3_30b_by_hand() -> None:
     assert (needs.slot, needs.kv_cache, needs.dense) == (record, kv, read + embedding)
     assert dense_bytes(QWEN, Formats()) == (read + embedding, read)
 
-    found = estimate(QWEN, Machine.of(get_profile("rtx-3060-12gb")), Formats(), 4096, get_locality("deepseek-v2-lite"))
+    found = estimate(
+        QWEN, Machine.of(get_profile("rtx-3060-12gb")), Formats(), 4096, get_locality("deepseek-v2-lite")
+    )
     fit = (12 * GIB - DRIVER - needs.fixed) / record
     assert fit - 17 < found.plan.device_experts <= fit  # some slots are spare
     share = found.plan.device_experts / 6144
@@ -111,12 +116,11 @@ def test_qwen3_30b_by_hand() -> None:
 
 def test_a_small_model_by_hand() -> None:
     """4 of 8 experts a layer on the device, all in RAM, uniformly used: half of 4 experts go over PCIe."""
-    record = 3 * MIB
-    assert record_bytes(SMALL, PLAIN) == record
-    machine = replace(GPU, vram=_vram_for(8))
+    assert record_bytes(SMALL, PLAIN) == RECORD
+    machine = replace(GPU, vram=_budget(DRIVER + FIXED, 8))
     found = estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY)
     assert (found.device_share, found.device_hits, found.host_share, found.host_hits) == (0.5, 0.5, 1.0, 1.0)
-    computed, carried = 100 * MIB + 8 * MIB + 4 * record, 2 * record
+    computed, carried = 100 * MIB + 8 * MIB + 4 * RECORD, 2 * RECORD
     assert found.bytes == {"vram": computed, "pcie": carried, "disk": 0.0}
     times = computed / 100e9, carried / 10e9
     assert found.tokens_per_second[0] == pytest.approx(1 / (times[0] / REACHED + times[1] + 2 * PER_LAYER))
@@ -125,21 +129,19 @@ def test_a_small_model_by_hand() -> None:
 
 def test_what_neither_memory_has_is_read_from_disk() -> None:
     """4 of 8 on the device and 6 in RAM: of the half that misses, RAM has half; the disk gives a quarter of all."""
-    record = 3 * MIB
-    machine = replace(GPU, vram=_vram_for(8), ram=_budget(SYSTEM, 12))
+    machine = replace(GPU, vram=_budget(DRIVER + FIXED, 8), ram=_budget(SYSTEM, 12))
     found = estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY)
     assert (found.device_share, found.host_share) == (0.5, 0.75)
     assert (found.device_hits, found.host_hits) == (0.5, 0.5)
-    assert (found.bytes["pcie"], found.bytes["disk"]) == (2 * record, 1 * record)
+    assert (found.bytes["pcie"], found.bytes["disk"]) == (2 * RECORD, 1 * RECORD)
     assert found.bound_by == "disk"
-    assert found.tokens_per_second[1] == pytest.approx(1e9 / record)
+    assert found.tokens_per_second[1] == pytest.approx(1e9 / RECORD)
 
 
 def test_without_a_gpu_ram_is_the_device() -> None:
-    record = 3 * MIB
     found = estimate(SMALL, replace(CPU, ram=_budget(SYSTEM + FIXED, 4)), PLAIN, CONTEXT, UNIFORMLY)
     assert (found.device_share, found.host_share, found.host_hits) == (0.25, None, None)
-    assert found.bytes == {"ram": 108 * MIB + 4 * record, "disk": 3 * record}
+    assert found.bytes == {"ram": 108 * MIB + 4 * RECORD, "disk": 3 * RECORD}
 
 
 def test_a_tied_embedding_is_read_and_held_once() -> None:
@@ -149,29 +151,15 @@ def test_a_tied_embedding_is_read_and_held_once() -> None:
 
 
 def _budget(taken: int, experts: int) -> int:
-    """Bytes that leave room for so many experts of the small model beside what is taken, and for spare slots."""
-    for slots in range(experts, experts + 32):
-        budget = taken + slots * 3 * MIB
-        needs = needs_of(SMALL, PLAIN, CONTEXT)
-        if estimate_slots(needs.fixed, budget, taken) >= experts:
-            return budget
-    raise AssertionError
+    """Bytes that hold so many experts of the small model beside what is taken, and what spare slots there are."""
+    needs = needs_of(SMALL, PLAIN, CONTEXT)
+    budget = needs.token_set * RECORD
+    while sum(make_plan(needs, ram=budget + needs.fixed).device_slots) < experts:
+        budget += RECORD
+    return taken + budget
 
 
-def estimate_slots(fixed: int, budget: int, taken: int) -> int:
-    """Experts of the small model that a budget keeps."""
-    machine = replace(CPU, ram=budget - taken + SYSTEM + fixed)
-    try:
-        return estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY).plan.device_experts
-    except BudgetError:
-        return 0
-
-
-def _vram_for(experts: int) -> int:
-    return _budget(DRIVER + FIXED, experts)
-
-
-@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["in-ram", "in-vram"])
 def test_the_smallest_budget_that_would_do_does(machine: Machine) -> None:
     memory = machine.device_memory
     with pytest.raises(BudgetError, match=f"at least --{memory} ") as caught:
@@ -209,7 +197,7 @@ def test_machines_of_profiles() -> None:
 
 
 models = st.sampled_from([find_sizes(name) for name in shipped()])
-budgets = st.integers(0, 1 << 40)
+budgets = st.integers(1, 2048).map(lambda eighths: eighths * GIB // 8 + eighths % 7)
 formats = st.builds(Formats, st.sampled_from(EXPERT_FORMATS), st.sampled_from(GROUPS), st.sampled_from(DENSE_FORMATS))
 machines = st.builds(
     lambda profile, ram, vram: Machine.of(profile, ram=ram, vram=vram if profile.vram else None),
@@ -244,7 +232,9 @@ def test_what_holds_of_every_estimate(
     assert found.bound_by in found.bytes
 
 
-@given(models, machines, formats, st.integers(1, 4096), curves, st.integers(0, 1 << 38), st.sampled_from(["ram", "vram"]))
+@given(
+    models, machines, formats, st.integers(1, 4096), curves, st.integers(0, 1 << 38), st.sampled_from(["ram", "vram"])
+)
 def test_more_memory_is_never_slower(
     model: ModelSizes, machine: Machine, held: Formats, context: int, curve: Locality, more: int, what: str
 ) -> None:

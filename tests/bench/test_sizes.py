@@ -13,8 +13,9 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_local.bench.configs import find_sizes, shipped
 from moe_local.bench.estimate import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, needs_of, record_bytes
-from moe_local.bench.sizes import FAMILIES, find_sizes, model_sizes, shipped
+from moe_local.bench.sizes import FAMILIES, model_sizes
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 from moe_local.packing import choose
@@ -103,9 +104,7 @@ def test_deepseek_v2_lite_by_hand() -> None:
     attention = 2048 * 16 * 192 + 2048 * 576 + 512 * 16 * 256 + 16 * 128 * 2048
     norms = 512 + 2 * 2048
     moe = 64 * 2048 + 2 * 3 * 2048 * 1408  # router, two shared experts
-    assert sizes.dense_held == (
-        27 * (attention + norms) + 26 * moe + 3 * 2048 * 10_944 + 2048 + 2 * 102_400 * 2048
-    )
+    assert sizes.dense_held == (27 * (attention + norms) + 26 * moe + 3 * 2048 * 10_944 + 2048 + 2 * 102_400 * 2048)
     assert sizes.kv_per_token == 27 * 576
 
 
@@ -206,7 +205,9 @@ def test_layers_that_transformers_would_build_otherwise() -> None:
 @given(
     name=st.sampled_from(sorted(shipped())),
     field=st.integers(0, 40),
-    value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers())),
+    value=st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers())
+    ),
 )
 def test_any_value_of_any_field_is_counted_or_refused(name: str, field: int, value: Any) -> None:
     config = dict(shipped()[name]["config"])

@@ -70,11 +70,16 @@ def _write(picture: Picture, directory: Path) -> Iterator[Path]:
 
 
 def inline(picture: Picture) -> dict[str, str]:
-    """An SVG element for each theme's name."""
+    """An SVG element for each theme's name, without its title: that is the page's to write."""
     from . import theme as look
 
+    elements = {}
     with look.settings():
-        return {theme.name: look.svg(picture.build(theme)) for theme in look.THEMES}
+        for theme in look.THEMES:
+            figure = picture.build(theme)
+            figure.suptitle("")
+            elements[theme.name] = look.svg(figure)
+    return elements
 
 
 def need_matplotlib() -> None:

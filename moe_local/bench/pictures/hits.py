@@ -106,8 +106,8 @@ def by_layer(report: Report) -> Iterator[Picture]:
         yield Picture(
             "layer-hit-rate",
             "Hit rate of each layer",
-            "A line that falls towards one side shows layers that get too little of the cache; one cache for all layers"
-            " tends to starve the deep ones.",
+            "A line that falls towards one side shows layers that get too little of the cache; a global cache tends"
+            " to starve the deep ones.",
             partial(_replayed_layers, report, at),
         )
 
@@ -182,14 +182,16 @@ def _best_first(scores: dict[Curve, float]) -> list[Curve]:
 
 def _looks(curves: list[Curve], theme: Theme) -> dict[Curve, dict[str, Any]]:
     """A colour for each policy, a dash for each scope; the default thick, the oracle in the colour of text."""
-    policies = sorted({policy for policy, _ in curves} - {ORACLE}, key=lambda policy: (policy != DEFAULT_POLICY, policy))
+    policies = sorted(
+        {policy for policy, _ in curves} - {ORACLE}, key=lambda policy: (policy != DEFAULT_POLICY, policy)
+    )
     colours = {policy: theme.lines[index % len(theme.lines)] for index, policy in enumerate(policies)}
     return {
         (policy, scope): {
             "color": colours.get(policy, theme.text),
             "linestyle": "-" if scope == "layer" else (0, (4, 2)),
             "linewidth": 3.0 if (policy, scope) == (DEFAULT_POLICY, "layer") else 1.6,
-            "zorder": 3 if policy == DEFAULT_POLICY else 2,
+            "zorder": 2 if policy == DEFAULT_POLICY else 3,  # a thick line would hide thin ones
             "label": drawable(_label(policy, scope)),
         }
         for policy, scope in dict.fromkeys(curves)
@@ -197,6 +199,6 @@ def _looks(curves: list[Curve], theme: Theme) -> dict[Curve, dict[str, Any]]:
 
 
 def _label(policy: str, scope: str) -> str:
-    where = {"layer": "each layer its share", "global": "one for all layers"}.get(scope, scope)
+    where = {"layer": "per layer"}.get(scope, scope)
     remark = " (default)" if (policy, scope) == (DEFAULT_POLICY, "layer") else ""
     return f"{policy}, {where}{remark}" if policy != ORACLE else f"{policy}, {where} (oracle)"

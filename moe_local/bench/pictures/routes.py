@@ -50,12 +50,12 @@ def heat_maps(report: Report) -> Iterator[Picture]:
         yield _heat_map("heat-map", usage, None, model_name(report))
 
 
-def _heat_map(
-    name: str, usage: NDArray[np.float64], resident: NDArray[np.float64] | None, subtitle: str
-) -> Picture:
-    reading = "A row is a layer, a cell one expert: orange ones are used more than the average of their layer, blue ones less"
+def _heat_map(name: str, usage: NDArray[np.float64], resident: NDArray[np.float64] | None, subtitle: str) -> Picture:
+    reading = (
+        "A row is a layer, a cell an expert: orange ones are used more than their layer's average, blue ones less"
+    )
     if resident is not None:
-        reading += "; below, green and orange cells are the busy experts, and the orange ones were not in the cache"
+        reading += "; below, orange ones are used more than average and were not in the cache at the end"
     return Picture(name, "Which experts are used", f"{reading}.", partial(_draw_heat_map, usage, resident, subtitle))
 
 
@@ -86,20 +86,18 @@ def _usage_panel(axes: Axes, bar: Axes, usage: NDArray[np.float64], theme: Theme
     if (usage == 0).any():
         legend(axes, theme, [Patch(color=theme.muted, label="never used")], above=True)
     scale = axes.figure.colorbar(ScalarMappable(norm, colours), cax=bar)
-    scale.set_ticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], labels=["⅛ ×", "¼ ×", "½ ×", "mean", "2 ×", "4 ×", "8 ×"])
+    scale.set_ticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], labels=["1/8", "1/4", "1/2", "mean", "2 times", "4", "8"])
     scale.ax.minorticks_off()
     scale.ax.tick_params(colors=theme.muted, labelcolor=theme.text, labelsize=9)
-    scale.outline.set_visible(False)  # type: ignore[operator]
+    scale.outline.set_visible(False)
 
 
-def _resident_panel(
-    axes: Axes, usage: NDArray[np.float64], resident: NDArray[np.float64], theme: Theme
-) -> None:
+def _resident_panel(axes: Axes, usage: NDArray[np.float64], resident: NDArray[np.float64], theme: Theme) -> None:
     kinds = [
-        ((resident > 0) & (usage >= 1), theme.good, "cached, used more than the mean"),
-        ((resident > 0) & (usage < 1), theme.fair, "cached, less"),
-        ((resident == 0) & (usage >= 1), theme.bad, "not cached, more"),
-        ((resident == 0) & (usage < 1), theme.empty, "not cached, less"),
+        ((resident > 0) & (usage >= 1), theme.good, "busy, cached"),
+        ((resident > 0) & (usage < 1), theme.fair, "idle, cached"),
+        ((resident == 0) & (usage >= 1), theme.bad, "busy, not cached"),
+        ((resident == 0) & (usage < 1), theme.empty, "idle, not cached"),
     ]
     cells = np.zeros((*usage.shape, 3))
     for where, colour, _ in kinds:
@@ -139,8 +137,8 @@ def reuse(report: Report) -> Iterator[Picture]:
         yield Picture(
             "reuse",
             "How soon an expert is used again",
-            "The upper line is what a least-recently-used cache of so many experts a layer would hit; it ends below 100%"
-            " because the first use of an expert never hits.",
+            "The upper line is what a least-recently-used cache of so many experts a layer would hit; it ends below"
+            " 100% because the first use of an expert never hits.",
             partial(_draw_reuse, found, model_name(report)),
         )
 
@@ -151,26 +149,14 @@ def _draw_reuse(found: Part, subtitle: str, theme: Theme) -> Figure:
     share = np.array(numbers(found.get("share")))[order]
     figure = new_figure(theme, 5.2, "How soon an expert is used again")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    dress(above, theme, drawable(subtitle), grid="y")
-    dress(below, theme, grid="y")
     total = share.cumsum()
+    first = f"{max(0.0, 1 - float(total[-1])):.1%} are first uses"
+    dress(above, theme, " · ".join(filter(None, [drawable(subtitle), first])), grid="y")
+    dress(below, theme, grid="y")
     above.step(distance, total, where="mid", color=theme.lines[0], linewidth=2.2)
     above.fill_between(distance, total, step="mid", color=theme.lines[0], alpha=0.15, linewidth=0)
-    first = max(0.0, 1 - float(total[-1]))
-    above.axhline(1 - first, color=theme.muted, linewidth=1, linestyle=(0, (1, 2)))
-    above.annotate(
-        f"first uses: {first:.1%}",
-        (1, 1 - first),
-        xycoords=above.get_yaxis_transform(),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=9,
-        color=theme.muted,
-    )
-    above.set_ylim(0, 1.12)
-    above.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    above.axhline(float(total[-1]), color=theme.muted, linewidth=1, linestyle=(0, (1, 2)))
+    above.set_ylim(0, 1.02)
     above.set_ylabel("uses up to here")
     below.bar(distance, share, width=0.8 if len(distance) <= 100 else 1.0, color=theme.lines[0], linewidth=0)
     below.set_ylabel("share of uses")

@@ -15,7 +15,7 @@ from matplotlib.path import Path
 from moe_local.bench.parts import Part, Report, model_name, number, part, parts, run_labels, runs
 
 from . import Picture
-from .theme import Theme, drawable, dress, new_figure
+from .theme import Theme, drawable, dress, mixed, new_figure
 
 _LANES = {"compute": "compute", "stall": "stall", "read": "reads", "upload": "uploads"}
 _ROWS = 12  # spans at once in a lane that get a row of their own
@@ -30,6 +30,9 @@ class Span:
     layer: int
     begin: float
     end: float
+
+
+Stack = tuple[list[tuple[Span, int]], int]  # each span with its row, and the number of rows
 
 
 def spans_of(run: Part) -> list[Span]:
@@ -52,8 +55,8 @@ def timelines(report: Report) -> Iterator[Picture]:
             yield Picture(
                 f"timeline-{index}" if len(found) > 1 else "timeline",
                 "One token, moment by moment",
-                "Time runs to the right, layers alternate in strength of colour: where the stall lane is filled, the model"
-                " waited for the reads and uploads below it.",
+                "Time runs to the right, layers alternate in strength of colour: where the stall lane is filled, the"
+                " model waited for the reads and uploads below it.",
                 partial(_timeline, spans, label),
             )
 
@@ -67,12 +70,13 @@ def _timeline(spans: list[Span], subtitle: str, theme: Theme) -> Figure:
     axes = figure.subplots()
     dress(axes, theme, drawable(subtitle), grid="x")
     end = max(span.end for span in spans)
+    axes.set_xlim(0, end)
     top, centres = 0.0, []
     for kind in lanes:
-        _lane(axes, rows[kind][0], rows[kind][1], top + 0.1, heights[kind] - 0.2, colours[kind], end)
+        tints = (colours[kind], mixed(colours[kind], theme.page, 0.55))
+        _lane(axes, rows[kind], top + 0.1, heights[kind] - 0.2, tints)
         centres.append(top + heights[kind] / 2)
         top += heights[kind]
-    axes.set_xlim(0, end)
     axes.set_ylim(top, 0)
     axes.set_yticks(centres, labels=[_lane_label(kind, spans) for kind in lanes])
     axes.tick_params(axis="y", length=0)
@@ -95,12 +99,13 @@ def covered(spans: Sequence[Span]) -> float:
     return total
 
 
-def stacked(spans: list[Span]) -> tuple[list[tuple[Span, int]], int]:
+def stacked(spans: list[Span]) -> Stack:
     """A row for each span so that none covers another while there are rows left, and the number of rows."""
+    slack = max((span.end for span in spans), default=0.0) / 5000  # clocks are not that exact
     ends: list[float] = []
     placed = []
     for span in spans:
-        free = next((row for row, end in enumerate(ends) if end <= span.begin), None)
+        free = next((row for row, end in enumerate(ends) if end <= span.begin + slack), None)
         if free is None and len(ends) < _ROWS:
             free = len(ends)
             ends.append(0.0)
@@ -110,22 +115,22 @@ def stacked(spans: list[Span]) -> tuple[list[tuple[Span, int]], int]:
     return placed, max(1, len(ends))
 
 
-def _lane(
-    axes: Axes, placed: list[tuple[Span, int]], rows: int, top: float, height: float, colour: str, end: float
-) -> None:
+def _lane(axes: Axes, stack: Stack, top: float, height: float, tints: tuple[str, str]) -> None:
     """All rectangles of a colour are one path: a token of a large model has thousands."""
-    for odd, alpha in ((0, 1.0), (1, 0.55)):
+    placed, rows = stack
+    shortest = axes.get_xlim()[1] / 2000  # still visible
+    for odd, colour in enumerate(tints):
         chosen = [(span, row) for span, row in placed if span.layer % 2 == odd]
         if not chosen:
             continue
         corners = []
         for span, row in chosen:
-            left, right = span.begin, max(span.end, span.begin + end / 2000)  # visible even where very short
+            left, right = span.begin, max(span.end, span.begin + shortest)
             low, high = top + height * row / rows, top + height * (row + (1 if rows == 1 else 0.85)) / rows
             corners.append([(left, low), (right, low), (right, high), (left, high), (left, low)])
         codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(corners)
         path = Path(np.array(corners).reshape(-1, 2), codes)
-        axes.add_patch(PathPatch(path, facecolor=colour, alpha=alpha, linewidth=0))
+        axes.add_patch(PathPatch(path, facecolor=colour, linewidth=0))
 
 
 def _layer_marks(axes: Axes, spans: list[Span], end: float, theme: Theme) -> None:
@@ -176,9 +181,15 @@ def _draw_sweep(bars: list[Bar], subtitle: str, theme: Theme) -> Figure:
     medians = np.array([median for _, median, _, _ in bars])
     lows = np.array([median if low is None else min(low, median) for _, median, low, _ in bars])
     highs = np.array([median if high is None else max(high, median) for _, median, _, high in bars])
-    axes.barh(places, medians, height=0.62, color=theme.lines[0])
+    axes.barh(places, medians, height=0.62, color=mixed(theme.lines[0], theme.page, 0.65))
     axes.errorbar(
-        medians, places, xerr=[medians - lows, highs - medians], fmt="none", ecolor=theme.text, capsize=3, linewidth=1.2
+        medians,
+        places,
+        xerr=[medians - lows, highs - medians],
+        fmt="none",
+        ecolor=theme.text,
+        capsize=3,
+        linewidth=1.2,
     )
     for place, median, high in zip(places, medians, highs, strict=True):
         axes.annotate(

@@ -11,7 +11,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 WIDTH = 9.0  # inches of every picture
@@ -22,7 +24,7 @@ ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 VERMILLION, PURPLE, YELLOW = "#D55E00", "#CC79A7", "#F0E442"
 
 # No global state outlives a picture: these hold while it is built and saved, whatever the user's matplotlibrc says.
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10.0,
     "axes.unicode_minus": True,
@@ -87,15 +89,18 @@ THEMES = (LIGHT, DARK)
 
 @contextmanager
 def settings() -> Iterator[None]:
-    with matplotlib.rc_context(dict(_SETTINGS)):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
         yield
 
 
 def new_figure(theme: Theme, height: float, title: str) -> Figure:
     """A figure of WIDTH by `height` inches with its title on the left."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=theme.page)
+    figure = Figure(
+        figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor=theme.page
+    )
     figure.suptitle(title, x=0.012, ha="left", color=theme.text, fontsize=13, fontweight="bold")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
     return figure
 
 
@@ -117,7 +122,7 @@ def dress(axes: Axes, theme: Theme, subtitle: str = "", *, grid: str = "") -> No
 def percent(axes: Axes, directions: str) -> None:
     """Shares of 1 written as percent."""
     for direction in directions:
-        (axes.xaxis if direction == "x" else axes.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+        (axes.xaxis if direction == "x" else axes.yaxis).set_major_formatter(PercentFormatter(1.0))
 
 
 def count_ticks(axes: Axes, direction: str, count: int, most: int, *, binary: bool = False) -> None:
@@ -146,9 +151,15 @@ def legend(axes: Axes, theme: Theme, handles: Sequence[Any], *, above: bool = Fa
     box.set_in_layout(True)
 
 
+def mixed(colour: str, other: str, share: float) -> str:
+    """`share` of a colour and the rest of another: a tint through which no grid line shows."""
+    red, green, blue = (a * share + b * (1 - share) for a, b in zip(to_rgb(colour), to_rgb(other), strict=True))
+    return to_hex((red, green, blue))
+
+
 def drawable(text: str) -> str:
     """The text in characters that the font has: a missing one would be a box and a warning."""
-    return "".join(c if ord(c) < 0x250 or c in "·…×–—’“”" else "?" for c in text)
+    return "".join(c if ord(c) < 0x250 or c == "…" else "?" for c in text)
 
 
 def png(figure: Figure) -> bytes:

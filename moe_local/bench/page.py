@@ -1,0 +1,163 @@
+"""A report as one HTML page that needs nothing else: no network, no script, no file beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from html import escape
+from itertools import groupby
+
+from moe_local.bench.parts import Report, describe_config, model_name, number, numbers, part, plain, runs
+from moe_local.bench.pictures import Picture, inline, pictures
+from moe_local.bench.tables import Table, details, headline
+from moe_local.config import format_size
+
+# Even if something hostile came through, a browser would neither run nor fetch it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --text: #1b1f24; --muted: #57606a;
+  --line: #d8dee4; --band: #f5f7f9; }
+.dark { display: none; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14181d; --text: #e6e9ed; --muted: #9aa4af; --line: #333b45; --band: #1b2027; }
+  .dark { display: block; }
+  .light { display: none; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .25rem; }
+p { margin: .25rem 0 .75rem; color: var(--muted); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 1.25rem 0; }
+dt { color: var(--muted); }
+dd { margin: 0; }
+figure { margin: 0; }
+svg { width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child { text-align: left; padding-left: 0; font-weight: normal; }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
+tbody tr:hover { background: var(--band); }
+summary { cursor: pointer; color: var(--muted); }
+"""
+
+
+def html(report: Report) -> str:
+    """The page: what was measured on what, the pictures, the tables.
+
+    Raises MoeLocalError where matplotlib is not installed.
+    """
+    body = [
+        *_head(report),
+        *map(_table, headline(report)),
+        *_pictures(pictures(report)),
+        *map(_table, details(report)),
+    ]
+    title = escape(_title(report))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _title(report: Report) -> str:
+    return f"moe-local bench: {model_name(report) or 'an unnamed model'}"
+
+
+def _head(report: Report) -> Iterator[str]:
+    yield f"<h1>{escape(_title(report))}</h1>"
+    yield f"<p>{escape(_lead(report))}</p>"
+    facts = [(label, value) for label, value in _facts(report) if value]
+    if facts:
+        yield (
+            "<dl>" + "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in facts) + "</dl>"
+        )
+
+
+def _lead(report: Report) -> str:
+    version = f" by moe-local {plain(report['version'], 20)}" if report.get("version") else ""
+    if report.get("kind") == "replay":
+        tokens = number(part(report.get("replay")).get("tokens"))
+        trace = "A recorded trace" if tokens is None else f"A recorded trace of {tokens:.0f} tokens"
+        return f"{trace}, replayed under several policies and cache sizes{version}."
+    return f"Measured live{version}."
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    model, machine = part(report.get("model")), part(report.get("machine"))
+    yield "experts", _experts(numbers(model.get("experts")), number(model.get("top_k")))
+    size = number(model.get("record_bytes"))
+    yield "format", _listed([model.get("format"), None if size is None else f"{format_size(size)} an expert"])
+    cores = number(machine.get("cores"))
+    yield "processor", _listed([machine.get("cpu"), None if cores is None else f"{cores:.0f} cores"])
+    gpus = machine.get("gpus")
+    yield "graphics", _listed(gpus) if isinstance(gpus, list) else ""
+    memory = number(machine.get("memory"))
+    yield "memory", "" if memory is None else format_size(memory)
+    yield "system", _listed([machine.get("platform")])
+    for index, run in enumerate(runs(report), start=1):
+        failed = f" · failed: {plain(run['error'], 200)}" if run.get("error") else ""
+        settings = describe_config(part(run.get("config")))
+        yield f"run {index}" if len(runs(report)) > 1 else "settings", f"{settings}{failed}"
+
+
+def _experts(counts: list[float], top_k: float | None) -> str:
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    each = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+    used = "" if top_k is None else f", {top_k:.0f} of them a token"
+    return f"{each} in each of {len(counts)} layers{used}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(plain(value) for value in values if value)
+
+
+def _pictures(drawn: list[Picture]) -> Iterator[str]:
+    """A section for each kind of picture, with one picture for each run."""
+    for title, alike in groupby(drawn, key=lambda picture: picture.title):
+        group = list(alike)
+        heading = f"<h2>{escape(title)}</h2><p>{escape(group[0].reading)}</p>"
+        yield f"<section>{heading}{''.join(map(_picture, group))}</section>"
+
+
+def _picture(picture: Picture) -> str:
+    label = escape(picture.title)
+    drawn = "".join(
+        f'<div class="{theme}" role="img" aria-label="{label}">{own_ids(svg, f"{picture.name}-{theme}-")}</div>'
+        for theme, svg in inline(picture).items()
+    )
+    return f"<figure>{drawn}</figure>"
+
+
+def own_ids(svg: str, prefix: str) -> str:
+    """An SVG element whose ids and references to them begin with `prefix`, and without a style for the whole page.
+
+    matplotlib names glyphs and clip paths alike in all pictures: side by side on a page the first would win.
+    """
+    svg = re.sub(r"<defs>\s*<style\b.*?</style>\s*</defs>\n?", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(?<=\s)id="', f'id="{prefix}', svg)
+    svg = re.sub(r'(?<=\s)(xlink:href|href)="#', rf'\1="#{prefix}', svg)
+    return re.sub(r"url\(#", f"url(#{prefix}", svg)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>\n"
+        for row in table.rows
+    )
+    content = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    if table.long:
+        content = f"<details><summary>{len(table.rows)} rows</summary>{content}</details>"
+    return f"<section><h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{content}</section>"

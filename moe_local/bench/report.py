@@ -1,0 +1,117 @@
+"""The bench's report: one JSON object with a version, the same for live runs and replays, and tables from it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_local.errors import MoeLocalError, StorageError
+
+SCHEMA = "moe-local-bench/1"
+# Metrics of a live run: what people call it, and whether more of it is better.
+METRICS = {
+    "decode_tokens_per_second": ("decode, tokens/s", True),
+    "prefill_tokens_per_second": ("prefill, tokens/s", True),
+    "time_to_first_token": ("time to first token, s", False),
+    "inter_token_p50": ("between tokens, p50, s", False),
+    "inter_token_p95": ("between tokens, p95, s", False),
+    "inter_token_p99": ("between tokens, p99, s", False),
+    "hit_rate": ("hits", True),
+    "decode_hit_rate": ("hits while decoding", True),
+    "host_hit_rate": ("misses found in RAM", True),
+    "bytes_read_per_token": ("read a token, bytes", False),
+    "stall_share": ("share of time stalled", False),
+}
+SHARES = {"hit_rate", "decode_hit_rate", "host_hit_rate", "stall_share"}
+
+
+def machine() -> dict[str, Any]:
+    """Where a report was made."""
+    import torch
+
+    from moe_local.memory.limits import cores, memory_limit
+
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {
+        "platform": platform.platform(),
+        "cores": cores(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
+        "memory": memory_limit(),
+    }
+
+
+def live_report(version: str, model: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    head = {"schema": SCHEMA, "kind": "live", "version": version, "machine": machine()}
+    return {**head, "model": dict(model), "runs": list(runs)}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Raises MoeLocalError for anything but a report of this schema."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MoeLocalError(f"cannot read {path}: {error.strerror}", remedy="check the name") from error
+    except (ValueError, RecursionError) as error:
+        raise MoeLocalError(f"{path} is not JSON ({error})", remedy="give what `bench --json` printed") from error
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA or found.get("kind") not in ("live", "replay"):
+        raise MoeLocalError(f"{path} is not a report of schema {SCHEMA}", remedy="give what `bench --json` printed")
+    return dict(found)
+
+
+def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A flat row for each run or replay, as in `--csv`."""
+    if report["kind"] == "replay":
+        return [
+            {
+                **{key: value for key, value in result.items() if not isinstance(value, list)},
+                **_range("tokens_per_second", result["tokens_per_second"]),
+            }
+            for result in report["replay"]["results"]
+        ]
+    return [
+        {
+            **run["config"],
+            **{
+                f"{name}_{key}": value
+                for name, spread in run.get("summary", {}).items()
+                for key, value in spread.items()
+            },
+            "peak_ram": run.get("memory", {}).get("ram", {}).get("peak"),
+            "error": run.get("error"),
+        }
+        for run in report["runs"]
+    ]
+
+
+def _range(name: str, pair: Sequence[float] | None) -> dict[str, float]:
+    return {} if pair is None else {f"{name}_low": pair[0], f"{name}_high": pair[1]}
+
+
+def write_csv(report: Mapping[str, Any], path: Path) -> None:
+    """Raises StorageError when it cannot be written."""
+    table = rows(report)
+    titles = list(dict.fromkeys(title for row in table for title in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, titles, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that appears whole or not at all. Raises StorageError when it cannot be written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}", remedy="choose another place") from error
