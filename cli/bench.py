@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -43,7 +42,7 @@ Csv = Annotated[Path | None, typer.Option(help="Write a table of the results.", 
 class _LiveByDefault(TyperGroup):
     """`bench MODEL` is `bench live MODEL`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] != "--help"):
             args = [_LIVE, *args]
         return super().parse_args(ctx, args)
@@ -51,7 +50,7 @@ class _LiveByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_LiveByDefault,
-    help="Measure where the hits, the bytes and the time go. `moe-local bench MODEL` is `moe-local bench live MODEL`.",
+    help="Measure where the hits, the bytes and the time go. `bench MODEL` is `bench live MODEL`.",
 )
 
 
@@ -163,10 +162,11 @@ _Configuration = tuple[opt.LoadFlags, str | None]
 def _configurations(flags: opt.LoadFlags, format: str | None) -> list[_Configuration]:
     """Every combination of what was given as lists."""
     lists = [(getattr(flags, name) or "").split(",") for name in _SWEPT]
-    found = [
-        replace(flags, **{name: value.strip() or None for name, value in zip(_SWEPT, values, strict=True)})
+    combined: list[dict[str, Any]] = [
+        {name: value.strip() or None for name, value in zip(_SWEPT, values, strict=True)}
         for values in itertools.product(*lists)
     ]
+    found = [replace(flags, **values) for values in combined]
     formats = [None] if format is None else [name.strip() for name in format.split(",")]
     for one in found:
         one.options()  # refuses what makes no sense before anything runs

@@ -1,4 +1,4 @@
-"""What a replay means in tokens/s on a machine of a hardware profile: the replay's misses over the profile's links."""
+"""What a replay means in tokens/s on a machine of a profile: the replay's misses over the profile's links."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Question:
 def replay_report(
     trace: Trace, question: Question, version: str, report: Callable[[str, float], None]
 ) -> dict[str, Any]:
-    """Raises MoeLocalError for capacities below one token's experts, and for policies or machines that are unknown."""
+    """Raises MoeLocalError for a capacity below one token's experts, and for an unknown policy or machine."""
     forecast = None if question.profile is None else Forecast.of(question.profile, question.model or trace.model)
     policies = choose(question.policies, weighted=trace.weights is not None)
     slots = [capacity_slots(trace, share) for share in question.capacities]

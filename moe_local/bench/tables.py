@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_local.bench.parts import (
+    DEFAULT_POLICY,
+    ORACLE,
     Part,
     Report,
     layer_shares,
@@ -58,7 +60,11 @@ def seconds(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def whole(value: float) -> str:
+    return f"{value:.0f}"
 
 
 Format = Callable[[float], str]
@@ -112,7 +118,7 @@ def _columns(found: Sequence[Part]) -> list[str]:
 def _replayed(report: Report) -> Iterator[Table]:
     found = results(report)
     capacities = sorted({float(result["capacity"]) for result in found})
-    curves = sorted({_curve(result) for result in found})
+    curves = sorted({_curve(result) for result in found}, key=_rank)
     head = ["policy, scope", *(f"{capacity * 100:.3g}%" for capacity in capacities)]
     at = {(_curve(result), float(result["capacity"])): result for result in found}
     empty: Part = {}
@@ -133,6 +139,12 @@ def _replayed(report: Report) -> Iterator[Table]:
 
 def _curve(result: Part) -> tuple[str, str]:
     return plain(result.get("policy", "?"), 20), plain(result.get("scope", "layer"), 10)
+
+
+def _rank(curve: tuple[str, str]) -> tuple[bool, bool, bool, str]:
+    """Per layer before global; the default first, the oracle last."""
+    policy, scope = curve
+    return scope != "layer", policy == ORACLE, policy != DEFAULT_POLICY, policy
 
 
 def _estimate(result: Part) -> str:
@@ -236,8 +248,8 @@ def _marked(groups: Part, names: Sequence[str]) -> Iterator[Table]:
     body = [
         [
             name,
-            said(expert.get("layer"), figure),
-            said(expert.get("expert"), figure),
+            said(expert.get("layer"), whole),
+            said(expert.get("expert"), whole),
             said(expert.get("lift"), lambda lift: f"{lift:.3g} times"),
             said(expert.get("share"), share),
         ]
