@@ -147,7 +147,7 @@ def _replays(results: Sequence[Mapping[str, Any]], scope: str) -> Table:
     capacities = list(dict.fromkeys(result["capacity"] for result in results))
     predicted = any(result["tokens_per_second"] for result in results)
     table = Table(box=None, pad_edge=False)
-    table.add_column("each layer its share" if scope == "layer" else "one share for all layers")
+    table.add_column("each layer its share" if scope == "layer" else "one global share")
     for capacity in capacities:
         table.add_column(
             f"{capacity:.4g}".rstrip("0").rstrip(".") if capacity > 1 else f"{capacity:.1%}", justify="right"

@@ -162,9 +162,11 @@ def show_routing(report: Mapping[str, Any], console: Console | None = None) -> N
         console.print(HeatMap(usage))
     balance = _balance(report, routed, console)
     if balance.row_count:
+        console.print()
         console.print(balance)
     marked = _marked(part(routed.get("groups")), console)
     if marked.row_count:
+        console.print()
         console.print(marked)
 
 

@@ -25,7 +25,8 @@ class Forecast:
     @classmethod
     def of(cls, profile: str, model: str) -> Forecast:
         """Raises MoeLocalError for a machine or a model that is not known."""
-        return cls(find_sizes(model), Machine.of(get_profile(profile)), Formats())
+        machine = Machine.of(get_profile(profile))
+        return cls(find_sizes(model), machine, Formats())
 
     @property
     def record_bytes(self) -> int:

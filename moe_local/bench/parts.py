@@ -81,10 +81,13 @@ def padded(layers: list[list[float]]) -> NDArray[np.float64]:
 
 
 def relative_usage(routed: Part) -> NDArray[np.float64]:
-    """[layers, experts]: uses of an expert as a multiple of the layer's mean; NaN where there is no such expert."""
+    """[layers, experts]: uses of an expert as a multiple of the layer's mean; NaN where there is no such expert.
+
+    Empty where no use was counted.
+    """
     counts = padded([[max(0.0, count) for count in row] for row in rows(routed.get("usage"))])
-    if not counts.size:
-        return counts
+    if not (counts > 0).any():
+        return np.empty((0, 0))
     used = ~np.isnan(counts)
     means = np.where(used, counts, 0).sum(axis=1, keepdims=True) / np.maximum(1, used.sum(axis=1, keepdims=True))
     relative: NDArray[np.float64] = counts / np.where(means > 0, means, 1)
@@ -92,11 +95,16 @@ def relative_usage(routed: Part) -> NDArray[np.float64]:
 
 
 def layer_shares(layers: Part) -> NDArray[np.float64]:
-    """[3, layers]: the share of a layer's requests that the device tier, the host tier and the disk answered."""
+    """[3, layers]: the share of a layer's requests that the device tier, the host tier and the disk answered.
+
+    Empty where there was no request.
+    """
     columns = [numbers(layers.get(name)) for name in ("hits", "misses", "host_hits")]
     count = min(len(columns[0]), len(columns[1]))
     hits, misses, host = (np.maximum(0, np.array([*column, *[0.0] * count][:count])) for column in columns)
     host = np.minimum(host, misses)  # misses of the device tier that the host tier had
+    if not (hits + misses > 0).any():
+        return np.empty((3, 0))
     total = np.maximum(hits + misses, 1)
     shares: NDArray[np.float64] = np.stack([hits, host, misses - host]) / total
     return shares

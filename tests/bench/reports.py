@@ -81,7 +81,7 @@ def _head(kind: str, layers: int, experts: int, top_k: int) -> dict[str, Any]:
 def _routing(rng: np.random.Generator, layers: int, experts: int, top_k: int) -> dict[str, Any]:
     tokens = 2048
     weights = rng.gamma(0.6, 1.0, (layers, experts)) ** 1.2 + 1e-4
-    weights[:, :: max(7, experts // 6)] = 0
+    weights[:, max(7, experts // 6) - 1 :: max(7, experts // 6)] = 0
     weights /= weights.sum(axis=1, keepdims=True)
     counts = np.stack([rng.multinomial(tokens * top_k, row) for row in weights])
     logs = np.log(np.where(weights > 0, weights, 1))
@@ -187,3 +187,30 @@ def _spans(rng: np.random.Generator, layers: int, experts: int, top_k: int, host
         add("compute", layer, None, now + 0.5e-3, 0.3e-3)
         now += 0.8e-3
     return spans
+
+
+def poisoned(value: Any, text: str) -> Any:
+    """A copy of a report in which every string is `text`."""
+    if isinstance(value, dict):
+        return {key: poisoned(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [poisoned(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+def emptied(value: Any) -> Any:
+    """A copy of a report in which every list of figures is empty."""
+    if isinstance(value, dict):
+        return {key: emptied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [emptied(item) for item in value if isinstance(item, dict)]
+    return value
+
+
+def nulled(value: Any) -> Any:
+    """A copy of a report in which every figure is null."""
+    if isinstance(value, dict):
+        return {key: nulled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [nulled(item) for item in value]
+    return None if isinstance(value, int | float) else value

@@ -133,7 +133,7 @@ def reuse(report: Report) -> Iterator[Picture]:
     """How many other experts a layer used before it came back to the same one."""
     found = part(routing(report).get("reuse_distance"))
     distance, share = numbers(found.get("distance")), numbers(found.get("share"))
-    if distance and len(distance) == len(share):
+    if len(distance) == len(share) and sum(share) > 0:
         yield Picture(
             "reuse",
             "How soon an expert is used again",
