@@ -70,7 +70,7 @@ class LoadFlags:
         ),
     ] = "100%"
     policy: Annotated[
-        str, typer.Option(help="Which experts are kept: lru, lfu, lfru or weight.", rich_help_panel=MEMORY)
+        str, typer.Option(help="Which experts are kept: lru, lfu, lfru, successor, weight.", rich_help_panel=MEMORY)
     ] = "lru"
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
     dtype: Annotated[

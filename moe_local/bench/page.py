@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from itertools import groupby
 
-from moe_local.bench.parts import Report, describe_config, model_name, number, numbers, part, plain, runs
+from moe_local.bench.parts import Part, Report, describe_config, model_name, number, numbers, part, plain, runs
 from moe_local.bench.pictures import Picture, inline, pictures
 from moe_local.bench.tables import Table, details, headline
 from moe_local.config import format_size
@@ -95,6 +95,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "experts", _experts(numbers(model.get("experts")), number(model.get("top_k")))
     size = number(model.get("record_bytes"))
     yield "format", _listed([model.get("format"), None if size is None else f"{format_size(size)} an expert"])
+    yield "workload", _workload(part(model.get("workload")))
     cores = number(machine.get("cores"))
     yield "processor", _listed([machine.get("cpu"), None if cores is None else f"{cores:.0f} cores"])
     gpus = machine.get("gpus")
@@ -106,6 +107,12 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         failed = f" · failed: {plain(run['error'], 200)}" if run.get("error") else ""
         settings = describe_config(part(run.get("config")))
         yield f"run {index}" if len(runs(report)) > 1 else "settings", f"{settings}{failed}"
+
+
+def _workload(workload: Part) -> str:
+    words = {"prompts": "prompts", "new_tokens": "new tokens each", "repeat": "timed passes"}
+    counts = ((number(workload.get(name)), said) for name, said in words.items())
+    return _listed(f"{count:.0f} {said}" for count, said in counts if count is not None)
 
 
 def _experts(counts: list[float], top_k: float | None) -> str:

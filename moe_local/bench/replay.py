@@ -108,6 +108,7 @@ def replay(
         for scope in scopes
         for slots in capacities
         for policy in policies
+        if scope == SCOPES[0] or not policy.layered
     ]
     found = []
     with ThreadPoolExecutor(cores()) as pool:

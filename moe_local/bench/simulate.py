@@ -32,7 +32,10 @@ def simulate(accesses: Accesses, policy: Policy, capacities: NDArray[np.int64], 
     use, worth, run = _compiled(policy)
     missed = np.zeros(accesses.ids.shape, dtype=np.bool_)
     totals = np.array([capacities.sum()]) if shared else capacities
-    run(use, worth, policy.rows, *accesses, totals, missed)
+    layers, experts = accesses.ids.shape[1], accesses.experts
+    spaces, keys = (1, layers * experts) if shared else (layers, experts)
+    state = np.zeros((spaces, policy.rows(keys), keys))
+    run(use, worth, state, *accesses, totals, missed)
     return missed
 
 
@@ -74,7 +77,7 @@ def _compiled(policy: Policy) -> tuple[Any, Any, Any]:
 def _run(
     use: Any,
     worth: Any,
-    rows: int,
+    states: Any,
     ids: Any,
     needed: Any,
     signal: Any,
@@ -84,15 +87,14 @@ def _run(
     missed: Any,
 ) -> None:
     layers, k = ids.shape[1], ids.shape[2]
-    total = layers * experts
-    shared = len(capacities) == 1 and layers > 1
-    state = np.zeros((rows, total))
-    resident = np.zeros(total, dtype=np.bool_)
-    kept = np.zeros(len(capacities), dtype=np.int64)
-    now = np.zeros(len(capacities), dtype=np.int64)
+    shares, total = states.shape[0], states.shape[2]
+    resident = np.zeros((shares, total), dtype=np.bool_)
+    kept = np.zeros(shares, dtype=np.int64)
+    now = np.zeros(shares, dtype=np.int64)
     strength = np.full(experts, -np.inf)  # the greatest signal of each expert in this pass
     first = np.zeros((experts, 2), dtype=np.int64)  # where it is needed first in this pass
     wanted = np.empty(experts, dtype=np.int64)
+    signals = np.empty(experts)
     candidates = np.empty(total, dtype=np.int64)
     value = np.empty(total)
     start = 0
@@ -114,33 +116,34 @@ def _run(
                 continue
             if end - start > 1:
                 wanted[:count].sort()
-            share = 0 if shared else layer
-            low, high = (0, total) if shared else (layer * experts, (layer + 1) * experts)
-            offset = layer * experts
+            share = layer if shares > 1 else 0
+            offset = 0 if shares > 1 else layer * experts
+            state, there = states[share], resident[share]
             now[share] += 1
             found = 0
             for i in range(count):
                 expert = wanted[i]
-                key = offset + expert
-                use(state, key, now[share], strength[expert])
+                signals[i] = strength[expert]
                 strength[expert] = -np.inf
-                if not resident[key]:
+                wanted[i] += offset
+                if not there[offset + expert]:
                     missed[first[expert, 0], layer, first[expert, 1]] = True
-                    candidates[found] = key
+                    candidates[found] = offset + expert
                     found += 1
+            use(state, wanted[:count], now[share], signals[:count])
             if found == 0:
                 continue
             misses = found
             excess = kept[share] + misses - capacities[share]
             if excess > 0:
-                for key in range(low, high):
-                    if resident[key]:
+                for key in range(total):
+                    if there[key]:
                         candidates[found] = key
                         found += 1
                 for i in range(found):
                     value[i] = worth(state, candidates[i], now[share])
             for i in range(misses):
-                resident[candidates[i]] = True
+                there[candidates[i]] = True
             kept[share] += misses
             for _ in range(excess):
                 least = 0
@@ -148,7 +151,7 @@ def _run(
                     if value[i] < value[least]:
                         least = i
                 value[least] = np.inf
-                resident[candidates[least]] = False
+                there[candidates[least]] = False
                 kept[share] -= 1
         start = end
 

@@ -34,7 +34,7 @@ class Share:
     def clear(self) -> None:
         """Forgets everything."""
         self._now = 0
-        self._state = np.zeros((self._policy.rows, self._experts))
+        self._state = np.zeros((self._policy.rows(self._experts), self._experts))
         self._resident: NDArray[np.bool_] = np.zeros(self._experts, dtype=bool)
 
     def __contains__(self, expert: int) -> bool:
@@ -51,7 +51,8 @@ class Share:
         """
         self._now += 1
         keys = np.array(experts, dtype=np.int64)
-        self._policy.use(self._state, keys, self._now, 0.0 if weights is None else np.array(weights))
+        given = np.zeros(len(keys)) if weights is None else np.array(weights)
+        self._policy.use(self._state, keys, self._now, given)
         there = self._resident[keys]
         if there.all():
             return Decision(list(experts), [], frozenset())

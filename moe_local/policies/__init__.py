@@ -8,9 +8,10 @@ from moe_local.policies.belady import BELADY
 from moe_local.policies.lfru import LFRU
 from moe_local.policies.lfu import LFU
 from moe_local.policies.lru import LRU
+from moe_local.policies.successor import SUCCESSOR
 from moe_local.policies.weight import WEIGHT
 
-POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, WEIGHT)}
+POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, SUCCESSOR, WEIGHT)}
 
 __all__ = ["BELADY", "LRU", "POLICIES", "Key", "Keys", "Policy", "State", "get_policy"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +15,9 @@ State = NDArray[np.float64]  # [rows, keys]
 
 
 class Use(Protocol):
-    """`keys` were needed at time `now`, together; `weight` is what the router gave each."""
+    """`keys` (distinct) were needed at time `now`, together; `weights` are what the router gave each."""
 
-    def __call__(self, state: State, keys: Any, now: float, weight: Any) -> None: ...
+    def __call__(self, state: State, keys: Keys, now: float, weights: Any) -> None: ...
 
 
 class Worth(Protocol):
@@ -27,15 +28,16 @@ class Worth(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """Two functions over `rows` numbers a key, kept of all keys, resident or not.
+    """Two functions over some numbers for each key, kept of all keys, resident or not.
 
-    They index and calculate only, so that the same code serves an array of keys while a model runs and, compiled,
-    one key at a time in a replay of millions. They see no tensor, no slot and no clock: `now` counts forward passes.
-    `rows` begin as zeros; a key never needed has nothing else in them.
+    They index and calculate only, so that the same code runs in the model and, compiled by numba, in a replay of
+    millions (`worth` with one key at a time). They see no tensor, no slot and no clock: `now` counts forward passes.
+    `rows(keys)` says how many numbers; they begin as zeros.
     """
 
     name: str
-    rows: int
+    rows: Callable[[int], int]
     use: Use
     worth: Worth
     weighted: bool = False  # whether `use` reads the weights
+    layered: bool = False  # whether all keys must be of one layer

@@ -1,4 +1,4 @@
-"""Frequency over recency: fading uses, divided by the time since the last one."""
+"""Frequency and recency: fading uses, over the root of the time since the last one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from moe_local.policies.base import Policy, State
-from moe_local.policies.lfu import HALF_LIFE
+from moe_local.policies.base import Keys, Policy, State
+
+HALF_LIFE = 48.0  # forward passes after which a use counts half
 
 
-def _use(state: State, keys: Any, now: float, weight: Any) -> None:
+def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
     state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + 1
     state[1, keys] = now
 
 
 def _worth(state: State, keys: Any, now: float) -> Any:
-    return state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) / (now - state[1, keys] + 1)
+    age = now - state[1, keys]
+    return state[0, keys] * np.exp2(-age / HALF_LIFE) / np.sqrt(age + 1)
 
 
-LFRU = Policy("lfru", 2, _use, _worth)
+LFRU = Policy("lfru", lambda keys: 2, _use, _worth)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_local.policies.base import Policy, State
+from moe_local.policies.base import Keys, Policy, State
 
 
-def _use(state: State, keys: Any, now: float, weight: Any) -> None:
+def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
     state[0, keys] = now
 
 
@@ -15,4 +15,4 @@ def _worth(state: State, keys: Any, now: float) -> Any:
     return state[0, keys]
 
 
-LRU = Policy("lru", 1, _use, _worth)
+LRU = Policy("lru", lambda keys: 1, _use, _worth)

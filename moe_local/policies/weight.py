@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_local.policies.base import Policy, State
+from moe_local.policies.base import Keys, Policy, State
 from moe_local.policies.lfu import HALF_LIFE
 
 
-def _use(state: State, keys: Any, now: float, weight: Any) -> None:
-    state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + weight
+def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
+    state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + weights
     state[1, keys] = now
 
 
@@ -19,4 +19,4 @@ def _worth(state: State, keys: Any, now: float) -> Any:
     return state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE)
 
 
-WEIGHT = Policy("weight", 2, _use, _worth, weighted=True)
+WEIGHT = Policy("weight", lambda keys: 2, _use, _worth, weighted=True)

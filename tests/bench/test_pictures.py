@@ -71,6 +71,7 @@ def test_the_same_bytes_each_time_whatever_the_users_settings(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", r'$\frac{"--> ]]>', "\x00\ud800\n模型 🤖" * 999])
+@pytest.mark.filterwarnings("error")  # of matplotlib: no room, no such glyph
 def test_hostile_names(text: str) -> None:
     for report in (poisoned(live(2, 4, 1, runs=2), text), poisoned(replay(2, 4, 1), text)):
         for picture in pictures(report):

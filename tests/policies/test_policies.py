@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from moe_local.errors import MoeLocalError
 from moe_local.policies import BELADY, POLICIES, Policy, get_policy
-from moe_local.policies.lfu import HALF_LIFE
+from moe_local.policies.lfru import HALF_LIFE as LFRU
+from moe_local.policies.lfu import HALF_LIFE as LFU
 
 KEYS = 7
 USES = st.lists(st.tuples(st.sets(st.integers(0, KEYS - 1), min_size=1), st.floats(0.01, 1)), min_size=1, max_size=40)
@@ -17,16 +18,20 @@ Uses = list[tuple[set[int], float]]
 ALL = np.arange(KEYS)
 
 
-def _worth(policy: Policy, uses: Uses) -> np.ndarray:
-    state = np.zeros((policy.rows, KEYS))
+def _used(policy: Policy, uses: Uses) -> np.ndarray:
+    state = np.zeros((policy.rows(KEYS), KEYS))
     for now, (keys, weight) in enumerate(uses, start=1):
-        policy.use(state, np.array(sorted(keys)), now, weight)
-    return policy.worth(state, ALL, len(uses))
+        policy.use(state, np.array(sorted(keys)), now, np.full(len(keys), weight))
+    return state
 
 
-def _faded(uses: Uses, key: int, *, weighted: bool) -> float:
+def _worth(policy: Policy, uses: Uses) -> np.ndarray:
+    return policy.worth(_used(policy, uses), ALL, len(uses))
+
+
+def _faded(uses: Uses, key: int, half_life: float, *, weighted: bool) -> float:
     ages = [(len(uses) - now, weight) for now, (keys, weight) in enumerate(uses, start=1) if key in keys]
-    return sum((weight if weighted else 1) * 2 ** (-age / HALF_LIFE) for age, weight in ages)
+    return sum((weight if weighted else 1) * 2 ** (-age / half_life) for age, weight in ages)
 
 
 def _last(uses: Uses, key: int) -> int:
@@ -41,22 +46,27 @@ def test_lru_is_worth_its_last_use(uses: Uses) -> None:
 @given(USES)
 def test_the_others_by_definition(uses: Uses) -> None:
     for name, weighted in (("lfu", False), ("weight", True)):
-        wanted = [_faded(uses, key, weighted=weighted) for key in ALL]
+        wanted = [_faded(uses, key, LFU, weighted=weighted) for key in ALL]
         np.testing.assert_allclose(_worth(POLICIES[name], uses), wanted, atol=1e-9)
-    wanted = [_faded(uses, key, weighted=False) / (len(uses) - _last(uses, key) + 1) for key in ALL]
+    wanted = [_faded(uses, key, LFRU, weighted=False) / (len(uses) - _last(uses, key) + 1) ** 0.5 for key in ALL]
     np.testing.assert_allclose(_worth(POLICIES["lfru"], uses), wanted, atol=1e-9)
 
 
 @given(USES)
-def test_one_key_at_a_time_is_the_same(uses: Uses) -> None:
-    """As a compiled replay calls them."""
+def test_one_key_at_a_time_is_worth_the_same(uses: Uses) -> None:
+    """As a compiled replay asks."""
     for policy in (*POLICIES.values(), BELADY):
-        state = np.zeros((policy.rows, KEYS))
-        for now, (keys, weight) in enumerate(uses, start=1):
-            for key in keys:
-                policy.use(state, key, now, weight)
+        state = _used(policy, uses)
         singly = [policy.worth(state, key, len(uses)) for key in ALL]
-        assert singly == _worth(policy, uses).tolist()
+        assert singly == policy.worth(state, ALL, len(uses)).tolist()
+
+
+def test_the_successor_learns_what_follows() -> None:
+    """2 follows 0 and 3 follows 1: after a 0, of two keys used alike, the 2 is worth more."""
+    uses: Uses = [({key}, 1.0) for key in (0, 2, 1, 3) * 10]
+    state = _used(POLICIES["successor"], [*uses, ({0}, 1.0)])
+    two, three = POLICIES["successor"].worth(state, np.array([2, 3]), len(uses) + 1)
+    assert two > 3 * three
 
 
 def test_an_unknown_policy_is_refused() -> None:

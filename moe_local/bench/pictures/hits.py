@@ -28,7 +28,7 @@ from moe_local.bench.parts import (
 )
 
 from . import Picture
-from .theme import Theme, count_ticks, drawable, dress, legend, new_figure, percent
+from .theme import BESIDE_LEGEND, Theme, count_ticks, drawable, dress, legend, new_figure, percent
 
 Curve = tuple[str, str]  # policy, scope
 _LAYERS_AT = 0.25  # capacity at which layers are compared, or the nearest replayed
@@ -116,7 +116,7 @@ def _layers(layers: Part, subtitle: str, theme: Theme) -> Figure:
     shares = layer_shares(layers)
     figure = new_figure(theme, 3.9, "Where each layer's experts came from")
     axes = figure.subplots()
-    dress(axes, theme, drawable(subtitle), grid="y")
+    dress(axes, theme, drawable(subtitle, BESIDE_LEGEND), grid="y")
     count = shares.shape[1]
     has_host = bool(shares[1].any())
     kinds = [("device" if has_host else "cache", theme.good), ("host RAM", theme.fair), ("disk", theme.bad)]

@@ -28,7 +28,7 @@ from moe_local.bench.parts import (
 )
 
 from . import Picture
-from .theme import BLUE, VERMILLION, Theme, count_ticks, drawable, dress, legend, new_figure, percent
+from .theme import BESIDE_LEGEND, BLUE, VERMILLION, Theme, count_ticks, drawable, dress, legend, new_figure, percent
 
 _SPAN = 8.0  # colours end at this multiple of uniform use, and at its inverse
 _FINE = 1600  # pixels across an embedded image: cells then stay sharp however a viewer scales it
@@ -69,7 +69,7 @@ def _draw_heat_map(
         panels, 2, squeeze=False, width_ratios=[1, 0.018], sharex="col", gridspec_kw={"hspace": 0.02}
     )
     _usage_panel(grid[0, 0], grid[0, 1], usage, theme)
-    grid[0, 0].set_title(drawable(subtitle), loc="left", color=theme.muted, fontsize=9.5)
+    grid[0, 0].set_title(drawable(subtitle, BESIDE_LEGEND), loc="left", color=theme.muted, fontsize=9.5)
     if resident is not None:
         _resident_panel(grid[1, 0], usage, resident, theme)
         grid[1, 1].set_axis_off()

@@ -15,7 +15,7 @@ from matplotlib.path import Path
 from moe_local.bench.parts import Part, Report, model_name, number, part, parts, run_labels, runs
 
 from . import Picture
-from .theme import Theme, drawable, dress, mixed, new_figure
+from .theme import Theme, drawable, dress, mixed, new_figure, wrapped
 
 _LANES = {"compute": "compute", "stall": "stall", "read": "reads", "upload": "uploads"}
 _ROWS = 12  # spans at once in a lane that get a row of their own
@@ -201,7 +201,7 @@ def _draw_sweep(bars: list[Bar], subtitle: str, theme: Theme) -> Figure:
             fontsize=9,
             color=theme.text,
         )
-    axes.set_yticks(places, labels=[drawable(label) for label, *_ in bars])
+    axes.set_yticks(places, labels=[wrapped(drawable(label)) for label, *_ in bars])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, max(float(highs.max()), 1e-9) * 1.1)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -18,6 +19,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 WIDTH = 9.0  # inches of every picture
 PNG_DPI = 150
+_LONGEST = 90  # characters of a line across the picture
+BESIDE_LEGEND = 56  # and of one with a legend to its right
+_LABEL = 36  # and of one beside the axes
 
 # Okabe and Ito's palette.
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
@@ -157,9 +161,15 @@ def mixed(colour: str, other: str, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def drawable(text: str) -> str:
-    """The text in characters that the font has: a missing one would be a box and a warning."""
+def drawable(text: str, most: int = _LONGEST) -> str:
+    """The text in characters that the font has, at most so many: a missing one would be a box and a warning."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(c if ord(c) < 0x250 or c == "…" else "?" for c in text)
+
+
+def wrapped(text: str) -> str:
+    """A label beside the axes, in at most two lines."""
+    return "\n".join(wrap(text, _LABEL, max_lines=2, placeholder="…"))
 
 
 def png(figure: Figure) -> bytes:
