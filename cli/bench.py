@@ -106,9 +106,9 @@ def live(
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        from .bench_tables import show_live
+        from .bench_tables import show
 
-        show_live(report)
+        show(report)
     if failed := [run["error"] for run in report["runs"] if "error" in run]:
         raise MoeLocalError(f"{len(failed)} of {len(report['runs'])} configurations failed", remedy=failed[0])
 
@@ -328,15 +328,15 @@ def replay(
     if limit is not None and limit < 1:
         raise MoeLocalError(f"--limit {limit} leaves no prompt", remedy="give at least 1")
     found = read_trace(trace)
-    with progress() as show:
-        report = replay_report(found if limit is None else found.first(limit), question, __version__, show)
+    with progress() as bar:
+        report = replay_report(found if limit is None else found.first(limit), question, __version__, bar)
     _write(report, plot, html, csv)
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        from .bench_tables import show_replay
+        from .bench_tables import show
 
-        show_replay(report)
+        show(report)
 
 
 def compare(

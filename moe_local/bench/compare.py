@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_local.bench.report import METRICS
 from moe_local.errors import MoeLocalError
 
 SAME, BETTER, WORSE = "within noise", "better", "worse"
+_LESS_IS_BETTER = ("time_to_first_token", "inter_token_", "bytes_read_per_token", "stall_share")
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,4 @@ def name_of(config: Mapping[str, Any]) -> str:
 def _verdict(metric: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
     if before["low"] <= after["high"] and after["low"] <= before["high"]:
         return SAME
-    more_is_better = METRICS.get(metric, (metric, True))[1]
-    return BETTER if (after["median"] > before["median"]) == more_is_better else WORSE
+    return BETTER if (after["median"] < before["median"]) == metric.startswith(_LESS_IS_BETTER) else WORSE

@@ -14,21 +14,6 @@ from typing import Any
 from moe_local.errors import MoeLocalError, StorageError
 
 SCHEMA = "moe-local-bench/1"
-# Metrics of a live run: what people call it, and whether more of it is better.
-METRICS = {
-    "decode_tokens_per_second": ("decode, tokens/s", True),
-    "prefill_tokens_per_second": ("prefill, tokens/s", True),
-    "time_to_first_token": ("time to first token, s", False),
-    "inter_token_p50": ("between tokens, p50, s", False),
-    "inter_token_p95": ("between tokens, p95, s", False),
-    "inter_token_p99": ("between tokens, p99, s", False),
-    "hit_rate": ("hits", True),
-    "decode_hit_rate": ("hits while decoding", True),
-    "host_hit_rate": ("misses found in RAM", True),
-    "bytes_read_per_token": ("read a token, bytes", False),
-    "stall_share": ("share of time stalled", False),
-}
-SHARES = {"hit_rate", "decode_hit_rate", "host_hit_rate", "stall_share"}
 
 
 def machine() -> dict[str, Any]:

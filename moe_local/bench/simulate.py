@@ -29,13 +29,13 @@ def simulate(accesses: Accesses, policy: Policy, capacities: NDArray[np.int64], 
     `capacities` [layers] are each layer's; with `shared` all layers keep their sum between them.
     Raises MoeLocalError when numba is not installed.
     """
-    use, worth, run = _compiled(policy)
+    run, *functions = _compiled(policy)
     missed = np.zeros(accesses.ids.shape, dtype=np.bool_)
     totals = np.array([capacities.sum()]) if shared else capacities
     layers, experts = accesses.ids.shape[1], accesses.experts
     spaces, keys = (1, layers * experts) if shared else (layers, experts)
     state = np.zeros((spaces, policy.rows(keys), keys))
-    run(use, worth, state, *accesses, totals, missed)
+    run(*functions, state, *accesses, totals, missed)
     return missed
 
 
@@ -68,14 +68,14 @@ def _jit() -> Callable[[Any], Any]:
 
 
 @cache
-def _compiled(policy: Policy) -> tuple[Any, Any, Any]:
-    from numba import njit
-
-    return njit(policy.use), njit(policy.worth), _jit()(_run)
+def _compiled(policy: Policy) -> tuple[Any, ...]:
+    jit = _jit()
+    return jit(_run), jit(policy.use), jit(policy.look), jit(policy.worth)
 
 
 def _run(
     use: Any,
+    look: Any,
     worth: Any,
     states: Any,
     ids: Any,
@@ -136,6 +136,7 @@ def _run(
             misses = found
             excess = kept[share] + misses - capacities[share]
             if excess > 0:
+                look(state, wanted[:count], now[share])
                 for key in range(total):
                     if there[key]:
                         candidates[found] = key

@@ -51,8 +51,9 @@ class Share:
         """
         self._now += 1
         keys = np.array(experts, dtype=np.int64)
-        given = np.zeros(len(keys)) if weights is None else np.array(weights)
-        self._policy.use(self._state, keys, self._now, given)
+        if self.capacity < self._experts:
+            given = np.zeros(len(keys)) if weights is None else np.array(weights)
+            self._policy.use(self._state, keys, self._now, given)
         there = self._resident[keys]
         if there.all():
             return Decision(list(experts), [], frozenset())
@@ -61,6 +62,7 @@ class Share:
         excess = len(candidates) - self.capacity
         leaving = candidates[:0]
         if excess > 0:
+            self._policy.look(self._state, keys, self._now)
             worth = self._policy.worth(self._state, candidates, self._now)
             leaving = candidates[np.argsort(worth, kind="stable")[:excess]]
         self._resident[missing] = True

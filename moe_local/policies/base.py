@@ -26,18 +26,30 @@ class Worth(Protocol):
     def __call__(self, state: State, keys: Any, now: float) -> Any: ...
 
 
+class Look(Protocol):
+    """Something must leave after `keys` were used at time `now`: prepares what `worth` will say of any key."""
+
+    def __call__(self, state: State, keys: Keys, now: float) -> None: ...
+
+
+def look_nowhere(state: State, keys: Keys, now: float) -> None:
+    """For policies that need no preparation."""
+
+
 @dataclass(frozen=True)
 class Policy:
-    """Two functions over some numbers for each key, kept of all keys, resident or not.
+    """Functions over some numbers for each key, kept of all keys, resident or not.
 
-    They index and calculate only, so that the same code runs in the model and, compiled by numba, in a replay of
-    millions (`worth` with one key at a time). They see no tensor, no slot and no clock: `now` counts forward passes.
-    `rows(keys)` says how many numbers; they begin as zeros.
+    `use` notes what is needed; when something must leave, `look` prepares for `worth`. They index and calculate only,
+    so that the same code runs in the model and, compiled by numba, in a replay of millions (`worth` with one key at a
+    time). They see no tensor, no slot and no clock: `now` counts forward passes. `rows(keys)` says how many numbers
+    there are for each key; they begin as zeros.
     """
 
     name: str
     rows: Callable[[int], int]
     use: Use
     worth: Worth
+    look: Look = look_nowhere  # given the keys that are needed now
     weighted: bool = False  # whether `use` reads the weights
     layered: bool = False  # whether all keys must be of one layer

@@ -27,6 +27,10 @@ def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
     for key in previous:
         state[_COUNT, key] += 1
         state[_PAIRS + key, keys] += 1
+
+
+def _look(state: State, keys: Keys, now: float) -> None:
+    experts = state.shape[1]
     state[_FOLLOWED] = 0
     for key in keys:
         state[_FOLLOWED] += (state[_PAIRS + key] + _DOUBT) / (state[_COUNT, key] + _DOUBT * experts / len(keys))
@@ -37,4 +41,4 @@ def _worth(state: State, keys: Any, now: float) -> Any:
     return state[_USES, keys] * np.exp2(-age / HALF_LIFE) / np.sqrt(age + 1) * (state[_FOLLOWED, keys] + 1e-9)
 
 
-SUCCESSOR = Policy("successor", lambda keys: _PAIRS + keys, _use, _worth, layered=True)
+SUCCESSOR = Policy("successor", lambda keys: _PAIRS + keys, _use, _worth, _look, layered=True)

@@ -14,8 +14,8 @@ from moe_local.bench.energy import EnergyMeter
 from moe_local.bench.live import Request, measure
 from moe_local.bench.record import write_trace
 from moe_local.bench.replay import replay
-from moe_local.bench.report import METRICS
 from moe_local.bench.route import Route
+from moe_local.bench.tables import METRICS
 from moe_local.bench.trace import Trace, read_trace
 from moe_local.bench.workload import OWN, Prompt, read_prompts
 from moe_local.config import MIB
@@ -80,7 +80,7 @@ def test_the_figures_add_up(qwen: Path) -> None:
     usage = np.array(run["routing"]["usage"])
     assert (usage.sum(axis=1) == run["routing"]["tokens"] * engine.plan.needs.top_k[0]).all()
     assert run["routing"]["groups"]["names"] == ["code", "knowledge"]
-    assert 0 < run["memory"]["ram"]["peak"]
+    assert run["memory"]["ram"]["peak"] > 0
     timeline = run["timeline"]
     assert {span["kind"] for span in timeline["spans"]} >= {"compute"}
     assert all(0 <= span["begin"] <= span["end"] <= timeline["seconds"] for span in timeline["spans"])

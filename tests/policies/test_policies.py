@@ -22,6 +22,7 @@ def _used(policy: Policy, uses: Uses) -> np.ndarray:
     state = np.zeros((policy.rows(KEYS), KEYS))
     for now, (keys, weight) in enumerate(uses, start=1):
         policy.use(state, np.array(sorted(keys)), now, np.full(len(keys), weight))
+    policy.look(state, np.array(sorted(uses[-1][0])), len(uses))
     return state
 
 
