@@ -20,6 +20,13 @@ class Counters:
     reading_seconds: float = 0.0  # at least one read was under way
     uploading_seconds: float = 0.0  # as far as the main thread was held up by it
     forwards: int = 0  # calls of an experts module
+    prefetched: int = 0  # experts that were read before they were asked for
+    prefetch_hits: int = 0  # of those, the ones that were then needed
+    bytes_prefetched: int = 0  # a part of bytes_read
+    bytes_wasted: int = 0  # prefetched for nothing
+    predicted: int = 0  # experts that the next layer was thought to need
+    predicted_right: int = 0  # and did
+    foreseeable: int = 0  # experts needed where there was a prediction
 
     @classmethod
     def of(cls, layers: int) -> Counters:

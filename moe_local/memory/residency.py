@@ -5,7 +5,7 @@ Only the thread that runs the forward pass touches it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,8 +98,10 @@ class Slots:
     def release(self, key: Key) -> None:
         self._free.append(self._of[key[0]].pop(key[1]))
 
-    def empty(self, layer: int) -> None:
-        """Frees the layer's slots, and any that an interrupted `take` or `release` left with nobody."""
-        self._of[layer].clear()
+    def keep(self, residents: Sequence[Iterable[int]]) -> None:
+        """Frees all slots but those of `residents`, the experts of each layer that stay."""
+        self._of = [
+            {expert: slots[expert] for expert in experts} for slots, experts in zip(self._of, residents, strict=True)
+        ]  # at once: an interrupt must not leave a layer with less
         used = {slot for slots in self._of for slot in slots.values()}
         self._free = [slot for slot in range(self._count) if slot not in used]

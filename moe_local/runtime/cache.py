@@ -15,9 +15,11 @@ What a layer will keep is decided once, when its experts are asked for: so the r
 which reads end. Experts that leave and are not needed now free their slots at once; those that leave and are needed
 (evicted residents, and misses that only pass through) when the compute that used them has been issued. A tier has
 spare slots beyond what it keeps, for what passes through: there is always one to go on with, however many experts a
-layer asks for. With a host tier, a read fills a host slot; the upload from there to the device slot is issued on the
-thread, and so on the stream, that also issues the compute, so it comes after every kernel that used the slot's former
-expert.
+layer asks for. What is read ahead for a later layer waits in spare slots too, and leaves some of them free; when its
+layer asks for it, it is there or its reading becomes urgent, and what is not asked for then falls free.
+
+With a host tier, a read fills a host slot; the upload from there to the device slot is issued on the thread, so on
+the stream, that also issues the compute: it comes after every kernel that used the slot's former expert.
 
 If a fetch does not come to its end (a read failed, compute raised, Ctrl-C between any two instructions), its layer's
 books cannot be trusted. The cache knows which layer that is, and before the next fetch waits for every reader thread
@@ -27,14 +29,14 @@ and empties the layer: to read a few experts again is cheap, and there is no sta
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.errors import MoeLocalError
 from moe_local.formats import Expert, open_expert
-from moe_local.memory.disk import RecordReader
+from moe_local.memory.disk import Arrival, RecordReader
 from moe_local.memory.residency import Decision, Share, Slots
 from moe_local.memory.slab import Slab
 from moe_local.policies import Key, Policy
@@ -64,8 +66,9 @@ class Tier:
         return decision
 
     def empty(self, layer: int) -> None:
+        """Forgets a layer, and whatever lies in slots that no layer keeps."""
         self.shares[layer].clear()
-        self.slots.empty(layer)
+        self.slots.keep(self.shares)
 
 
 _NONE = Decision([], [], frozenset())
@@ -74,13 +77,20 @@ _NONE = Decision([], [], frozenset())
 class ExpertCache:
     """The device tier over an optional host tier over the disk."""
 
-    def __init__(self, catalog: Catalog, reader: RecordReader, device: Tier, host: Tier | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, reader: RecordReader, device: Tier, host: Tier | None = None, *, reserve: int = 1
+    ) -> None:
         self.counters = Counters.of(len(catalog.layers))
         self._catalog = catalog
         self._reader = reader
         self._device = device
         self._host = host
+        self._landing = host or device  # where reads go
+        self._reserve = max(1, reserve)  # free slots that prefetching leaves
         self._uploads: deque[Key] = deque()  # the host tier has them, no device slot is theirs yet
+        self._waiting: set[Key] = set()  # in flight, and needed by the layer under way
+        self._staged: set[Key] = set()  # prefetched, in flight or there, and not asked for yet
+        self._unwanted: set[Key] = set()  # prefetched for nothing, and still in flight
         self._opened: dict[tuple[int, int], Expert] = {}  # (device slot, layout) -> views
         layouts = [layer.layout for layer in catalog.layers]
         self._layout_of = [layouts.index(layout) for layout in layouts]
@@ -94,12 +104,17 @@ class ExpertCache:
         return self._device.weighted
 
     def fetch(
-        self, layer: int, experts: Sequence[int], weights: Sequence[float] | None = None
+        self,
+        layer: int,
+        experts: Sequence[int],
+        weights: Sequence[float] | None = None,
+        ahead: Callable[[], Iterable[Key]] = lambda: (),
     ) -> Iterator[list[tuple[int, Expert]]]:
         """Yields `experts` (distinct) with their weights as soon as they are there: all hits, then each arrival.
 
         What is yielded may be used until more is asked for. `weights` are the router's, for policies that look at
-        them. Raises StorageError when a read fails.
+        them. `ahead` is asked once everything has been requested: keys of later layers, the likeliest first, to read
+        into spare slots meanwhile. Raises StorageError when a read fails that was needed.
         """
         self._recover()
         self._underway = layer
@@ -107,18 +122,88 @@ class ExpertCache:
         host = self._host_need(layer, device.misses, dict(zip(experts, weights or (), strict=False)))
         self._count(layer, device, host)
         self._uploads.extend((layer, expert) for expert in host.hits)
-        missing = deque((layer, expert) for expert in (host.misses if self._host else device.misses))
-        ready = device.hits
-        while ready or missing or self._pending:
+        missing, prefetched = self._claim(layer, host.misses if self._host else device.misses)
+        ready = [*device.hits, *prefetched]
+        looked = False
+        while ready or missing or self._waiting or self._uploads:
             self._request(missing)
-            ready = ready or [self._next_arrival(host.leaving)]
-            began = perf_counter()
-            yield [(expert, self._open(layer, expert)) for expert in ready]
-            self._note("compute", layer, ready[0] if len(ready) == 1 else None, began)
+            if not (looked or missing):
+                looked = True
+                self._look_ahead(ahead())
+            ready = ready or self._next_arrival(host.leaving)
+            if ready:
+                began = perf_counter()
+                yield [(expert, self._open(layer, expert)) for expert in ready]
+                self._note("compute", layer, ready[0] if len(ready) == 1 else None, began)
             for expert in device.leaving.intersection(ready):
                 self._device.slots.release((layer, expert))
             ready = []
         self._underway = None
+
+    def _claim(self, layer: int, misses: Sequence[int]) -> tuple[deque[Key], list[int]]:
+        """Misses that are still to be requested, and experts that are ready for compute though they were misses.
+
+        What was prefetched for this layer and is not needed falls free, or will when its reading ends.
+        """
+        for arrival in self._reader.arrivals():
+            self._landed(arrival)
+        needed = {(layer, expert) for expert in misses}
+        found = needed & self._staged
+        for key in [key for key in self._staged if key[0] == layer and key not in found]:
+            self._unstage(key)
+        ready = []
+        for key in found:
+            self._staged.discard(key)
+            self.counters.prefetch_hits += 1
+            if key in self._reader:
+                self._reader.hurry(key)
+                self._waiting.add(key)
+            elif self._host is None:
+                ready.append(key[1])
+            else:
+                self._uploads.append(key)
+        return deque((layer, expert) for expert in misses if (layer, expert) not in found), ready
+
+    def _unstage(self, key: Key) -> None:
+        self._staged.discard(key)
+        size = self._size(key)
+        if key not in self._reader:
+            self._landing.slots.release(key)
+        elif self._reader.cancel(key):
+            self._landing.slots.release(key)
+            self.counters.bytes_read -= size
+            self.counters.bytes_prefetched -= size
+            return
+        else:
+            self._unwanted.add(key)
+        self.counters.bytes_wasted += size
+
+    def _landed(self, arrival: Arrival) -> Key | None:
+        """Takes note of a record that has come; gives back one that is waited for."""
+        key, error = arrival
+        if key in self._waiting:
+            if error is not None:
+                raise error
+            self._waiting.discard(key)
+            return key
+        if key in self._unwanted or error is not None:  # a prefetch that failed is read again if it is needed
+            self._unwanted.discard(key)
+            self._staged.discard(key)
+            self._landing.slots.release(key)
+        return None
+
+    def _look_ahead(self, keys: Iterable[Key]) -> None:
+        """Starts to read what later layers may need, into free slots but for those that demand is left with."""
+        tier = self._landing
+        for key in keys:
+            if tier.slots.free <= self._reserve:
+                return
+            if key in tier.slots or key in self._device.slots:
+                continue
+            self._staged.add(key)
+            self.counters.prefetched += 1
+            self.counters.bytes_prefetched += self._size(key)
+            self._read(key, urgent=False)
 
     def _host_need(self, layer: int, misses: Sequence[int], weights: Mapping[int, float]) -> Decision:
         if self._host is None or not misses:
@@ -145,13 +230,10 @@ class ExpertCache:
             return
         self._reader.drain()
         self._uploads.clear()
+        self._waiting, self._staged, self._unwanted = set(), set(), set()
         for tier in filter(None, (self._device, self._host)):
             tier.empty(self._underway)
         self._underway = None
-
-    @property
-    def _pending(self) -> int:
-        return self._reader.in_flight + len(self._uploads)
 
     def _count(self, layer: int, device: Decision, host: Decision) -> None:
         counters = self.counters
@@ -170,23 +252,33 @@ class ExpertCache:
 
     def _request(self, missing: deque[Key]) -> None:
         """Starts to read missing keys, in order, while there are free slots for them."""
-        tier = self._host or self._device
-        while missing and tier.slots.free:
-            layer, expert = key = missing.popleft()
-            extents = self._catalog.layers[layer].records[expert]
-            self.counters.bytes_read += sum(extent.length for extent in extents)
-            self._reader.start(key, extents, tier.slab.memory(tier.slots.take(key)))
+        while missing and self._landing.slots.free:
+            key = missing.popleft()
+            self._waiting.add(key)
+            self._read(key, urgent=True)
 
-    def _next_arrival(self, leaving_host: frozenset[int]) -> int:
-        """The next expert whose bytes are in its device slot. Waits; the wait is a stall."""
+    def _read(self, key: Key, *, urgent: bool) -> None:
+        tier = self._landing
+        self.counters.bytes_read += self._size(key)
+        target = tier.slab.memory(tier.slots.take(key))
+        self._reader.start(key, self._catalog.layers[key[0]].records[key[1]], target, urgent=urgent)
+
+    def _size(self, key: Key) -> int:
+        """Bytes of a record on the disk."""
+        return sum(extent.length for extent in self._catalog.layers[key[0]].records[key[1]])
+
+    def _next_arrival(self, leaving_host: frozenset[int]) -> list[int]:
+        """The next expert whose bytes are in its device slot, or none where something else came. Waits: a stall."""
         began = perf_counter()
-        key = self._uploads.popleft() if self._uploads else self._reader.next_arrival()
+        key = self._uploads.popleft() if self._uploads else self._landed(self._reader.wait())
         self.counters.reading_seconds = self._reader.busy_seconds
-        if self._host is not None:
+        if self._host is not None and key is not None:
             self._upload(self._host, key, last=key[1] in leaving_host)
         self.counters.stall_seconds += perf_counter() - began
+        if key is None:
+            return []
         self._note("stall", *key, began)
-        return key[1]
+        return [key[1]]
 
     def _upload(self, tier: Tier, key: Key, *, last: bool) -> None:
         began = perf_counter()

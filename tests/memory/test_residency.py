@@ -72,10 +72,10 @@ class SlotMachine(RuleBasedStateMachine):
         self.slots.release(key)
         del self.held[key]
 
-    @rule(layer=st.integers(0, 1))
-    def empty(self, layer: int) -> None:
-        self.slots.empty(layer)
-        self.held = {key: slot for key, slot in self.held.items() if key[0] != layer}
+    @rule(layer=st.integers(0, 1), least=st.integers(0, 6))
+    def keep(self, layer: int, least: int) -> None:
+        self.held = {key: slot for key, slot in self.held.items() if key[0] != layer or key[1] >= least}
+        self.slots.keep([[expert for at, expert in self.held if at == number] for number in range(2)])
 
     @invariant()
     def every_key_has_its_own(self) -> None:
