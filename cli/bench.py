@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moe_local.planning import Options
 
 _LIVE = "live"
-_SWEPT = ("ram", "vram", "experts", "policy")
+_SWEPT = ("ram", "vram", "experts", "policy", "prefetch", "io")
 OUTPUT = "Output"
 
 Plot = Annotated[
@@ -210,6 +210,8 @@ def _config(options: Options) -> dict[str, Any]:
         "vram": options.vram,
         "experts": options.experts,
         "policy": options.policy,
+        "prefetch": options.prefetch,
+        "io": options.io,
         "context": options.context,
         "device": options.device,
         "dtype": options.dtype,

@@ -72,6 +72,20 @@ class LoadFlags:
     policy: Annotated[
         str, typer.Option(help="Which experts are kept: lru, lfu, lfru, successor, weight.", rich_help_panel=MEMORY)
     ] = "lru"
+    prefetch: Annotated[
+        str,
+        typer.Option(
+            help="What predicts the experts to read ahead: router, transitions, history or blend; or off.",
+            rich_help_panel=MEMORY,
+        ),
+    ] = "router"
+    io: Annotated[
+        str,
+        typer.Option(
+            help="How experts are read: direct (past the system's cache), buffered, or auto: what suits the memory.",
+            rich_help_panel=MEMORY,
+        ),
+    ] = "auto"
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
@@ -89,6 +103,8 @@ class LoadFlags:
             dtype=self.dtype,
             experts=parse_share(self.experts),
             policy=self.policy,
+            prefetch=self.prefetch,
+            io=self.io,
         )
 
 

@@ -27,9 +27,12 @@ from moe_local.memory.placement import Plan
 from moe_local.memory.slab import Slab
 from moe_local.planning import Options, Prepared, prepare
 from moe_local.policies import get_policy
+from moe_local.prediction import get_predictor
 from moe_local.runtime.binding import load_dense
 from moe_local.runtime.cache import ExpertCache, Tier
 from moe_local.runtime.experts import PagedLayer, Tap
+from moe_local.runtime.prefetch import Prefetcher
+from moe_local.runtime.routers import next_routers
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
@@ -53,7 +56,7 @@ def load(
     report("dense weights", 0.1)
     files = FileReader()
     try:
-        files.open(prepared.checkpoint.files)
+        files.open(prepared.checkpoint.files, direct=prepared.direct_io)
         reader = read_at(files)
         network = load_dense(
             prepared.skeleton,
@@ -96,20 +99,31 @@ class Engine:
         self.load_seconds = load_seconds
         self._tokenizer = tokenizer
         self._cache = cache
+        self._prefetcher = self._make_prefetcher()
         self.tap(None)
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
         self._cache = cache
+        self._prefetcher = self._make_prefetcher()
         self.tap(None)
+
+    def _make_prefetcher(self) -> Prefetcher | None:
+        """None where it was not asked for, or all experts fit."""
+        needs, predictor = self.plan.needs, self.prepared.prefetch
+        if predictor == "off" or sum(self.plan.host_slots or self.plan.device_slots) == needs.all_experts:
+            return None
+        routers = next_routers(self.model, self.prepared.catalog)
+        made = get_predictor(predictor)(routers, needs.experts)
+        return Prefetcher(made, needs.experts, needs.top_k, self._cache.counters)
 
     def tap(self, tap: Tap | None) -> None:
         """From now on shows `tap` the routing of every forward pass; see `Tap`."""
         for path, module in experts_modules(self.model).items():
             layer = self.prepared.catalog.layer_of[path]
             experts = self.prepared.catalog.layers[layer].experts
-            vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap)
+            vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap, self._prefetcher)
 
     @property
     def cache(self) -> ExpertCache:
@@ -202,7 +216,8 @@ def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
     if plan.host_slots is not None:
         slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=prepared.device.type == "cuda")
         host = Tier.make(slab, experts, plan.host_slots, policy)
-    return ExpertCache(prepared.catalog, RecordReader(reader), device, host)
+    reserve = (plan.device_spare if host is None else plan.host_spare) // 2
+    return ExpertCache(prepared.catalog, RecordReader(reader), device, host, reserve=reserve)
 
 
 def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:

@@ -25,10 +25,12 @@ from moe_local.formats import supports
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.placement import Needs, Plan, make_plan
 from moe_local.policies import get_policy
+from moe_local.prediction import get_predictor
 from moe_local.runtime.footprint import measure
 from moe_local.store import is_store, open_store
 
 DEFAULT_CONTEXT = 4096
+IO_MODES = ("auto", "direct", "buffered")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _KEEP_FREE = 0.1  # of what is available, where no budget was given
 _ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
@@ -49,11 +51,17 @@ class Options:
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
     policy: str = "lru"  # which experts are kept: a name of `POLICIES`
+    prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
+    io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
     logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
         get_policy(self.policy)
+        if self.io not in IO_MODES:
+            raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
+        if self.prefetch != "off":
+            get_predictor(self.prefetch)
         for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
             if not 0 < share <= 1:
                 raise MoeLocalError(f"a share of {share} of the {name} is not above 0 and at most 1")
@@ -90,8 +98,18 @@ class Prepared(Understood):
     device: torch.device
     context: int
     policy: str
+    prefetch: str
+    io: str
     plan: Plan
     notes: tuple[str, ...]
+
+    @property
+    def direct_io(self) -> bool:
+        """Whether to read past the page cache: it pays where that could not hold the experts anyway."""
+        if self.io != "auto":
+            return self.io == "direct"
+        left = memory_available() + process_memory() - self.plan.ram_used
+        return left < self.catalog.expert_bytes
 
 
 def prepare(model: str | Path, options: Options | None = None) -> Prepared:
@@ -105,7 +123,16 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     device = _device(options.device)
     needs = measure(found.skeleton, found.catalog, context, found.dtype, logits=options.logits)
     plan, notes = _plan(needs, device, options)
-    return Prepared(**vars(found), device=device, context=context, policy=options.policy, plan=plan, notes=notes)
+    return Prepared(
+        **vars(found),
+        device=device,
+        context=context,
+        policy=options.policy,
+        prefetch=options.prefetch,
+        io=options.io,
+        plan=plan,
+        notes=notes,
+    )
 
 
 def understand(model: str | Path, dtype: str = "auto") -> Understood:

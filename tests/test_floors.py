@@ -21,7 +21,7 @@ FLOORS = [
     {"runtime"},
     {"store"},
     {"memory"},
-    {"policies"},
+    {"policies", "prediction"},
     {"formats"},
     {"demo"},
     {"checkpoint"},

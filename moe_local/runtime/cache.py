@@ -148,11 +148,14 @@ class ExpertCache:
         for arrival in self._reader.arrivals():
             self._landed(arrival)
         needed = {(layer, expert) for expert in misses}
-        found = needed & self._staged
+        found = needed & (self._staged | self._unwanted)
         for key in [key for key in self._staged if key[0] == layer and key not in found]:
             self._unstage(key)
         ready = []
         for key in found:
+            if key in self._unwanted:
+                self._unwanted.discard(key)
+                self.counters.bytes_wasted -= self._size(key)
             self._staged.discard(key)
             self.counters.prefetch_hits += 1
             if key in self._reader:
@@ -252,6 +255,9 @@ class ExpertCache:
 
     def _request(self, missing: deque[Key]) -> None:
         """Starts to read missing keys, in order, while there are free slots for them."""
+        if missing and not (self._landing.slots.free or self._waiting or self._uploads):
+            for key in list(self._staged):  # demand comes first
+                self._unstage(key)
         while missing and self._landing.slots.free:
             key = missing.popleft()
             self._waiting.add(key)

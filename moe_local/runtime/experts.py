@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moe_local.formats import Expert
 from moe_local.runtime.cache import ExpertCache
+from moe_local.runtime.prefetch import Prefetcher
 
 
 class PagedExperts(nn.Module):
@@ -33,11 +34,19 @@ class Tap(Protocol):
 class PagedLayer:
     """One layer's experts over the cache."""
 
-    def __init__(self, cache: ExpertCache, layer: int, experts: int, tap: Tap | None = None) -> None:
+    def __init__(
+        self,
+        cache: ExpertCache,
+        layer: int,
+        experts: int,
+        tap: Tap | None = None,
+        prefetcher: Prefetcher | None = None,
+    ) -> None:
         self._cache = cache
         self._layer = layer
         self._experts = experts
         self._tap = tap
+        self._prefetcher = prefetcher
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -59,7 +68,7 @@ class PagedLayer:
         chosen = index[0].tolist()
         experts = [expert for expert in dict.fromkeys(chosen) if expert < self._experts]
         outputs: dict[int, Tensor] = {}
-        for ready in self._cache.fetch(self._layer, experts, self._valued(experts, index, weights)):
+        for ready in self._fetch(hidden, experts, index, weights):
             found = run_experts(module, [weight for _, weight in ready], [hidden] * len(ready))
             outputs.update(zip([expert for expert, _ in ready], found, strict=True))
         return torch.cat([outputs[e] if e in outputs else torch.zeros_like(hidden) for e in chosen])
@@ -70,12 +79,21 @@ class PagedLayer:
         groups = group_by_expert(index, self._experts)
         rows = hidden.new_zeros(tokens * k, hidden.shape[-1])
         experts = list(groups)
-        for ready in self._cache.fetch(self._layer, experts, self._valued(experts, index, weights)):
+        for ready in self._fetch(hidden, experts, index, weights):
             places = [groups[expert] for expert, _ in ready]
             outputs = run_experts(module, [weight for _, weight in ready], [hidden[at // k] for at in places])
             for at, output in zip(places, outputs, strict=True):
                 rows[at] = output
         return rows
+
+    def _fetch(
+        self, hidden: Tensor, experts: Sequence[int], index: Tensor, weights: Tensor
+    ) -> Iterator[list[tuple[int, Expert]]]:
+        valued = self._valued(experts, index, weights)
+        if self._prefetcher is None:
+            return self._cache.fetch(self._layer, experts, valued)
+        ahead = self._prefetcher.ahead(self._layer, hidden, experts)
+        return self._cache.fetch(self._layer, experts, valued, ahead)
 
     def _valued(self, experts: Sequence[int], index: Tensor, weights: Tensor) -> list[float] | None:
         """The greatest weight that any token gives each of `experts`, if the cache's policy looks at it."""

@@ -66,7 +66,7 @@ def test_replay_agrees_with_live_over_three_tiers(qwen: Path, tmp_path: Path) ->
 
 def test_the_figures_add_up(qwen: Path) -> None:
     request = Request(OWN[:4], new_tokens=8, repeat=2, by="category")
-    with load(qwen, Options(context=256, experts=0.5)) as engine:
+    with load(qwen, Options(context=256, experts=0.5, prefetch="off")) as engine:
         run = measure(engine, request, _quiet)
         slot = engine.plan.needs.slot
     assert run["summary"].keys() == METRICS.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -87,33 +88,44 @@ def _assert_right(layer: int, expert: int, weights: Expert) -> None:
 
 def _assert_settled(cache: ExpertCache) -> None:
     assert cache._underway is None
-    assert cache._reader.in_flight == 0
+    assert not cache._waiting
     assert not cache._uploads
     for tier in filter(None, (cache._device, cache._host)):
         for layer, share in enumerate(tier.shares):
             assert all((layer, expert) in tier.slots for expert in share)
-        assert tier.slots.free == len(tier.slab) - sum(len(list(share)) for share in tier.shares)
+        ahead = cache._staged | cache._unwanted if tier is cache._landing else set()
+        assert tier.slots.free == len(tier.slab) - sum(len(list(share)) for share in tier.shares) - len(ahead)
 
 
 TIERS = [(10, None), (4, None), (1, None), (0, None), (4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
 
 
+def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
+    return [(layer, expert) for expert in rng.sample(range(EXPERTS), 4)]
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
 @pytest.mark.parametrize(("device", "host"), TIERS)
-def test_what_is_asked_for_comes_once_and_right(file: Path, files: FileReader, device: int, host: int | None) -> None:
+def test_what_is_asked_for_comes_once_and_right(
+    file: Path, files: FileReader, device: int, host: int | None, read_ahead: bool
+) -> None:
     cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
     rng = random.Random(0)
     for _ in range(60):
         layer = rng.randrange(LAYERS)
         wanted = rng.sample(range(EXPERTS), rng.randint(0, EXPERTS))
         got = []
-        for expert, weights in _one_by_one(cache.fetch(layer, wanted)):
+        ahead = partial(_guess, rng, (layer + 1) % LAYERS) if read_ahead else tuple
+        for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
             got.append(expert)
             _assert_right(layer, expert, weights)
         assert sorted(got) == sorted(wanted)
         _assert_settled(cache)
     counters = cache.counters
     assert counters.forwards == 60
-    assert counters.bytes_read == RECORD * (counters.misses - counters.host_hits)
+    assert (counters.prefetched > 0) == (read_ahead and device > 0)  # without room to keep, demand needs all slots
+    read = counters.misses - counters.host_hits - counters.prefetch_hits
+    assert counters.bytes_read == RECORD * read + counters.bytes_prefetched
     assert counters.bytes_uploaded == (0 if host is None else RECORD * counters.misses)
     cache.close()
 
@@ -132,7 +144,7 @@ def test_after_failures_and_early_ends_all_is_right(
         layer = rng.randrange(LAYERS)
         wanted = rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
         leave_after = rng.choice([None, None, rng.randint(1, EXPERTS)])
-        fetching = cache.fetch(layer, wanted)
+        fetching = cache.fetch(layer, wanted, None, partial(_guess, rng, (layer + 1) % LAYERS))
         try:
             for count, (expert, weights) in enumerate(_one_by_one(fetching), start=1):
                 _assert_right(layer, expert, weights)
@@ -164,7 +176,8 @@ def test_an_interrupt_between_any_two_instructions(
         layer, wanted = rng.randrange(LAYERS), rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
         with interrupted_after(1e-5 + rng.expovariate(3000)) as struck:
             got = []
-            for expert, weights in _one_by_one(cache.fetch(layer, wanted)):
+            ahead = partial(_guess, rng, (layer + 1) % LAYERS)
+            for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
                 got.append(expert)
                 _assert_right(layer, expert, weights)
             assert sorted(got) == sorted(wanted)

@@ -1,0 +1,22 @@
+"""What a predictor is: which experts will the next layer need for this token?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Scores = NDArray[np.float32]  # [experts of the next layer]: the higher the likelier
+
+
+class Predictor(Protocol):
+    """Learns while a model decodes, token by token and layer by layer."""
+
+    def scores(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Scores | None:
+        """For the layer after `layer`, which is about to run `chosen` on `hidden` [1, H]; None where it cannot tell.
+
+        Called for every layer of every token, in order: this is also where a predictor learns.
+        """

@@ -1,0 +1,32 @@
+"""The next layer's router, applied to this layer's hidden state: the residual stream changes little in between.
+
+As in https://arxiv.org/abs/2312.17238 (mixtral-offloading) and Fate (https://arxiv.org/abs/2502.12224).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moe_local.prediction.base import Scores
+
+
+class NextRouter:
+    """`matrices` [experts, H] and biases [experts] by layer: what the layer after it would be asked with.
+
+    The difference of the two layers' norms is folded in, so that this is one small product a layer.
+    """
+
+    def __init__(self, matrices: Mapping[int, tuple[Tensor, Tensor | None]]) -> None:
+        self._matrices = matrices
+
+    def scores(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Scores | None:
+        found = self._matrices.get(layer)
+        if found is None:
+            return None
+        weight, bias = found
+        logits = torch.mv(weight, hidden[0].to(weight.dtype))
+        scores: Scores = (logits if bias is None else logits.sigmoid() + bias).float().cpu().numpy()
+        return scores

@@ -1,0 +1,132 @@
+"""Reading ahead: what to read for the next layer while this one computes, and whether that pays at all."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+
+import numpy as np
+from torch import Tensor
+
+from moe_local.policies import Key
+from moe_local.prediction import Predictor
+from moe_local.telemetry import Counters
+
+Ahead = Callable[[], Iterable[Key]]
+_TRIAL = 8  # tokens that are timed with reading ahead, and without
+_GAIN = 0.97  # of the time without, at which reading ahead is worth its trouble
+_WORTH_READING = 0.6  # how often a rank must be right: a wrong read takes the link from a right one
+_LEARNING = 0.01
+_LONGEST = 512  # tokens between two trials, when the last ones agreed
+
+
+class Prefetcher:
+    """Says what to read ahead: for one token what the predictor thinks likeliest, for many all of the next layer."""
+
+    def __init__(
+        self, predictor: Predictor, experts: Sequence[int], top_k: Sequence[int], counters: Counters
+    ) -> None:
+        self._predictor = predictor
+        self._experts = experts
+        self._top_k = top_k
+        self._counters = counters
+        self._trial = Trial()
+        self._depth = Depth(max(top_k))
+        self._predicted: tuple[int, list[int]] = (-1, [])  # layer, and its experts, the likeliest first
+
+    def ahead(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Ahead:
+        """Keys to read while `layer` computes `chosen` on `hidden` [T, H]; to be asked once, when there is time."""
+        self._check(layer, chosen)
+        if len(hidden) > 1:
+            self._trial.pause()
+            return lambda: self._all(layer + 1)
+        if layer == 0:
+            self._trial.token(self._counters.misses)
+        if not self._trial.on:
+            return tuple
+        return lambda: self._likeliest(layer, hidden, chosen)
+
+    def _check(self, layer: int, chosen: Sequence[int]) -> None:
+        """Counts how right the last prediction was."""
+        predicted, experts = self._predicted
+        if predicted == layer:
+            right = [expert in chosen for expert in experts]
+            self._counters.predicted += len(right)
+            self._counters.predicted_right += sum(right)
+            self._counters.foreseeable += len(chosen)
+            self._depth.learn(right)
+        self._predicted = (-1, [])
+
+    def _all(self, layer: int) -> Iterable[Key]:
+        return ((layer, expert) for expert in range(self._experts[layer])) if layer < len(self._experts) else ()
+
+    def _likeliest(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Iterable[Key]:
+        scores = self._predictor.scores(layer, hidden, chosen)
+        if scores is None:
+            return ()
+        count = min(self._top_k[layer + 1], len(scores))
+        best = np.argpartition(-scores, count - 1)[:count]
+        best = best[np.argsort(-scores[best])].tolist()
+        self._predicted = (layer + 1, best)
+        return [(layer + 1, expert) for expert in best[: self._depth.ranks]]
+
+
+class Depth:
+    """How far down a prediction is worth reading: to the last rank that is right often enough."""
+
+    def __init__(self, most: int) -> None:
+        self._right = [1.0] * most  # of each rank, the share that was right, fading
+        self.ranks = most
+
+    def learn(self, right: Sequence[bool]) -> None:
+        for rank, hit in enumerate(right):
+            self._right[rank] += (hit - self._right[rank]) * _LEARNING
+        below = (rank for rank, share in enumerate(self._right) if share < _WORTH_READING)
+        self.ranks = next(below, len(self._right))
+
+
+class Trial:
+    """Whether something that costs a little pays: by the clock, both ways now and then.
+
+    After a few tokens timed each way the faster goes on: for the longer, the more often it won. Where nothing is
+    missed there is nothing to read ahead, and no trial.
+    """
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self._last: float | None = None
+        self._misses = 0
+        self._times: dict[bool, list[float]] = {True: [], False: []}
+        self._left = 0  # tokens until the next trial
+        self._pause = 4 * _TRIAL
+        self._winner = False
+        self.on = False
+
+    def pause(self) -> None:
+        """What comes now is no token of a series: the time until the next one says nothing."""
+        self._last = None
+
+    def token(self, misses: int) -> None:
+        """A token begins; `misses` so far."""
+        now = self._clock()
+        last, self._last = self._last, now
+        missed, self._misses = misses > self._misses, misses
+        if last is None or not missed:
+            return
+        if self._left:
+            self._left -= 1
+            return
+        self._times[self.on].append(now - last)
+        if len(self._times[self.on]) >= _TRIAL:
+            self._judge()
+
+    def _judge(self) -> None:
+        if len(self._times[not self.on]) < _TRIAL:
+            self.on = not self.on
+            return
+        best = statistics.median(self._times[True]) < _GAIN * statistics.median(self._times[False])
+        self._pause = min(2 * self._pause, _LONGEST) if best == self._winner else 4 * _TRIAL
+        self.on = self._winner = best
+        self._times = {True: [], False: []}
+        self._left = self._pause
