@@ -71,7 +71,7 @@ class LoadFlags:
     ] = "100%"
     policy: Annotated[
         str, typer.Option(help="Which experts are kept: lru, lfu, lfru, successor, weight.", rich_help_panel=MEMORY)
-    ] = "lru"
+    ] = "lfru"
     prefetch: Annotated[
         str,
         typer.Option(

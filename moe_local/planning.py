@@ -50,7 +50,7 @@ class Options:
     dtype: str = "auto"
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
-    policy: str = "lru"  # which experts are kept: a name of `POLICIES`
+    policy: str = "lfru"  # which experts are kept: a name of `POLICIES`
     prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets

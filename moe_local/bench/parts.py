@@ -14,7 +14,7 @@ from moe_local.config import format_size
 Part = Mapping[str, Any]
 Report = Mapping[str, Any]
 
-DEFAULT_POLICY = "lru"
+DEFAULT_POLICY = "lfru"
 ORACLE = "belady"
 
 

@@ -157,7 +157,9 @@ def test_a_prefetch_that_fails_is_read_again(qwen: Path, monkeypatch: pytest.Mon
     with load(
         qwen,
         Options(context=128, experts=0.4),
-        read_at=lambda files: FailingDisk(SlowDisk(files, seconds=0.001), lambda number: loaded and chaos.random() < 0.002),
+        read_at=lambda files: FailingDisk(
+            SlowDisk(files, seconds=0.001), lambda _: loaded and chaos.random() < 0.002
+        ),
     ) as engine:
         loaded = True
         for _ in range(20):
