@@ -243,10 +243,11 @@ def _swept(asked: _Asked, configurations: list[_Configuration]) -> dict[str, Any
 
 
 def _arguments(flags: opt.LoadFlags, format: str | None) -> list[str]:
-    given = {f"--{name}": value for name, value in vars(flags).items() if value is not None}
+    given = {f"--{name}": value for name, value in vars(flags).items() if not isinstance(value, bool)}
     if format is not None:
         given["--format"] = format
-    return [str(part) for pair in given.items() for part in pair]
+    switches = [f"--{name}" for name, value in vars(flags).items() if value is True]
+    return [str(part) for name, value in given.items() if value is not None for part in (name, value)] + switches
 
 
 def _child(arguments: list[str]) -> tuple[dict[str, Any] | None, str]:

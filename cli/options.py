@@ -86,6 +86,12 @@ class LoadFlags:
             rich_help_panel=MEMORY,
         ),
     ] = "auto"
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warm", help="Begin with the experts that the last --warm run ended with.", rich_help_panel=MEMORY
+        ),
+    ] = False
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
@@ -105,6 +111,7 @@ class LoadFlags:
             policy=self.policy,
             prefetch=self.prefetch,
             io=self.io,
+            warm=self.warm,
         )
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
-from moe_local.config import format_size
+from moe_local.config import format_size, home
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.chat import ChatSession, has_template, render
 from moe_local.generation.defaults import generation_defaults
@@ -33,6 +33,7 @@ from moe_local.runtime.cache import ExpertCache, Tier
 from moe_local.runtime.experts import PagedLayer, Tap
 from moe_local.runtime.prefetch import Prefetcher
 from moe_local.runtime.routers import next_routers
+from moe_local.runtime.warm import remember, warm_up
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
@@ -68,6 +69,8 @@ def load(
         )
         report("expert cache", 0.9)
         cache = make_cache(prepared, reader)
+        if prepared.options.warm:
+            warm_up(cache, profile_file(prepared), lambda done: report("hot experts", 0.9 + done / 10))
         network.generation_config = defaults
         tokenizer, doubts = load_tokenizer(prepared.checkpoint)
     except BaseException:
@@ -111,7 +114,7 @@ class Engine:
 
     def _make_prefetcher(self) -> Prefetcher | None:
         """None where it was not asked for, or all experts fit."""
-        needs, predictor = self.plan.needs, self.prepared.prefetch
+        needs, predictor = self.plan.needs, self.prepared.options.prefetch
         if predictor == "off" or sum(self.plan.host_slots or self.plan.device_slots) == needs.all_experts:
             return None
         routers = next_routers(self.model, self.prepared.catalog)
@@ -194,6 +197,8 @@ class Engine:
         }
 
     def close(self) -> None:
+        if self.prepared.options.warm and not self._cache.closed:
+            remember(self._cache, profile_file(self.prepared))
         self._cache.close()
         self.files.close()
 
@@ -206,9 +211,15 @@ class Engine:
         self.close()
 
 
+def profile_file(prepared: Prepared) -> Path:
+    """Where the hot experts of a model are remembered from one run to the next."""
+    checkpoint = prepared.checkpoint
+    return home() / "warm" / f"{checkpoint.directory.name[:80]}-{prepared.config_hash}.json"
+
+
 def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
-    plan, policy = prepared.plan, get_policy(prepared.policy)
+    plan, policy = prepared.plan, get_policy(prepared.options.policy)
     slot, experts = plan.needs.slot, plan.needs.experts
     slab = Slab(plan.device_experts + plan.device_spare, slot, prepared.device)
     device = Tier.make(slab, experts, plan.device_slots, policy)

@@ -53,6 +53,7 @@ class Options:
     policy: str = "lfru"  # which experts are kept: a name of `POLICIES`
     prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
+    warm: bool = False  # begin with the experts that the last run of this kind ended with
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
     logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
@@ -97,17 +98,15 @@ class Prepared(Understood):
 
     device: torch.device
     context: int
-    policy: str
-    prefetch: str
-    io: str
+    options: Options
     plan: Plan
     notes: tuple[str, ...]
 
     @property
     def direct_io(self) -> bool:
         """Whether to read past the page cache: it pays where that could not hold the experts anyway."""
-        if self.io != "auto":
-            return self.io == "direct"
+        if self.options.io != "auto":
+            return self.options.io == "direct"
         left = memory_available() + process_memory() - self.plan.ram_used
         return left < self.catalog.expert_bytes
 
@@ -127,9 +126,7 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
         **vars(found),
         device=device,
         context=context,
-        policy=options.policy,
-        prefetch=options.prefetch,
-        io=options.io,
+        options=options,
         plan=plan,
         notes=notes,
     )

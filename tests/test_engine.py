@@ -82,6 +82,26 @@ def test_a_closed_engine_says_so(qwen: Path) -> None:
     engine.close()
 
 
+def test_a_warm_start_is_not_cold(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path))
+    options = Options(context=128, experts=0.5, prefetch="off", warm=True)
+    with load(qwen, options) as engine:
+        wanted = engine.generate(PROMPT, GREEDY).token_ids
+        kept = engine.cache.residents()
+        cold = engine.cache.counters.misses
+    with load(qwen, options) as engine:
+        assert engine.cache.residents() == kept
+        assert engine.cache.counters.misses == engine.cache.counters.bytes_read == 0
+        assert engine.generate(PROMPT, GREEDY).token_ids == wanted
+        assert engine.cache.counters.misses < cold
+    (remembered,) = (tmp_path / "warm").iterdir()
+    for damaged in ("", "[[1]]", "[[99], [], [], []]", "[[0, 0], [], [], []]", "{}"):
+        remembered.write_text(damaged)
+        with load(qwen, options) as engine:
+            assert not any(engine.cache.residents())
+            assert engine.generate(PROMPT, GREEDY).token_ids == wanted
+
+
 def test_a_second_interrupt_leaves_the_engine_whole(qwen: Path) -> None:
     """Ctrl-C that is not waited for, anywhere in a generation: the next answer is right."""
     with load(qwen, Options(context=128, experts=0.4), read_at=partial(SlowDisk, seconds=0.0005)) as engine:

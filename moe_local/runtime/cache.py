@@ -213,6 +213,22 @@ class ExpertCache:
             return _NONE
         return self._host.need(layer, misses, [weights[expert] for expert in misses] if weights else None)
 
+    @property
+    def experts(self) -> list[int]:
+        """Of each layer, how many there are."""
+        return [layer.experts for layer in self._catalog.layers]
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def warm(self, layer: int, experts: Sequence[int]) -> None:
+        """Brings in as many of `experts` as the layer keeps, the first first; no counter tells of it."""
+        before = self.counters.snapshot()
+        for _ in self.fetch(layer, experts[: self._device.shares[layer].capacity]):
+            pass
+        vars(self.counters).update(vars(before))
+
     def watch(self, spans: list[Span] | None) -> None:
         """From now on appends to `spans` what takes time; None ends that."""
         self._spans = self._reader.spans = spans

@@ -36,7 +36,8 @@ def trace(tmp_path: Path) -> Path:
 
 def test_a_run_and_its_replay(run: Run, qwen: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.npz"
-    result = run("bench", qwen, *QUICK, "--experts", "50%", "--record", kept, "--by", "category", "--json")
+    arguments = ("--experts", "50%", "--policy", "lru", "--record", kept, "--by", "category", "--json")
+    result = run("bench", qwen, *QUICK, *arguments)
     assert result.exit_code == 0, result.output
     live = json.loads(result.stdout)
     assert (live["schema"], live["kind"], len(live["runs"])) == ("moe-local-bench/1", "live", 1)
