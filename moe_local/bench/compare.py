@@ -9,7 +9,7 @@ from typing import Any
 from moe_local.errors import MoeLocalError
 
 SAME, BETTER, WORSE = "within noise", "better", "worse"
-_LESS_IS_BETTER = ("time_to_first_token", "inter_token_", "bytes_read_per_token", "stall_share")
+_LESS_IS_BETTER = ("time_to_first_token", "inter_token_", "bytes_", "stall_share")
 
 
 @dataclass(frozen=True)

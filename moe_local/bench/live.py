@@ -120,7 +120,11 @@ class _Trial:
             "hit_rate": counters.hit_rate,
             "decode_hit_rate": decode.hit_rate,
             "host_hit_rate": counters.host_hits / max(1, counters.misses),
+            "prefetch_recall": decode.predicted_right / max(1, decode.foreseeable),
+            "prefetch_precision": decode.prefetch_hits / max(1, decode.prefetched),
+            "misses_prefetched": decode.prefetch_hits / max(1, decode.misses),
             "bytes_read_per_token": decode.bytes_read / len(gaps),
+            "bytes_wasted_per_token": decode.bytes_wasted / len(gaps),
             "stall_share": counters.stall_seconds / seconds,
         }
 

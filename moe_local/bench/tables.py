@@ -79,7 +79,11 @@ METRICS: dict[str, tuple[str, Format]] = {
     "hit_rate": ("hits", share),
     "decode_hit_rate": ("hits while decoding", share),
     "host_hit_rate": ("misses found in RAM", share),
+    "prefetch_recall": ("needed experts that were predicted", share),
+    "prefetch_precision": ("experts read ahead that were needed", share),
+    "misses_prefetched": ("misses that were read ahead", share),
     "bytes_read_per_token": ("read a token", format_size),
+    "bytes_wasted_per_token": ("read ahead for nothing a token", format_size),
     "stall_share": ("share of time stalled", share),
 }
 
