@@ -55,7 +55,7 @@ def test_replay_agrees_with_live_over_three_tiers(qwen: Path, tmp_path: Path) ->
     slots = run["slots"]
     (found,) = replay(
         read_trace(tmp_path / "trace.npz"),
-        [POLICIES["lru"]],
+        [POLICIES["lfru"]],
         [tuple(slots["device"])],
         host_slots=tuple(slots["host"]),
     )
