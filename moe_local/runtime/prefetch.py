@@ -16,6 +16,7 @@ from moe_local.telemetry import Counters
 Ahead = Callable[[], Iterable[Key]]
 _TRIAL = 8  # tokens that are timed with reading ahead, and without
 _GAIN = 0.97  # of the time without, at which reading ahead is worth its trouble
+_LEAST_WAIT = 0.05  # of the time: with less there is not enough to gain
 _WORTH_READING = 0.6  # how often a rank must be right: a wrong read takes the link from a right one
 _LEARNING = 0.01
 _LONGEST = 512  # tokens between two trials, when the last ones agreed
@@ -42,7 +43,7 @@ class Prefetcher:
             self._trial.pause()
             return lambda: self._all(layer + 1)
         if layer == 0:
-            self._trial.token(self._counters.misses)
+            self._trial.token(self._counters.misses, self._counters.stall_seconds)
         if not self._trial.on:
             return tuple
         return lambda: self._likeliest(layer, hidden, chosen)
@@ -90,13 +91,15 @@ class Trial:
     """Whether something that costs a little pays: by the clock, both ways now and then.
 
     After a few tokens timed each way the faster goes on: for the longer, the more often it won. Where nothing is
-    missed there is nothing to read ahead, and no trial.
+    missed, or hardly any time is spent waiting, there is nothing to gain, and no trial.
     """
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
         self._last: float | None = None
         self._misses = 0
+        self._stalled = 0.0  # seconds, when the last token began
+        self._waited = 0.0  # of the timed tokens without
         self._times: dict[bool, list[float]] = {True: [], False: []}
         self._left = 0  # tokens until the next trial
         self._pause = 4 * _TRIAL
@@ -107,26 +110,31 @@ class Trial:
         """What comes now is no token of a series: the time until the next one says nothing."""
         self._last = None
 
-    def token(self, misses: int) -> None:
-        """A token begins; `misses` so far."""
+    def token(self, misses: int, stalled: float) -> None:
+        """A token begins; so many `misses` and seconds `stalled` so far."""
         now = self._clock()
         last, self._last = self._last, now
         missed, self._misses = misses > self._misses, misses
+        waited, self._stalled = stalled - self._stalled, stalled
         if last is None or not missed:
             return
         if self._left:
             self._left -= 1
             return
         self._times[self.on].append(now - last)
+        self._waited += 0.0 if self.on else waited
         if len(self._times[self.on]) >= _TRIAL:
             self._judge()
 
     def _judge(self) -> None:
-        if len(self._times[not self.on]) < _TRIAL:
+        with_, without = self._times[True], self._times[False]
+        promising = not without or self._waited > _LEAST_WAIT * sum(without)
+        if promising and min(len(with_), len(without)) < _TRIAL:
             self.on = not self.on
             return
-        best = statistics.median(self._times[True]) < _GAIN * statistics.median(self._times[False])
+        best = promising and statistics.median(with_) < _GAIN * statistics.median(without)
         self._pause = min(2 * self._pause, _LONGEST) if best == self._winner else 4 * _TRIAL
         self.on = self._winner = best
         self._times = {True: [], False: []}
+        self._waited = 0.0
         self._left = self._pause

@@ -26,19 +26,29 @@ EXPERTS, TOP_K = [6, 6, 6], [2, 2, 2]
 
 class _Clock:
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.stalled = 0.0
+        self.misses = 0
 
     def __call__(self) -> float:
         return self.now
 
 
-def _run(trial: Trial, clock: _Clock, seconds: Callable[[bool], float], tokens: int, misses: bool = True) -> float:
-    """The share of the last half of the tokens that were read ahead."""
-    ahead, count = [], 0
+def _run(
+    trial: Trial,
+    clock: _Clock,
+    seconds: Callable[[bool], float],
+    tokens: int,
+    *,
+    misses: bool = True,
+    waits: float = 0.3,
+) -> float:
+    """The share of the last half of the tokens that were read ahead; without, `waits` of a token is a stall."""
+    ahead = []
     for _ in range(tokens):
-        trial.token(count)
+        trial.token(clock.misses, clock.stalled)
         ahead.append(trial.on)
-        count += misses
+        clock.misses += misses
+        clock.stalled += 0.0 if trial.on else waits * seconds(False)
         clock.now += seconds(trial.on)
     return sum(ahead[tokens // 2 :]) / len(ahead[tokens // 2 :])
 
@@ -60,6 +70,11 @@ def test_a_trial_notices_a_change() -> None:
 def test_without_misses_there_is_no_trial() -> None:
     trial = Trial(clock := _Clock())
     assert _run(trial, clock, lambda on: 1.0, 200, misses=False) == 0
+
+
+def test_where_nothing_waits_there_is_no_trial() -> None:
+    trial = Trial(clock := _Clock())
+    assert _run(trial, clock, lambda on: 0.5 if on else 1.0, 500, waits=0.01) == 0
 
 
 def test_depth_ends_where_ranks_are_wrong() -> None:
@@ -124,7 +139,7 @@ def test_the_next_router_is_the_models_own(qwen: Path) -> None:
 
 
 def _always_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trial, "token", lambda self, misses: setattr(self, "on", True))
+    monkeypatch.setattr(Trial, "token", lambda self, *so_far: setattr(self, "on", True))
 
 
 @pytest.mark.parametrize("prefetch", sorted(PREDICTORS))
