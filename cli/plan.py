@@ -259,7 +259,7 @@ def _caveats(d: dict[str, Any]) -> list[str]:
         "this is decoding with warm caches. At the low end nothing overlaps, memory gives"
         f" {REACHED:.0%} of its rated bandwidth, and Python takes {PER_LAYER * 1e3} ms a layer, as measured on a slow"
         " core; at the high end the slowest link alone decides",
-        f"hit rates are of {d['locality']} under LRU; {format_size(SYSTEM)} of RAM are left to the system and the"
+        f"hit rates are of {d['locality']} under LFRU; {format_size(SYSTEM)} of RAM are left to the system and the"
         " process",
     ]
 
