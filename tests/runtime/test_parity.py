@@ -125,11 +125,11 @@ def _expect(engine: Engine, inputs: dict[str, Tensor], logits: Tensor, tokens: l
 def _other_plans(engine: Engine) -> list[Plan]:
     """Three tiers; the smallest legal budget; the smallest of three tiers."""
     needs = engine.plan.needs
-    smallest = needs.fixed + len(needs.experts) * needs.slot
+    least = (len(needs.experts) + 1) * needs.slot
     return [
         make_plan(needs, ram=PLENTY, vram=PLENTY, device_share=0.25, host_share=0.5),
-        make_plan(needs, ram=smallest),
-        make_plan(needs, ram=len(needs.experts) * needs.slot, vram=smallest),
+        make_plan(needs, ram=needs.fixed + least),
+        make_plan(needs, ram=least, vram=needs.fixed + least),
     ]
 
 
