@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_local.bench.sizes import ModelSizes, model_sizes, short
+from moe_local.checkpoint.json_file import read_json
 from moe_local.errors import CheckpointError, UnsupportedError
 
 _LARGEST_FILE = 1 << 24  # bytes: the longest published config.json has some thousands
@@ -64,19 +65,9 @@ def read_config(file: Path) -> dict[str, Any]:
         raise UnsupportedError(
             f"{file} is a GGUF file", remedy="`moe-local inspect` plans those; or give a config.json"
         )
-    try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise CheckpointError(f"{file} is too large for a configuration", remedy="give a config.json")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing", remedy="name a complete checkpoint directory") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}", remedy="check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error})", remedy="download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object", remedy="download it again")
-    return content
+    if file.is_file() and file.stat().st_size > _LARGEST_FILE:
+        raise CheckpointError(f"{file} is too large for a configuration", remedy="give a config.json")
+    return read_json(file)
 
 
 def shipped() -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers.core_model_loading import WeightTransform
 
 from moe_local.checkpoint.gguf import SUFFIX, gguf_set, only_gguf, read_gguf
 from moe_local.checkpoint.header import TensorEntry, read_header
+from moe_local.checkpoint.json_file import read_json
 from moe_local.errors import CheckpointError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
@@ -62,21 +62,6 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         return sum(entry.length for entry in self.tensors.values())
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError naming the file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing", remedy="name a complete checkpoint directory") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}", remedy="check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error})", remedy="download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object", remedy="download it again")
-    return content
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorEntry]:

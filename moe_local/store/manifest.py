@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moe_local.checkpoint.files import read_json
+from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.record import Array, Encoding, Layout, Matrix, Projection
 from moe_local.errors import CheckpointError
 

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog
-from moe_local.checkpoint.files import Checkpoint, read_json
+from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry, read_header
+from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.record import EncodedTensor, Extent
 from moe_local.errors import CheckpointError
 from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
