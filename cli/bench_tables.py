@@ -71,7 +71,10 @@ def _table(titles: Iterable[str]) -> Table:
     """The first column names, the others hold figures."""
     drawn = Table(box=None, pad_edge=False)
     for number, title in enumerate(titles):
-        drawn.add_column(escape(title), justify="left" if number == 0 else "right", overflow="fold")
+        if number == 0:
+            drawn.add_column(escape(title), overflow="fold", min_width=14)
+        else:
+            drawn.add_column(escape(title), justify="right", overflow="fold")
     return drawn
 
 
