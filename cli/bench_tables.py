@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _SWEEP = {
     "decode_tokens_per_second": "decode t/s",
     "prefill_tokens_per_second": "prefill t/s",
-    "time_to_first_token": "first token",
-    "inter_token_p95": "p95 token",
+    "time_to_first_token": "first",
+    "inter_token_p95": "p95",
     "decode_hit_rate": "hits",
-    "bytes_read_per_token": "read/token",
+    "bytes_read_per_token": "read",
     "stall_share": "stalled",
 }
 
@@ -84,7 +84,7 @@ def _cold(run: Mapping[str, Any]) -> str:
 
 
 def _sweep(found: Sequence[Mapping[str, Any]]) -> Table:
-    drawn = _table(("configuration", *_SWEEP.values(), "peak RAM"))
+    drawn = _table(("configuration", *_SWEEP.values(), "RAM"))
     for label, run in zip(run_labels(found), found, strict=True):
         if "error" in run:
             drawn.add_row(escape(label), "failed")
