@@ -223,23 +223,21 @@ def _swept(asked: _Asked, configurations: list[_Configuration]) -> dict[str, Any
     from .session import progress
 
     asked.request()  # refuses what makes no sense before anything runs
-    merged: dict[str, Any] | None = None
+    head: dict[str, Any] | None = None  # the first report that there is
+    runs: list[dict[str, Any]] = []
     with progress() as show:
         for number, (flags, format) in enumerate(configurations):
             arguments = _arguments(flags, format)
             show(" ".join(arguments), number / len(configurations))
             report, error = _child([*asked.arguments(), *arguments])
             if report is None:
-                report = {"runs": [{"config": {**_config(flags.options()), "format": format}, "error": error}]}
-            if merged is None or "schema" not in merged:
-                earlier = merged["runs"] if merged else []
-                merged = {**report, "runs": [*earlier, *report["runs"]]}
+                runs.append({"config": {**_config(flags.options()), "format": format}, "error": error})
             else:
-                merged["runs"] += report["runs"]
-    if merged is None or "schema" not in merged:
-        errors = [run["error"] for run in merged["runs"]] if merged else []
-        raise MoeLocalError(f"every configuration failed; the first: {errors[0]}")
-    return merged
+                head = head or report
+                runs += report["runs"]
+    if head is None:
+        raise MoeLocalError(f"every configuration failed; the first: {runs[0]['error']}")
+    return {**head, "runs": runs}
 
 
 def _arguments(flags: opt.LoadFlags, format: str | None) -> list[str]:

@@ -24,7 +24,7 @@ from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.formats import supports
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.placement import Needs, Plan, make_plan
-from moe_local.policies import get_policy
+from moe_local.policies import DEFAULT_POLICY, get_policy
 from moe_local.prediction import get_predictor
 from moe_local.runtime.footprint import measure
 from moe_local.store import is_store, open_store
@@ -50,7 +50,7 @@ class Options:
     dtype: str = "auto"
     experts: float = 1.0  # cap on the share of experts in the device tier
     host_experts: float = 1.0  # and in the host tier
-    policy: str = "lfru"  # which experts are kept: a name of `POLICIES`
+    policy: str = DEFAULT_POLICY  # which experts are kept: a name of `POLICIES`
     prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
     warm: bool = False  # begin with the experts that the last run of this kind ended with

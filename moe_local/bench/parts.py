@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_local.config import format_size
+from moe_local.policies import BELADY
 
 Part = Mapping[str, Any]
 Report = Mapping[str, Any]
 
-DEFAULT_POLICY = "lfru"
-ORACLE = "belady"
+ORACLE = BELADY.name
 
 
 def part(value: Any) -> Part:

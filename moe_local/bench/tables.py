@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_local.bench.parts import (
-    DEFAULT_POLICY,
     ORACLE,
     Part,
     Report,
@@ -25,6 +24,7 @@ from moe_local.bench.parts import (
     runs,
 )
 from moe_local.config import format_size
+from moe_local.policies import DEFAULT_POLICY
 
 NOTHING = "–"  # noqa: RUF001 - a dash where a figure is missing
 

@@ -51,11 +51,6 @@ class FileReader:
                 with contextlib.suppress(OSError):  # not every file system has it
                     self._direct[file] = os.open(file, os.O_RDONLY | os.O_DIRECT)
 
-    @property
-    def direct(self) -> bool:
-        """Whether any file is read past the page cache."""
-        return bool(self._direct)
-
     def __call__(self, file: Path, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):

@@ -12,8 +12,9 @@ from moe_local.policies.successor import SUCCESSOR
 from moe_local.policies.weight import WEIGHT
 
 POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, SUCCESSOR, WEIGHT)}
+DEFAULT_POLICY = LFRU.name  # the most tokens/s under real routing
 
-__all__ = ["BELADY", "LRU", "POLICIES", "Key", "Keys", "Policy", "State", "get_policy"]
+__all__ = ["BELADY", "DEFAULT_POLICY", "LRU", "POLICIES", "Key", "Keys", "Policy", "State", "get_policy"]
 
 
 def get_policy(name: str) -> Policy:

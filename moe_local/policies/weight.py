@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moe_local.policies.base import Keys, Policy, State
-from moe_local.policies.lfu import HALF_LIFE
+from moe_local.policies.lfu import HALF_LIFE, LFU
 
 
 def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
@@ -15,8 +15,4 @@ def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
     state[1, keys] = now
 
 
-def _worth(state: State, keys: Any, now: float) -> Any:
-    return state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE)
-
-
-WEIGHT = Policy("weight", lambda keys: 2, _use, _worth, weighted=True)
+WEIGHT = Policy("weight", lambda keys: 2, _use, LFU.worth, weighted=True)

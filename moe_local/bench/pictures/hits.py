@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from moe_local.bench.parts import (
-    DEFAULT_POLICY,
     ORACLE,
     Part,
     Report,
@@ -26,6 +25,7 @@ from moe_local.bench.parts import (
     run_labels,
     runs,
 )
+from moe_local.policies import DEFAULT_POLICY
 
 from . import Picture
 from .theme import BESIDE_LEGEND, Theme, count_ticks, drawable, dress, legend, new_figure, percent
