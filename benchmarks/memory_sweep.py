@@ -3,26 +3,23 @@
     python benchmarks/memory_sweep.py MODEL --ram 4GiB 6GiB 8GiB 12GiB 20GiB [--repeat 3]
 
 Each run is a fresh process that begins with a dropped page cache; budgets take turns, so that drifts of the machine
-hit all alike; medians are printed as a Markdown table. Needs Linux and root (for cgroups, version 1 or 2, and for
-dropping the page cache).
+hit all alike; medians are printed as a Markdown table. Needs Linux and root (see
+`confined.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import Any
+
+import confined
 
 from moe_local.config import format_size, parse_size
 
 PROMPT = "The quick brown fox jumps over the lazy dog and then"
-V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 COLUMNS = (
     "RAM budget",
     "experts that fit",
@@ -74,37 +71,19 @@ def _row(model: str, budget: str, runs: list[dict[str, Any]]) -> str:
 
 
 def _run(model: str, budget: str, new_tokens: int) -> dict[str, Any]:
-    group = _make_group(parse_size(budget))
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-    try:
-        arguments = ("generate", "--no-pack", model, "--ram", budget, "-p", PROMPT, "-n", str(new_tokens), "--json")
-        result: dict[str, Any] = json.loads(_command(*arguments, group=group))
-    finally:
-        with suppress(OSError):
-            group.rmdir()
+    arguments = ("generate", "--no-pack", model, "--ram", budget, "-p", PROMPT, "-n", str(new_tokens), "--json")
+    result: dict[str, Any] = json.loads(_command(*arguments, limit=parse_size(budget)))
     if result["peak_memory"] > parse_size(budget):
         raise SystemExit(f"over the budget of {budget}: {result['peak_memory']} bytes")
     return result
 
 
-def _make_group(limit: int) -> Path:
-    root, file = (V1, "memory.limit_in_bytes") if V1.is_dir() else (V2, "memory.max")
-    group = root / f"memory-sweep-{os.getpid()}"
-    group.mkdir(exist_ok=True)
-    (group / file).write_text(str(limit))
-    return group
-
-
-def _command(*arguments: str, group: Path | None = None) -> str:
-    """What `moe-local` prints, run inside a control group from its first instruction on."""
-
-    def join() -> None:
-        if group is not None:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-
-    command = [sys.executable, "-m", "moe_local.cli.main", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, preexec_fn=join).stdout
+def _command(*arguments: str, limit: int | None = None) -> str:
+    """What `moe-local` prints."""
+    done = confined.run([sys.executable, "-m", "moe_local.cli.main", *arguments], limit)
+    if done.status:
+        raise SystemExit(f"moe-local {' '.join(arguments)} ended with {done.status}")
+    return done.stdout
 
 
 if __name__ == "__main__":

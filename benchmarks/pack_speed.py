@@ -19,9 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-from moe_local.config import format_size, parse_size
+import confined
 
-CGROUP = Path("/sys/fs/cgroup/memory/moe-local-pack")
+from moe_local.config import format_size, parse_size
 
 
 def main() -> None:
@@ -46,15 +46,10 @@ def main() -> None:
         print(f"killed {kills} times, resumed to the same bytes")
 
 
-def drop_caches() -> None:
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
 def copy(source: Path, target: Path) -> float:
     """Seconds to copy the weights, synced."""
     target.mkdir()
-    drop_caches()
+    confined.drop_caches()
     began = time.perf_counter()
     for file in sorted(source.glob("*.safetensors")):
         shutil.copyfile(file, target / file.name)
@@ -70,19 +65,11 @@ def command(checkpoint: Path, target: Path) -> list[str]:
 def pack(checkpoint: Path, target: Path, limit: int) -> tuple[float, int]:
     """Seconds and peak resident bytes of a packing in a memory cgroup of `limit` bytes."""
     shutil.rmtree(target, ignore_errors=True)
-    CGROUP.mkdir(exist_ok=True)
-    (CGROUP / "memory.limit_in_bytes").write_text(str(limit))
-    drop_caches()
     began = time.perf_counter()
-    started = subprocess.Popen(command(checkpoint, target), preexec_fn=_join)
-    _, status, used = os.wait4(started.pid, 0)
-    if status:
-        sys.exit(f"packing ended with {status}")
-    return time.perf_counter() - began, used.ru_maxrss * 1024
-
-
-def _join() -> None:
-    (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
+    done = confined.run(command(checkpoint, target), limit)
+    if done.status:
+        sys.exit(f"packing ended with {done.status}")
+    return time.perf_counter() - began, done.peak
 
 
 def kill_and_resume(checkpoint: Path, target: Path, kills: int, seconds: float) -> int:

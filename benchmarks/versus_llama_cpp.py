@@ -163,14 +163,11 @@ class LlamaCpp:
         self._run(tokens(PROMPT))
         return PROMPT / (perf_counter() - began)
 
-    def decode(self) -> float:
-        """Tokens a second."""
+    def start(self, ids: list[int]) -> Callable[[int], None]:
+        """Reads a prompt; gives back what takes one token more."""
         self._clear()
-        self._run(tokens(WARM))
-        began = perf_counter()
-        for token in tokens(DECODED, seed=11):
-            self._run([token])
-        return DECODED / (perf_counter() - began)
+        self._run(ids)
+        return lambda token: self._run([token])
 
     def close(self) -> None:
         self.api.llama_free(self.context)
@@ -178,9 +175,9 @@ class LlamaCpp:
 
 
 class MoeLocal:
-    """A store, all of it in RAM, through transformers' forward pass with the tokens given."""
+    """A store, through transformers' forward pass with the tokens given; all of it in RAM, or in `ram` bytes."""
 
-    def __init__(self, store: Path, threads: int) -> None:
+    def __init__(self, store: Path, threads: int, ram: int | None = None) -> None:
         import torch
 
         from moe_local.engine import load
@@ -188,8 +185,8 @@ class MoeLocal:
 
         torch.set_num_threads(threads)
         self.name = f"moe-local, {store.name}"
-        self.engine = load(store, Options(device="cpu", context=2048))
-        assert self.engine.plan.share == 1.0, "not all experts fit"
+        self.engine = load(store, Options(device="cpu", context=2048, ram=ram))
+        assert ram or self.engine.plan.share == 1.0, "not all experts fit"
 
     def _run(self, ids: list[int], cache: Any) -> Any:
         import torch
@@ -203,15 +200,26 @@ class MoeLocal:
         self._run(tokens(PROMPT), None)
         return PROMPT / (perf_counter() - began)
 
-    def decode(self) -> float:
-        cache = self._run(tokens(WARM), None)
-        began = perf_counter()
-        for token in tokens(DECODED, seed=11):
-            cache = self._run([token], cache)
-        return DECODED / (perf_counter() - began)
+    def start(self, ids: list[int]) -> Callable[[int], None]:
+        """Reads a prompt; gives back what takes one token more."""
+        cache = self._run(ids, None)
+
+        def step(token: int) -> None:
+            self._run([token], cache)
+
+        return step
 
     def close(self) -> None:
         self.engine.close()
+
+
+def decode(side: Any) -> float:
+    """Tokens a second."""
+    step = side.start(tokens(WARM))
+    began = perf_counter()
+    for token in tokens(DECODED, seed=11):
+        step(token)
+    return DECODED / (perf_counter() - began)
 
 
 def run(store: Path, file: Path, threads: int) -> None:
@@ -224,11 +232,11 @@ def run(store: Path, file: Path, threads: int) -> None:
     found: dict[str, dict[str, list[float]]] = {}
     sides = [make() for make in makers]
     for side in sides:
-        side.prefill(), side.decode()  # warm-up
+        side.prefill(), decode(side)  # warm-up
     for _ in range(ROUNDS):
         for side in sides:
             figures = found.setdefault(side.name, {"decode": [], "prefill": []})
-            figures["decode"].append(side.decode())
+            figures["decode"].append(decode(side))
             figures["prefill"].append(side.prefill())
     medians = {name: {k: statistics.median(v) for k, v in figures.items()} for name, figures in found.items()}
     print(f"{'':32}{'decode t/s':>14}{'prefill t/s':>14}")

@@ -1,0 +1,62 @@
+"""A command in a memory cgroup of so many bytes, page cache included, begun with a dropped page cache.
+
+Needs Linux and root; cgroups of version 1 or 2.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit status (negative: killed by that signal), output, and most resident bytes."""
+
+    status: int
+    stdout: str
+    peak: int
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def run(command: list[str], limit: int | None) -> Finished:
+    """Runs a command held to `limit` bytes from its first instruction on, or not held at all."""
+    drop_caches()
+    with _group(limit) as group:
+
+        def join() -> None:
+            if group is not None:
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=join) as started:
+            assert started.stdout is not None
+            stdout = started.stdout.read()
+            _, status, used = os.wait4(started.pid, 0)
+            started.returncode = os.waitstatus_to_exitcode(status)
+        return Finished(started.returncode, stdout, used.ru_maxrss * 1024)
+
+
+@contextmanager
+def _group(limit: int | None) -> Iterator[Path | None]:
+    if limit is None:
+        yield None
+        return
+    root, file = (V1, "memory.limit_in_bytes") if V1.is_dir() else (V2, "memory.max")
+    group = root / f"moe-local-benchmark-{os.getpid()}"
+    group.mkdir(exist_ok=True)
+    (group / file).write_text(str(limit))
+    try:
+        yield group
+    finally:
+        with suppress(OSError):
+            group.rmdir()
