@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_local.memory.pages import allocate
+
 
 class Slab:
     """`slots` buffers of `slot_size` bytes on one device, aligned to 4096 bytes on a CPU.
@@ -16,7 +18,9 @@ class Slab:
 
     def __init__(self, slots: int, slot_size: int, device: torch.device, *, pinned: bool = False) -> None:
         self.slot_size = slot_size
-        raw = torch.empty(slots * slot_size + self.ALIGNMENT, dtype=torch.uint8, device=device, pin_memory=pinned)
+        size = slots * slot_size + self.ALIGNMENT
+        plain = device.type == "cpu" and not pinned
+        raw = allocate(size) if plain else torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         start = -raw.data_ptr() % self.ALIGNMENT
         self._buffer = raw[start : start + slots * slot_size].view(slots, slot_size)
 

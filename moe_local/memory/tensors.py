@@ -8,13 +8,14 @@ from torch import Tensor
 from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.formats import decode_tensor
 from moe_local.memory.disk import ReadAt
+from moe_local.memory.pages import allocate
 
 
 def read_tensor(source: Source, read_at: ReadAt, dtype: torch.dtype) -> Tensor:
     """A tensor of the checkpoint as it is, or decoded to `dtype` if it is encoded."""
     if isinstance(source, EncodedTensor):
         return decode_tensor(source, read_arrays(source, read_at), dtype)
-    raw = torch.empty(source.length, dtype=torch.uint8)
+    raw = allocate(source.length)
     read_at(source.file, source.offset, raw.numpy().data)
     return raw.view(source.dtype).view(source.shape)
 

@@ -1,0 +1,28 @@
+"""RAM in huge pages, where the system has them.
+
+A disk that writes straight into our memory needs every page of it looked up and held: 650 pages of 4 KiB for an expert
+of 2.6 MB, two of 2 MiB. On two cores that was a quarter of the time of a token; matrices are read a little faster too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+from torch import Tensor
+
+HUGE = 2 << 20  # bytes
+
+
+def allocate(size: int) -> Tensor:
+    """`size` bytes of RAM, uint8, aligned to a huge page where there are such; not touched yet."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or size < HUGE:
+        return torch.empty(size, dtype=torch.uint8)
+    memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(advice)
+    raw = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -raw.data_ptr() % HUGE
+    return raw[start : start + size]
