@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size, home
-from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
-from moe_local.generation.chat import ChatSession, has_template, render
+from moe_local.errors import CheckpointError, UnsupportedError, first_line
+from moe_local.generation.batch import Answer, BatchGenerator, Request
+from moe_local.generation.chat import ChatSession, prompt_ids
 from moe_local.generation.defaults import generation_defaults
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.text import Generation, TextGenerator
@@ -30,7 +31,7 @@ from moe_local.policies import get_policy
 from moe_local.prediction import get_predictor
 from moe_local.runtime.binding import load_dense
 from moe_local.runtime.cache import ExpertCache, Tier
-from moe_local.runtime.experts import PagedLayer, Tap
+from moe_local.runtime.experts import Padding, PagedLayer, Tap
 from moe_local.runtime.prefetch import Prefetcher
 from moe_local.runtime.routers import next_routers
 from moe_local.runtime.warm import remember, warm_up
@@ -153,13 +154,7 @@ class Engine:
 
     def encode(self, prompt: str, *, raw: bool = False, system: str | None = None) -> list[int]:
         """Token ids of a prompt: as a user's message in the model's chat template, or `raw` text to go on from."""
-        generator = self.generator
-        if raw or not has_template(generator):
-            if system:
-                raise MoeLocalError("a system message needs a chat template", remedy="put it into the prompt")
-            return generator.encode(prompt)
-        messages = [{"role": "system", "content": system}] if system else []
-        return render(generator, [*messages, {"role": "user", "content": prompt}])
+        return prompt_ids(self.generator, prompt, raw=raw, system=system)
 
     def generate(
         self,
@@ -177,6 +172,23 @@ class Engine:
     def chat(self, sampling: Sampling | None = None, *, system: str | None = None) -> ChatSession:
         """A new conversation with a KV cache of its own."""
         return ChatSession(self.generator, sampling or Sampling(), system=system)
+
+    def batch(self, requests: Iterable[Request | str], interrupt: threading.Event | None = None) -> Iterator[Answer]:
+        """Answers many requests (a text is one) together, as they are finished; see `Options.sequences`."""
+        yield from self.batch_generator().run(
+            (Request(each) if isinstance(each, str) else each for each in requests), interrupt
+        )
+
+    def batch_generator(self) -> BatchGenerator:
+        """What `batch` runs, for those that want to watch its progress."""
+        padding = Padding(self._cache.experts)
+        self.tap(padding)
+        return BatchGenerator(
+            self.generator,
+            sequences=self.prepared.options.sequences,
+            kv_tokens=self.prepared.kv_tokens,
+            hide=padding.hide,
+        )
 
     def stats(self) -> dict[str, Any]:
         """Totals since loading, and memory against its budget (bytes)."""

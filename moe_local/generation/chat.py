@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moe_local.errors import CheckpointError, MoeLocalError
@@ -103,6 +103,25 @@ def _is_message(value: object) -> bool:
 
 def has_template(generator: TextGenerator) -> bool:
     return bool(generator.tokenizer.chat_template)
+
+
+def prompt_ids(
+    generator: TextGenerator, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool, system: str | None
+) -> list[int]:
+    """Token ids of a prompt: text as a user's message in the model's chat template, or `raw` text to go on from.
+
+    Messages are put into the template, token ids are taken as they are.
+    """
+    if not isinstance(prompt, str):
+        if all(isinstance(token, int) for token in prompt):
+            return [int(token) for token in prompt if isinstance(token, int)]
+        return render(generator, [message for message in prompt if isinstance(message, dict)])
+    if raw or not has_template(generator):
+        if system:
+            raise MoeLocalError("a system message needs a chat template", remedy="put it into the prompt")
+        return generator.encode(prompt)
+    messages = [{"role": "system", "content": system}] if system else []
+    return render(generator, [*messages, {"role": "user", "content": prompt}])
 
 
 def render(generator: TextGenerator, messages: list[Message]) -> list[int]:

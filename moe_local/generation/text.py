@@ -142,7 +142,7 @@ class TextGenerator:
         `on_text` is given each piece of text as it comes. Setting `interrupt` ends the generation after the token
         under way. `state` carries the KV cache from one call to the next; an error empties it.
         """
-        room = self._room(ids)
+        room = self.room(ids)
         state = state or KVState()
         cached, cache = state.take(ids)
         stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None), self.counters)
@@ -182,7 +182,8 @@ class TextGenerator:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
-    def _room(self, ids: Sequence[int]) -> int:
+    def room(self, ids: Sequence[int]) -> int:
+        """How many tokens may follow a prompt. Raises MoeLocalError for one that cannot be run."""
         if not ids:
             raise MoeLocalError("the prompt is empty", remedy="write something")
         vocabulary = self.model.get_input_embeddings().weight.shape[0]

@@ -1,7 +1,7 @@
 """RAM in huge pages, where the system has them.
 
-A disk that writes straight into our memory needs every page of it looked up and held: 650 pages of 4 KiB for an expert
-of 2.6 MB, two of 2 MiB. On two cores that was a quarter of the time of a token; matrices are read a little faster too.
+A disk that writes straight into our memory needs every page of it looked up and held: 650 pages of 4 KiB for an
+expert of 2.6 MB, two of 2 MiB. On two cores that was a fifth of a token's time; matrices are read faster too.
 """
 
 from __future__ import annotations

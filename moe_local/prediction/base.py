@@ -1,4 +1,4 @@
-"""What a predictor is: which experts will the next layer need for this token?"""
+"""What a predictor is: which experts will the next layer need for this token, or these?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Predictor(Protocol):
     """Learns while a model decodes, token by token and layer by layer."""
 
     def scores(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Scores | None:
-        """For the layer after `layer`, which is about to run `chosen` on `hidden` [1, H]; None where it cannot tell.
+        """For the layer after `layer`, which is about to run `chosen` on `hidden` [T, H]; None where it cannot tell.
 
         Called for every layer of every token, in order: this is also where a predictor learns.
         """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from moe_local.prediction.base import Scores
@@ -24,9 +23,10 @@ class NextRouter:
 
     def scores(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Scores | None:
         found = self._matrices.get(layer)
-        if found is None:
+        if found is None or found[0].shape[1] != hidden.shape[1]:  # some experts are given a part of the stream
             return None
         weight, bias = found
-        logits = torch.mv(weight, hidden[0].to(weight.dtype))
-        scores: Scores = (logits if bias is None else logits.sigmoid() + bias).float().cpu().numpy()
+        logits = hidden.to(weight.dtype) @ weight.T  # [T, experts]
+        wanted = (logits if bias is None else logits.sigmoid() + bias).amax(dim=0)
+        scores: Scores = wanted.float().cpu().numpy()
         return scores

@@ -58,7 +58,7 @@ def _in_blocks(
     more = _more(length)
     key, value = F.pad(key, (0, 0, 0, more)), F.pad(value, (0, 0, 0, more))
     grouped = query.reshape(batch, groups, heads // groups, queries, size)
-    step = _rows(heads, length + more)
+    step = _rows(batch * heads, length + more)
     blocks = []
     for start in range(0, queries, step):
         rows = min(step, queries - start)
@@ -100,7 +100,9 @@ def _more(length: int) -> int:
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     """scores [B, H, Q, L]; mask [B or 1, H or 1, Q, L], of booleans (what may be seen) or to be added."""
-    return scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    # Not minus infinity: a query that may see nothing is padding, and must not become NaN.
+    least = torch.finfo(scores.dtype).min
+    return scores.masked_fill_(~mask, least) if mask.dtype == torch.bool else scores.add_(mask)
 
 
 def use_products(model: PreTrainedModel) -> None:

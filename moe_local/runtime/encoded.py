@@ -14,6 +14,9 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.formats import Multiply, format_of
 
+LARGE = 1 << 26  # elements: a matrix of so many is not decoded for the sake of many rows
+_FEW = 32  # rows, that every format multiplies without decoding
+
 
 class EncodedLinear(nn.Module):
     """`nn.Linear` without its weight. Ready once `connect` was called."""
@@ -33,7 +36,11 @@ class EncodedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
         multiply: Multiply = vars(self)["_multiply"]
-        y = multiply(x.reshape(-1, self.in_features))
+        rows = x.reshape(-1, self.in_features)
+        if len(rows) > _FEW and self.in_features * self.out_features >= LARGE:
+            y = torch.cat([multiply(rows[at : at + _FEW]) for at in range(0, len(rows), _FEW)])
+        else:
+            y = multiply(rows)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)

@@ -31,6 +31,23 @@ class Tap(Protocol):
     def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class Padding:
+    """A tap that takes the padding of a batch out: no expert is read or computed for it."""
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        self._experts = experts
+        self._padded: Tensor | None = None
+
+    def hide(self, there: Tensor | None) -> None:
+        """Which of the tokens of the next forward passes are there, [T] bool; None for all."""
+        self._padded = None if there is None else ~there[:, None]
+
+    def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        if self._padded is None or len(self._padded) != len(index):
+            return index, weights
+        return index.masked_fill(self._padded, self._experts[layer]), weights
+
+
 class PagedLayer:
     """One layer's experts over the cache."""
 

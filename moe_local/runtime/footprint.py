@@ -17,6 +17,7 @@ from moe_local.checkpoint.record import PLAIN
 from moe_local.config import MIB
 from moe_local.memory.placement import Needs
 from moe_local.runtime.attention import SCORES
+from moe_local.runtime.encoded import LARGE
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
@@ -24,20 +25,31 @@ _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "
 
 
 def measure(
-    skeleton: PreTrainedModel, catalog: Catalog, context: int, dtype: torch.dtype, *, logits: int = 1
+    skeleton: PreTrainedModel,
+    catalog: Catalog,
+    context: int,
+    dtype: torch.dtype,
+    *,
+    logits: int = 1,
+    sequences: int = 1,
+    kv_tokens: int = 0,
 ) -> Needs:
     """The needs of a model at `context` tokens, where a forward pass makes the logits of as many as `logits`.
+
+    With several `sequences` their caches have at most `kv_tokens` columns in all.
 
     Leaves `skeleton` (on meta) fit for nothing else.
     """
     config = skeleton.config.get_text_config()
     kv = kv_cache_bytes(skeleton, context, dtype)
+    if sequences > 1:
+        kv = max(kv, sequences * kv_cache_bytes(skeleton, max(1, kv_tokens // sequences), dtype))
     top_k = _top_k(skeleton, catalog)
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_cache=kv,
-        workspace=_workspace(config, kv, context, dtype, max(top_k), logits)
-        + _decoding(skeleton, catalog, dtype, logits),
+        workspace=_workspace(config, kv, context, dtype, max(top_k), max(logits, sequences))
+        + _decoding(skeleton, catalog, dtype),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
@@ -113,17 +125,15 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, logits: int) -> int:
+def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -> int:
     """The largest matrix that is decoded before it is multiplied, with the codes it is decoded from.
 
-    Embeddings are decoded row by row, and the matrix of the logits only where they are asked for of many tokens.
+    Embeddings are decoded row by row, and very large matrices not at all.
     """
     experts = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
     shapes = [m.shape for m in experts if m.encoding not in PLAIN.values()]
     for path, tensor in catalog.encoded.items():
-        module = skeleton.get_submodule(path)
-        head = module is skeleton.get_output_embeddings()
-        if isinstance(module, nn.Linear) and not (head and logits <= 1):
+        if isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE:
             shapes.append((tensor.shape[0], tensor.shape[1]))
     return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
 

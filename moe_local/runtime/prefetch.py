@@ -23,7 +23,7 @@ _LONGEST = 512  # tokens between two trials, when the last ones agreed
 
 
 class Prefetcher:
-    """Says what to read ahead: for one token what the predictor thinks likeliest, for many all of the next layer."""
+    """Says what to read ahead: what the predictor thinks likeliest."""
 
     def __init__(
         self, predictor: Predictor, experts: Sequence[int], top_k: Sequence[int], counters: Counters
@@ -41,7 +41,7 @@ class Prefetcher:
         self._check(layer, chosen)
         if len(hidden) > 1:
             self._trial.pause()
-            return lambda: self._all(layer + 1)
+            return lambda: self._together(layer, hidden, chosen)
         if layer == 0:
             self._trial.token(self._counters.misses, self._counters.stall_seconds)
         if not self._trial.on:
@@ -59,8 +59,14 @@ class Prefetcher:
             self._depth.learn(right)
         self._predicted = (-1, [])
 
-    def _all(self, layer: int) -> Iterable[Key]:
-        return ((layer, expert) for expert in range(self._experts[layer])) if layer < len(self._experts) else ()
+    def _together(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Iterable[Key]:
+        """For many tokens as many experts as they need of this layer."""
+        if layer + 1 >= len(self._experts):
+            return ()
+        count = min(len(chosen), self._experts[layer + 1])
+        scores = self._predictor.scores(layer, hidden, chosen)
+        best = range(count) if scores is None else np.argsort(-scores)[:count].tolist()
+        return ((layer + 1, expert) for expert in best)
 
     def _likeliest(self, layer: int, hidden: Tensor, chosen: Sequence[int]) -> Iterable[Key]:
         scores = self._predictor.scores(layer, hidden, chosen)

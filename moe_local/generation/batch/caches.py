@@ -1,0 +1,117 @@
+"""transformers' KV caches of several sequences: taking rows out, putting caches together.
+
+Rows are aligned at their last token and padded on the left. Layers that attend keep a column for each token (with a
+sliding window, for the last of them); recurrent layers keep a state for each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+
+_ATTENDS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
+_RECURS = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+_STATES = ("conv_states", "recurrent_states")
+
+
+@torch.inference_mode()
+def cache_of(model: PreTrainedModel) -> Any:
+    """A cache as this model makes it, of one token: some make their own kinds."""
+    return model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+
+
+def can_join(cache: Any) -> bool:
+    """Whether sequences can share this kind of cache: all its layers are of kinds that are known here."""
+    kinds = {*_ATTENDS, *_RECURS}
+    return type(cache) is DynamicCache and bool(cache.layers) and all(type(layer) in kinds for layer in cache.layers)
+
+
+def can_pad(cache: Any) -> bool:
+    """Whether sequences of different lengths can be computed at once: recurrent states would take in the padding."""
+    return can_join(cache) and not any(isinstance(layer, _RECURS) for layer in cache.layers)
+
+
+def can_branch(cache: Any) -> bool:
+    """Whether several sequences can go on from one: every layer keeps every token."""
+    return can_join(cache) and all(type(layer) is DynamicLayer and _attends(layer) for layer in cache.layers)
+
+
+def select(cache: Any, rows: Tensor) -> None:
+    """Keeps `rows` [n] int64 of the sequences, in that order."""
+    for layer in cache.layers:
+        if _attends(layer):
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        for holder, name in _states(layer):
+            holder[name] = holder[name][rows]
+
+
+def join(caches: Sequence[Any], columns: Sequence[Sequence[Tensor]], length: int) -> Any:
+    """One cache of `length` columns with the rows of several, emptied.
+
+    `columns` says for each row of each cache which of its columns are tokens (int64); there is padding nowhere but on
+    the left afterwards.
+    """
+    first, *others = caches
+    for index, layer in enumerate(first.layers):
+        layers = [layer, *(cache.layers[index] for cache in others)]
+        if _attends(layer):
+            for name in ("keys", "values"):
+                setattr(layer, name, _aligned([getattr(each, name) for each in layers], columns, layer, length))
+            for each in layers[1:]:
+                each.keys = each.values = None
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length = length
+        for holders in zip(*(_states(each) for each in layers), strict=True):
+            target, name = holders[0]
+            target[name] = torch.cat([holder[key] for holder, key in holders])
+    return first
+
+
+def _aligned(tensors: Sequence[Tensor], columns: Sequence[Sequence[Tensor]], layer: Any, length: int) -> Tensor:
+    """Rows of tensors [B, H, L, D] -> [all rows, H, length or window, D], each with its last token at the end."""
+    kept = min(length, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else length
+    rows = sum(len(each) for each in columns)
+    _, heads, _, width = tensors[0].shape
+    out = tensors[0].new_zeros(rows, heads, kept, width)
+    number = 0
+    for tensor, places in zip(tensors, columns, strict=True):
+        for row, at in enumerate(places):
+            count = min(len(at), kept, tensor.shape[2])
+            if isinstance(layer, DynamicSlidingWindowLayer):  # its columns are the last ones
+                found = tensor[row, :, tensor.shape[2] - count :]
+            else:
+                found = tensor[row][:, at[len(at) - count :]]
+            out[number, :, kept - count :] = found
+            number += 1
+    return out
+
+
+def branch(cache: Any, rows: int) -> DynamicCache:
+    """`rows` sequences that begin as the one in `cache` did; it stays as it is."""
+    data = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
+    return DynamicCache(data)
+
+
+def _attends(layer: Any) -> bool:
+    """Whether it holds keys and values: of layers that share them, one does."""
+    return isinstance(layer, DynamicLayer) and isinstance(getattr(layer, "keys", None), Tensor)
+
+
+def _states(layer: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
+    """Where the recurrent states are held: (mapping, key)."""
+    for name in _STATES:
+        value = getattr(layer, name, None)
+        if isinstance(value, Tensor):
+            yield vars(layer), name
+        elif isinstance(value, dict):
+            yield from ((value, key) for key, state in value.items() if isinstance(state, Tensor))

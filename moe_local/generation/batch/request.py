@@ -1,0 +1,37 @@
+"""What is asked of a batch, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe_local.generation.chat import Message
+from moe_local.generation.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt: text (put into the model's chat template, unless `raw`), messages, or token ids."""
+
+    prompt: str | Sequence[Message] | Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    system: str | None = None
+    raw: bool = False
+    tag: Any = None  # the caller's own, handed back with the answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request; with an `error` it could not be answered, and the rest is empty."""
+
+    request: Request
+    text: str = ""
+    token_ids: Sequence[int] = ()
+    prompt_tokens: int = 0
+    finish_reason: str = "error"  # "stop", "length" or "error"
+    error: str | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.token_ids)

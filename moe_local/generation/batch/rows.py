@@ -1,0 +1,101 @@
+"""Sequences that are computed together, a token of each in a forward pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moe_local.generation.batch.caches import branch, join, select
+from moe_local.runtime.footprint import PREFILL_CHUNK
+
+_SLACK = 32  # columns of padding that are not worth copying everything else for
+Hide = Callable[[Tensor | None], None]  # says which tokens [B * T] of the next forward pass are there
+
+
+class Rows:
+    """A KV cache with a row for each sequence, and which of its columns are tokens.
+
+    `mask` [B, L] int64 is 1 where a token is; every row's last column is its last token.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Any, mask: Tensor, hide: Hide) -> None:
+        self.mask = mask
+        self._model = model
+        self._cache = cache
+        self._hide = hide
+        self._takes = inspect.signature(model.forward).parameters
+
+    @classmethod
+    def empty(cls, model: PreTrainedModel, count: int, hide: Hide) -> Rows:
+        mask = torch.zeros(count, 0, dtype=torch.long, device=model.device)
+        return cls(model, None, mask, hide)
+
+    def branch(self, count: int) -> Rows:
+        """`count` sequences that begin as this one did."""
+        return Rows(self._model, branch(self._cache, count), self.mask.expand(count, -1), self._hide)
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    @property
+    def length(self) -> int:
+        """Columns: tokens of the longest sequence."""
+        return self.mask.shape[1]
+
+    def read(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Goes on by a prompt for each row, the shorter ones padded -> logits of what comes next, [B, V] float32."""
+        longest = max(map(len, sequences))
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        there = torch.zeros_like(ids)
+        for row, tokens in enumerate(sequences):
+            ids[row, longest - len(tokens) :] = torch.tensor(list(tokens))
+            there[row, longest - len(tokens) :] = 1
+        step = max(1, PREFILL_CHUNK // len(sequences))
+        ids, there = ids.to(self.mask.device), there.to(self.mask.device)
+        for start in range(0, longest, step):
+            logits = self._forward(ids[:, start : start + step], there[:, start : start + step])
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Goes on by one token for each row, [B] -> logits of what comes next, [B, V] float32."""
+        return self._forward(tokens[:, None], torch.ones_like(tokens[:, None]))
+
+    @torch.inference_mode()
+    def _forward(self, ids: Tensor, there: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, there], dim=1)
+        inputs: dict[str, Any] = {"attention_mask": self.mask, "past_key_values": self._cache, "use_cache": True}
+        if "position_ids" in self._takes:
+            inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if "logits_to_keep" in self._takes:
+            inputs["logits_to_keep"] = 1
+        self._hide(None if there.all() else there.flatten().bool())
+        out = self._model(input_ids=ids, **inputs)
+        self._cache = out.past_key_values
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Lets go of all but these rows."""
+        at = torch.tensor(list(rows), dtype=torch.long, device=self.mask.device)
+        self.mask = self.mask[at]
+        if len(at):
+            select(self._cache, at)
+        else:
+            self._cache = None
+
+    def joined(self, others: Sequence[Rows]) -> Rows:
+        """All rows in one, with no more padding than they need. Those that were joined are empty afterwards."""
+        parts = [part for part in (self, *others) if len(part)]
+        counts = torch.cat([part.mask.sum(dim=1) for part in parts or (self,)])
+        length = int(counts.max()) if parts else 0
+        if len(parts) < 2 and (not parts or parts[0].length - length < _SLACK):
+            return parts[0] if parts else self
+        columns = [[row.nonzero().flatten() for row in part.mask] for part in parts]
+        cache = join([part._cache for part in parts], columns, length)
+        mask = (torch.arange(length, device=counts.device) >= length - counts[:, None]).long()
+        return Rows(self._model, cache, mask, self._hide)
