@@ -185,7 +185,7 @@ class Engine:
         self.tap(padding)
         return BatchGenerator(
             self.generator,
-            sequences=self.prepared.options.sequences,
+            sequences=self.prepared.sequences,
             kv_tokens=self.prepared.kv_tokens,
             hide=padding.hide,
         )

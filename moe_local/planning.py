@@ -32,7 +32,6 @@ from moe_local.store import is_store, open_store
 DEFAULT_CONTEXT = 4096
 IO_MODES = ("auto", "direct", "buffered")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_EACH = 512  # tokens of KV cache for each sequence of a batch, unless it is told
 _KEEP_FREE = 0.1  # of what is available, where no budget was given
 _ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
 
@@ -56,8 +55,8 @@ class Options:
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
     warm: bool = False  # begin with the experts that the last run of this kind ended with
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
-    sequences: int = 1  # that are generated at once, by `Engine.batch`
-    kv_tokens: int | None = None  # of all of them together, padding included
+    sequences: int = 1  # that `Engine.batch` generates at once, at most
+    each: int = 512  # tokens of such a sequence, on average, that memory is kept for
     logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
@@ -66,8 +65,8 @@ class Options:
             raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
         if self.prefetch != "off":
             get_predictor(self.prefetch)
-        if self.sequences < 1:
-            raise MoeLocalError(f"{self.sequences} sequences cannot be generated")
+        if self.sequences < 1 or self.each < 1:
+            raise MoeLocalError(f"{self.sequences} sequences of {self.each} tokens cannot be generated")
         for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
             if not 0 < share <= 1:
                 raise MoeLocalError(f"a share of {share} of the {name} is not above 0 and at most 1")
@@ -103,7 +102,8 @@ class Prepared(Understood):
 
     device: torch.device
     context: int
-    kv_tokens: int  # that the KV caches of all sequences hold together
+    sequences: int  # that are generated at once, at most
+    kv_tokens: int  # that their KV caches hold together, padding included
     options: Options
     plan: Plan
     notes: tuple[str, ...]
@@ -126,22 +126,24 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     found = understand(model, options.dtype)
     context = _context(found.config, options.context)
     device = _device(options.device)
-    kv_tokens = max(context, options.kv_tokens or min(context, _EACH) * options.sequences)
     needs = measure(
         found.skeleton,
         found.catalog,
         context,
         found.dtype,
+        device=device,
         logits=options.logits,
         sequences=options.sequences,
-        kv_tokens=kv_tokens,
+        each=min(options.each, context),
     )
     plan, notes = _plan(needs, device, options)
+    sequences = plan.needs.sequences
     return Prepared(
         **vars(found),
         device=device,
         context=context,
-        kv_tokens=kv_tokens,
+        sequences=sequences,
+        kv_tokens=max(context, sequences * min(options.each, context)),
         options=options,
         plan=plan,
         notes=notes,
@@ -219,8 +221,9 @@ def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, t
             f" {format_size(memory_limit())} is used instead"
         )
         ram = memory_limit()
+    budget, overhead = (ram, ram_overhead) if vram is None else (vram, vram_overhead)
     plan = make_plan(
-        needs,
+        needs.with_fewer_sequences(budget - overhead),
         ram=ram,
         vram=vram,
         ram_overhead=ram_overhead,

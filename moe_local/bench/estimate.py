@@ -92,7 +92,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int) -> Needs:
     """What the model takes at `context` tokens, the KV cache and activations in bf16."""
     return Needs(
         dense=dense_bytes(sizes, formats)[0],
-        kv_cache=2 * sizes.kv_per_token * context,
+        kv_one=2 * sizes.kv_per_token * context,
         workspace=workspace_bytes(sizes, context),
         slot=record_bytes(sizes, formats),
         experts=sizes.experts,

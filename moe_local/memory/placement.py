@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_local.config import MIB, format_size
 from moe_local.errors import BudgetError
 
-_IN_FLIGHT = 32 * MIB
+_KV_SHARE = 0.25  # of what is left after the dense weights: the most that a batch's KV caches take
+_IN_FLIGHT, _MANY_IN_FLIGHT = 32 * MIB, 96 * MIB  # for one sequence, and for a batch, which needs nearly all experts
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,29 @@ class Needs:
     """What a model takes, in bytes, at one context length."""
 
     dense: int  # everything but the experts
-    kv_cache: int  # at the full context
+    kv_one: int  # KV cache of one sequence, at the full context
     workspace: int  # activations and temporaries at their peak
     slot: int  # the largest record
     experts: tuple[int, ...]  # experts of each MoE layer
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
+    sequences: int = 1  # that are computed at once
+    kv_each: int = 0  # bytes of the KV cache of one of several sequences
+
+    @property
+    def kv_cache(self) -> int:
+        """Of all sequences."""
+        return max(self.kv_one, self.sequences * self.kv_each)
 
     @property
     def fixed(self) -> int:
         return self.dense + self.kv_cache + self.workspace
+
+    def with_fewer_sequences(self, room: int) -> Needs:
+        """With as many sequences as leave to experts three quarters of what `room` bytes have beside the rest."""
+        if self.sequences == 1:
+            return self
+        left = room - self.dense - self.workspace
+        return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // self.kv_each)))
 
     @property
     def all_experts(self) -> int:
@@ -91,7 +106,7 @@ class Plan:
     def useful_minimum(self) -> int:
         """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
         overhead = self.ram_overhead if self.vram is None else self.vram_overhead
-        slots = min(self.needs.token_set + spare_slots(self.needs.slot), self.needs.all_experts)
+        slots = min(self.needs.token_set + spare_slots(self.needs), self.needs.all_experts)
         return overhead + self.needs.fixed + slots * self.needs.slot
 
     @property
@@ -141,13 +156,15 @@ def _tier(room: int, needs: Needs, share: float) -> tuple[tuple[int, ...], int]:
     slots, most = room // needs.slot, capped(needs.experts, share)
     if most == needs.experts and slots >= needs.all_experts:
         return most, 0
-    spare = min(spare_slots(needs.slot), slots - len(most))
+    spare = min(spare_slots(needs), slots - len(most))
     return share_out(slots - spare, most), spare
 
 
-def spare_slots(slot: int) -> int:
+def spare_slots(needs: Needs) -> int:
     """Slots that keep a disk busy: enough reads in flight, of enough bytes."""
-    return min(max(2, -(-_IN_FLIGHT // slot)), 16)
+    alone = needs.sequences == 1
+    wanted = -(-(_IN_FLIGHT if alone else _MANY_IN_FLIGHT) // needs.slot)
+    return min(max(2, wanted), 16 if alone else 48)
 
 
 def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) -> None:

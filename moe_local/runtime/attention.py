@@ -22,6 +22,11 @@ _STEP = 64  # tokens: lengths are rounded up to it
 SCORES = 1 << 22  # scores of a block at most: 4 bytes each, and a few copies
 
 
+def is_ours(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention is computed here."""
+    return device.type == "cpu" and dtype == torch.bfloat16
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -35,7 +40,7 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, Q, D], key [B, KV, L, D], value [B, KV, L, V] -> [B, Q, H, V], in transformers' interface."""
     queries, keys = query.shape[2], key.shape[2]
-    ours = _OURS in vars(module) and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    ours = _OURS in vars(module) and is_ours(query.device, query.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     causal = queries > 1 and attention_mask is None and is_causal

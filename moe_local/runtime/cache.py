@@ -124,12 +124,12 @@ class ExpertCache:
         self._uploads.extend((layer, expert) for expert in host.hits)
         missing, prefetched = self._claim(layer, host.misses if self._host else device.misses)
         ready = [*device.hits, *prefetched]
-        looked = False
+        later: Iterator[Key] | None = None
         while ready or missing or self._waiting or self._uploads:
             self._request(missing)
-            if not (looked or missing):
-                looked = True
-                self._look_ahead(ahead())
+            if not missing:
+                later = iter(ahead()) if later is None else later
+                self._look_ahead(later)
             ready = ready or self._next_arrival(host.leaving)
             if ready:
                 began = perf_counter()
@@ -138,6 +138,7 @@ class ExpertCache:
             for expert in device.leaving.intersection(ready):
                 self._device.slots.release((layer, expert))
             ready = []
+        self._look_ahead(later or iter(ahead()))
         self._underway = None
 
     def _claim(self, layer: int, misses: Sequence[int]) -> tuple[deque[Key], list[int]]:
@@ -195,11 +196,12 @@ class ExpertCache:
             self._landing.slots.release(key)
         return None
 
-    def _look_ahead(self, keys: Iterable[Key]) -> None:
+    def _look_ahead(self, keys: Iterator[Key]) -> None:
         """Starts to read what later layers may need, into free slots but for those that demand is left with."""
         tier = self._landing
-        for key in keys:
-            if tier.slots.free <= self._reserve:
+        while tier.slots.free > self._reserve:
+            key = next(keys, None)
+            if key is None:
                 return
             if key in tier.slots or key in self._device.slots:
                 continue

@@ -16,7 +16,7 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
 from moe_local.config import MIB
 from moe_local.memory.placement import Needs
-from moe_local.runtime.attention import SCORES
+from moe_local.runtime.attention import SCORES, is_ours
 from moe_local.runtime.encoded import LARGE
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
@@ -30,29 +30,32 @@ def measure(
     context: int,
     dtype: torch.dtype,
     *,
+    device: torch.device,
     logits: int = 1,
     sequences: int = 1,
-    kv_tokens: int = 0,
+    each: int = 1,
 ) -> Needs:
     """The needs of a model at `context` tokens, where a forward pass makes the logits of as many as `logits`.
 
-    With several `sequences` their caches have at most `kv_tokens` columns in all.
+    With several `sequences` at once, they have `each` so many tokens on average.
 
     Leaves `skeleton` (on meta) fit for nothing else.
     """
     config = skeleton.config.get_text_config()
     kv = kv_cache_bytes(skeleton, context, dtype)
-    if sequences > 1:
-        kv = max(kv, sequences * kv_cache_bytes(skeleton, max(1, kv_tokens // sequences), dtype))
+    kv_each = kv_cache_bytes(skeleton, each, dtype) if sequences > 1 else 0
+    most = max(kv, sequences * kv_each)
     top_k = _top_k(skeleton, catalog)
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
-        kv_cache=kv,
-        workspace=_workspace(config, kv, context, dtype, max(top_k), max(logits, sequences))
+        kv_one=kv,
+        workspace=_workspace(config, most, context, dtype, max(top_k), max(logits, sequences), device)
         + _decoding(skeleton, catalog, dtype),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
+        sequences=sequences,
+        kv_each=kv_each,
     )
 
 
@@ -138,15 +141,24 @@ def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -
     return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
 
 
-def _workspace(config: PreTrainedConfig, kv: int, context: int, dtype: torch.dtype, top_k: int, logits: int) -> int:
+def _workspace(
+    config: PreTrainedConfig,
+    kv: int,
+    context: int,
+    dtype: torch.dtype,
+    top_k: int,
+    logits: int,
+    device: torch.device,
+) -> int:
     """Temporaries at the peak of a prefill chunk or a decoding step, whichever is larger, with the allocator's slack.
 
-    One layer's keys and values are copied when they grow and again when heads share them; a chunk has its mask, its
-    hidden states and one row a token and choice of expert; sampling works on a few copies of the logits.
+    One layer's keys and values are copied when they grow and again to be multiplied, where that is not our own
+    attention for every head that shares them; a chunk has its mask, its hidden states and one row a token and choice
+    of expert; sampling works on a few copies of the logits.
     """
     hidden: int = config.hidden_size
     heads = _attribute(config, "num_attention_heads", 1)
-    shared = max(1, heads // _attribute(config, "num_key_value_heads", heads))
+    shared = 1 if is_ours(device, dtype) else max(1, heads // _attribute(config, "num_key_value_heads", heads))
     layer_kv: int = kv // max(1, config.num_hidden_layers)
     tokens = min(PREFILL_CHUNK, context)
     attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + SCORES * 16

@@ -78,7 +78,7 @@ def test_needs_are_near_those_measured_on_a_checkpoint(tmp_path: Path) -> None:
 
     directory = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "qwen", dtype=torch.bfloat16)
     found = understand(directory)
-    measured = measure(found.skeleton, found.catalog, 256, found.dtype)
+    measured = measure(found.skeleton, found.catalog, 256, found.dtype, device=torch.device("cuda"))
     needs = needs_of(find_sizes(str(directory)), Formats("bf16", 64, "keep"), 256)
     assert (needs.experts, needs.top_k, needs.kv_cache) == (measured.experts, measured.top_k, measured.kv_cache)
     assert needs.dense == pytest.approx(measured.dense, rel=0.01)  # buffers are not parameters

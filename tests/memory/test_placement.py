@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from moe_local.errors import BudgetError
 from moe_local.memory.placement import Needs, Plan, capped, make_plan, share_out, spare_slots
 
 LAYERS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-NEEDS = Needs(dense=1000, kv_cache=200, workspace=100, slot=10, experts=(8, 8, 8, 8), top_k=(2, 2, 2, 2))
+NEEDS = Needs(dense=1000, kv_one=200, workspace=100, slot=10, experts=(8, 8, 8, 8), top_k=(2, 2, 2, 2))
 
 
 @given(st.integers(0, 300), LAYERS)
@@ -45,7 +47,9 @@ def test_what_fits_needs_no_spare_slots() -> None:
 
 
 def test_spare_slots_by_hand() -> None:
-    assert [spare_slots(size) for size in (10, 2 * MIB, 3 * MIB, 100 * MIB)] == [16, 16, 11, 2]
+    sizes = (10, 2 * MIB, 3 * MIB, 100 * MIB)
+    assert [spare_slots(replace(NEEDS, slot=size)) for size in sizes] == [16, 16, 11, 2]
+    assert [spare_slots(replace(NEEDS, slot=size, sequences=8)) for size in sizes] == [48, 48, 32, 2]
 
 
 def test_three_tiers_by_hand() -> None:
