@@ -9,6 +9,7 @@ import typer
 
 from moe_local import __version__
 
+from .batch import batch
 from .bench import app as bench
 from .chat import chat
 from .doctor import doctor
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Run Mixture-of-Experts language models that do not fit in memory.\n\n"
     "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
 )
-for command in (chat, generate, inspect, plan, pack, verify, stores, pull, doctor):
+for command in (chat, generate, batch, inspect, plan, pack, verify, stores, pull, doctor):
     app.command()(guarded(spread(command)))
 app.add_typer(bench, name="bench")
 app.command("eval")(guarded(spread(evaluate)))

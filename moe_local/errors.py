@@ -19,6 +19,16 @@ class MoeLocalError(Exception):
         self.remedy = remedy
         super().__init__(message if remedy is None else f"{message}; {remedy}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[MoeLocalError], args: tuple[str, ...], state: dict[str, object]) -> MoeLocalError:
+    """An error that another process raised."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
+
 
 class CheckpointError(MoeLocalError):
     """A checkpoint's files are missing, damaged or disagree with each other."""

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"cli"},
     {"bench"},
+    {"jobs"},
     {"engine"},
     {"evaluation"},
     {"generation"},

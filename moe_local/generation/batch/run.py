@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -93,6 +93,7 @@ class BatchGenerator:
 
     def __init__(self, generator: TextGenerator, *, sequences: int, kv_tokens: int, hide: Hide) -> None:
         self.progress = Progress()
+        self.on_pass: Callable[[Progress], None] = lambda progress: None  # called after every forward pass
         self._generator = generator
         self._model = generator.model
         self._hide = hide
@@ -184,6 +185,7 @@ class BatchGenerator:
         self.progress.active = len(self._live)
         self.progress.prompt_tokens += sum(len(sequence.ids) for sequence in group)
         self.progress.shared_tokens += len(group) * prefix.length if prefix else 0
+        self.on_pass(self.progress)
 
     def _shared(self, group: Sequence[_Sequence]) -> Rows | None:
         """What the prompts of a group all begin with, already computed; None if it is not worth it."""
@@ -210,6 +212,7 @@ class BatchGenerator:
                 ended[number] = reason
         self.progress.new_tokens += len(self._live)
         self.progress.passes += 1
+        self.on_pass(self.progress)
         answers = [self._live[number].answer(reason) for number, reason in ended.items()]
         self._keep([number for number in range(len(self._live)) if number not in ended])
         yield from answers

@@ -1,0 +1,210 @@
+"""A job's files: input that is read once to know it, output that is only added to, and the note that binds them.
+
+Beside OUT lies OUT.job: what the job was begun with. The same command again reads which lines OUT already answers and
+goes on; a line that was half written when the process ended is taken away. Anything else is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from moe_local.errors import MoeLocalError, StorageError, is_disk_full
+
+STDIO = "-"
+_IN_MEMORY = 1 << 24  # bytes of stdin; more goes to a temporary file
+
+
+class Source:
+    """Lines of a file, or of stdin; blank ones are left out."""
+
+    def __init__(self, name: str, stdin: IO[bytes]) -> None:
+        self.name = name
+        self._file: IO[bytes]
+        if name == STDIO:
+            self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed with us
+            while piece := stdin.read(1 << 20):
+                self._file.write(piece)
+        else:
+            try:
+                self._file = Path(name).open("rb")  # noqa: SIM115
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise MoeLocalError(f"cannot read {name}: {reason}", remedy="check the name") from error
+        self.first, self.count, self.bytes, digest = b"", 0, 0, hashlib.sha256()
+        for _, line in self:
+            self.first = self.first or line
+            self.count += 1
+            self.bytes += len(line)
+            digest.update(line)
+        self.digest = digest.hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """(number from 1, line) of every line that is not blank."""
+        self._file.seek(0)
+        try:
+            for number, line in enumerate(self._file, start=1):
+                if line.strip():
+                    yield number, line
+        except OSError as error:
+            raise StorageError(f"reading {self.name} failed: {error.strerror}", remedy="check the disk") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Target(Protocol):
+    """Where answers go."""
+
+    done: frozenset[int]  # numbers of the lines that are answered already
+    failed: int  # how many of those with an error
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Stream:
+    """Answers to stdout: nothing is remembered."""
+
+    done: frozenset[int] = frozenset()
+    failed = 0
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._stream.write(_encoded(record).decode())
+        self._stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a job is: with the same terms it goes on."""
+
+    input: str  # sha256 of its lines
+    model: str
+    options: Mapping[str, Any]
+
+    def differ(self, other: Mapping[str, Any]) -> list[str]:
+        ours = json.loads(json.dumps(vars(self)))
+        return [name for name, value in ours.items() if other.get(name) != value]
+
+
+class AnswerFile:
+    """OUT, opened to be added to."""
+
+    def __init__(self, path: Path, terms: Terms, *, restart: bool) -> None:
+        self._path = path
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        note = path.with_name(f"{path.name}.job")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise MoeLocalError(f"another job writes {path}", remedy="wait for it, or choose another -o") from error
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if restart or not (path.exists() or note.exists()):
+            self._begin(note, terms)
+        else:
+            _assert_same(path, note, terms)
+        self.done, self.failed, end = _answered(path)
+        self._file = self._open()
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def _begin(self, note: Path, terms: Terms) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+            partial = note.with_name(f"{note.name}.partial")
+            partial.write_text(json.dumps(vars(terms), indent=2), encoding="utf-8")
+            partial.replace(note)
+        except (OSError, ValueError) as error:
+            raise _unwritable(self._path, error) from error
+
+    def _open(self) -> IO[bytes]:
+        try:
+            return os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        except (OSError, ValueError) as error:
+            raise _unwritable(self._path, error) from error
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """A whole line or none. Raises StorageError where there is no room."""
+        line, start = _encoded(record), self._file.tell()
+        try:
+            done = 0
+            while done < len(line):
+                done += self._file.write(line[done:])
+        except OSError as error:
+            self._file.truncate(start)
+            raise _unwritable(self._path, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def _assert_same(path: Path, note: Path, terms: Terms) -> None:
+    remedy = "choose another -o, or give --restart to begin anew"
+    if not note.exists():
+        raise MoeLocalError(f"{path} exists and was not written by a job ({note.name} is not there)", remedy=remedy)
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MoeLocalError(f"{note} cannot be read ({error})", remedy=remedy) from error
+    if changed := terms.differ(found if isinstance(found, dict) else {}):
+        raise MoeLocalError(f"{path} was begun with another {' and '.join(changed)}", remedy=remedy)
+
+
+def _answered(path: Path) -> tuple[frozenset[int], int, int]:
+    """Numbers of the lines that are answered, how many with an error, and where the last whole answer ends."""
+    done, failed, end = set(), 0, 0
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                number = _line_number(line)
+                if number is None:
+                    break
+                done.add(number[0])
+                failed += number[1]
+                end += len(line)
+    return frozenset(done), failed, end
+
+
+def _line_number(line: bytes) -> tuple[int, bool] | None:
+    """The number of the line that a record answers, and whether with an error; None for what is no whole record."""
+    try:
+        if not line.endswith(b"\n"):
+            return None
+        record = json.loads(line)
+        number = record["line"] if "line" in record else str(record["id"]).removeprefix("batch_req_")
+        return int(number), record.get("error") is not None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, given as an escape
+        return (json.dumps(record) + "\n").encode()
+
+
+def _unwritable(path: Path, error: Exception) -> MoeLocalError:
+    if is_disk_full(error):
+        return StorageError(
+            f"no room to write {path}", remedy="free some, and run the same command again: it goes on"
+        )
+    return StorageError(f"cannot write {path} ({error})", remedy="choose another place, or check the disk")
