@@ -98,14 +98,20 @@ class Terms:
     options: Mapping[str, Any]
 
     def differ(self, other: Mapping[str, Any]) -> list[str]:
+        """What is not the same there: input, model, or options by name."""
         ours = json.loads(json.dumps(vars(self)))
-        return [name for name, value in ours.items() if other.get(name) != value]
+        before = other.get("options")
+        theirs = before if isinstance(before, dict) else {}
+        found = [name for name in ("input", "model") if other.get(name) != ours[name]]
+        return found + [name for name, value in ours["options"].items() if theirs.get(name, None) != value]
 
 
 class AnswerFile:
     """OUT, opened to be added to."""
 
     def __init__(self, path: Path, terms: Terms, *, restart: bool) -> None:
+        if not path.parent.is_dir():
+            raise StorageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make it first")
         self._path = path
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         note = path.with_name(f"{path.name}.job")
@@ -165,7 +171,7 @@ def _assert_same(path: Path, note: Path, terms: Terms) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise MoeLocalError(f"{note} cannot be read ({error})", remedy=remedy) from error
     if changed := terms.differ(found if isinstance(found, dict) else {}):
-        raise MoeLocalError(f"{path} was begun with another {' and '.join(changed)}", remedy=remedy)
+        raise MoeLocalError(f"{path} was begun with another {', '.join(changed)}", remedy=remedy)
 
 
 def _answered(path: Path) -> tuple[frozenset[int], int, int]:
