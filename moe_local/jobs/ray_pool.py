@@ -6,9 +6,12 @@ not answered when it was lost, another answers.
 
 from __future__ import annotations
 
+import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
@@ -20,6 +23,7 @@ from moe_local.generation.batch import Answer, Request
 from moe_local.planning import Options
 
 _LOSSES = 3  # workers lost for each that there is, before the job gives up
+_CONNECT = 5.0  # seconds
 _POLL = 0.5  # seconds between two looks at an interrupt
 
 
@@ -62,7 +66,8 @@ class Worker:
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Answer]:
         """Answers as they are finished, their tags as they were."""
-        yield from self._engine.batch(requests)
+        for answer in self._engine.batch(requests):  # noqa: UP028 - Ray would send into what it yields from
+            yield answer
 
 
 class Pool:
@@ -71,7 +76,10 @@ class Pool:
     def __init__(
         self, address: str, workers: int | None, loading: Loading, report: Callable[[str], None] = lambda text: None
     ) -> None:
+        self._open = ExitStack()
         self._ray = _connect(address)
+        self._open.enter_context(redirect_stdout(sys.stderr))  # Ray prints there, and answers may go there
+        self._open.callback(self._ray.shutdown)
         self._loading = loading
         self._report = report
         resources = self._ray.cluster_resources()
@@ -123,6 +131,8 @@ class Pool:
                     del under_way[stream]
                     again.extend(share.left.values())
                     idle.append(self._replaced(share.worker, error))
+                except self._ray.exceptions.RayTaskError as error:
+                    raise _said(error) from error
                 else:
                     self.new_tokens += answer.new_tokens
                     yield replace(answer, request=share.left.pop(answer.request.tag))
@@ -142,7 +152,7 @@ class Pool:
     def close(self) -> None:
         for worker in self._workers:
             self._ray.kill(worker)
-        self._ray.shutdown()
+        self._open.close()
 
     def __enter__(self) -> Pool:
         return self
@@ -167,11 +177,18 @@ def _drained(queue: deque[Request]) -> Iterator[Request]:
 def _connect(address: str) -> Any:
     try:
         import ray
+        from ray._private.services import canonicalize_bootstrap_address
     except ModuleNotFoundError as error:
         raise UnsupportedError("Ray is not installed", remedy="pip install 'moe-local[ray]'") from error
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        found = canonicalize_bootstrap_address(address)
+        host, _, port = str(found).rpartition(":")
+        # Ray itself would wait for minutes.
+        socket.create_connection(
+            (host.strip("[]"), int(port)), timeout=_CONNECT
+        ).close()
+        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError) as error:
         raise MoeLocalError(
             f"there is no Ray cluster at {address} ({first_line(error)})",
             remedy="start one with `ray start --head`",
