@@ -116,9 +116,9 @@ def measure(given: argparse.Namespace) -> Row:
         prefill = side.prefill()  # the first one begins with nothing in memory
     step = side.start(tokens(WARM))
     _timed(step, tokens(DECODED, seed=5))
-    before = _bytes_read()
+    before = bytes_read()
     count, seconds = _timed(step, tokens(DECODED, seed=11))
-    read = (_bytes_read() - before) / count
+    read = (bytes_read() - before) / count
     disk = disk_speed(side) if isinstance(side, MoeLocal) else 0.0
     side.close()
     return {"decode": count / seconds, "read": read, "prefill": prefill, "disk": disk}
@@ -149,7 +149,7 @@ def _timed(step: Callable[[int], None], ids: list[int]) -> tuple[int, float]:
     raise ValueError("no tokens to decode")
 
 
-def _bytes_read() -> int:
+def bytes_read() -> int:
     """What this process made the disk read, pages that were faulted in included."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines["read_bytes"])

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine, load
+    from moe_local.generation.batch import Answer, Request
     from moe_local.generation.sampling import Sampling
     from moe_local.planning import Options, prepare
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Options", "Sampling", "load", "prepare"]
+__all__ = ["Answer", "Engine", "Options", "Request", "Sampling", "load", "prepare"]
 
 _HOMES = {
+    "Answer": "moe_local.generation.batch",
+    "Request": "moe_local.generation.batch",
     "Engine": "moe_local.engine",
     "Options": "moe_local.planning",
     "load": "moe_local.engine",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from moe_local.errors import MoeLocalError
 
@@ -63,3 +66,19 @@ def home() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library/Caches/moe-local"
     return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "moe-local"
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[IO[bytes]]:
+    """A file to write, that appears when all of it was written, or not at all.
+
+    Raises OSError, and ValueError for a name that no file can have.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+        partial.replace(file)
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink(missing_ok=True)

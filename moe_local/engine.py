@@ -79,6 +79,9 @@ def load(
         raise
     report("ready", 1.0)
     notes = (*prepared.notes, *remarks, *doubts)
+    if prepared.options.io == "direct" and not files.direct:
+        where = prepared.checkpoint.directory
+        notes += (f"{where} cannot be read past the system's cache: reads are buffered, as with --io buffered",)
     return Engine(prepared, network, tokenizer, cache, files, notes=notes, load_seconds=perf_counter() - began)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from moe_local.bench.trace import Trace, id_type, part_of, read_trace
+from moe_local.config import whole
 from moe_local.errors import StorageError, UnsupportedError
 
 
@@ -106,16 +106,13 @@ def _fill(values: np.ndarray[Any, Any], width: int, value: float) -> np.ndarray[
 
 def write_trace(trace: Trace, path: Path) -> None:
     """Raises StorageError when the disk does not take it; PATH is then as it was."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.writing")
     arrays: dict[str, Any] = {"ids": trace.ids, "lens": trace.lens, "names": np.array(trace.names)}
     optional: dict[str, Any] = {"weights": trace.weights, "forwards": trace.forwards}
+    given = {name: array for name, array in optional.items() if array is not None}
     try:
-        with partial.open("wb") as file:
-            given = {name: array for name, array in optional.items() if array is not None}
+        with whole(path) as file:
             np.savez_compressed(file, meta=json.dumps(dict(trace.meta)), **arrays, **given)
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
 
 

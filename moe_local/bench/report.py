@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_local.config import whole
 from moe_local.errors import MoeLocalError, StorageError
 
 SCHEMA = "moe-local-bench/1"
@@ -93,10 +93,8 @@ def write_csv(report: Mapping[str, Any], path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A file that appears whole or not at all. Raises StorageError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
+        with whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}", remedy="choose another place") from error

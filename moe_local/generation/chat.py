@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from moe_local.config import whole
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.text import Generation, KVState, TextGenerator
@@ -70,12 +71,8 @@ class ChatSession:
         """Writes the messages as JSON; the file appears whole or not at all."""
         text = json.dumps(self.messages, ensure_ascii=False, indent=2)
         try:
-            partial = file.with_name(f".{file.name}.partial")
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
+            with whole(file) as stream:
+                stream.write(text.encode())
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise MoeLocalError(f"cannot write {file} ({error})", remedy="choose another place") from error
 

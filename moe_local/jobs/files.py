@@ -17,6 +17,7 @@ from typing import IO, Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from moe_local.config import whole
 from moe_local.errors import MoeLocalError, StorageError, is_disk_full
 
 STDIO = "-"
@@ -133,9 +134,8 @@ class AnswerFile:
     def _begin(self, note: Path, terms: Terms) -> None:
         try:
             self._path.unlink(missing_ok=True)
-            partial = note.with_name(f"{note.name}.partial")
-            partial.write_text(json.dumps(vars(terms), indent=2), encoding="utf-8")
-            partial.replace(note)
+            with whole(note) as stream:
+                stream.write(json.dumps(vars(terms), indent=2).encode())
         except (OSError, ValueError) as error:
             raise _unwritable(self._path, error) from error
 

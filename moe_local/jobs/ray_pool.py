@@ -184,9 +184,7 @@ def _connect(address: str) -> Any:
         found = canonicalize_bootstrap_address(address)
         host, _, port = str(found).rpartition(":")
         # Ray itself would wait for minutes.
-        socket.create_connection(
-            (host.strip("[]"), int(port)), timeout=_CONNECT
-        ).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT).close()
         ray.init(address=found, log_to_driver=False, logging_level="ERROR")
     except (OSError, ValueError, RuntimeError) as error:
         raise MoeLocalError(

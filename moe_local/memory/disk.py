@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import threading
 from collections import deque
@@ -47,9 +48,13 @@ class FileReader:
             if hasattr(os, "posix_fadvise"):
                 # Records are read whole and in no order: what the kernel would read ahead is another expert.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            if direct and hasattr(os, "O_DIRECT"):
-                with contextlib.suppress(OSError):  # not every file system has it
-                    self._direct[file] = os.open(file, os.O_RDONLY | os.O_DIRECT)
+            if direct and (past_cache := _open_direct(file)) is not None:
+                self._direct[file] = past_cache
+
+    @property
+    def direct(self) -> bool:
+        """Whether every file can be read past the page cache."""
+        return self._direct.keys() == self._descriptors.keys()
 
     def __call__(self, file: Path, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -95,6 +100,23 @@ def _open(file: Path) -> int:
         return os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise StorageError(f"cannot open {file}: {error.strerror}", remedy="check its permissions") from error
+
+
+def _open_direct(file: Path) -> int | None:
+    """A descriptor that reads past the page cache; None where the file system has no such thing."""
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return None
+    try:
+        with mmap.mmap(-1, PAGE) as page:
+            os.preadv(descriptor, [page], 0)  # some network file systems open it and cannot
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _address(buffer: memoryview) -> int:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from moe_local.config import whole
 from moe_local.runtime.cache import ExpertCache
 
 
 def remember(cache: ExpertCache, file: Path) -> None:
     """Writes down what the cache keeps; what cannot be written is forgotten."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(cache.residents()), encoding="utf-8")
-        partial.replace(file)
+        with whole(file) as stream:
+            stream.write(json.dumps(cache.residents()).encode())
 
 
 def warm_up(cache: ExpertCache, file: Path, report: Callable[[float], None]) -> None:
