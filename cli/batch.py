@@ -149,6 +149,8 @@ def _run_here(
 
     with load(model, options, pack=pack) as engine:
         generator = engine.batch_generator()
+        if generator.together == 1 < options.sequences:
+            _say("note: prompts are answered one at a time: memory is short, or this model's cache cannot be shared")
         began = perf_counter()
         with _bar(job) as show:
             generator.on_pass = lambda progress: show(progress, engine)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -51,7 +52,7 @@ class LineFormat(Protocol):
     """One way to write requests and answers."""
 
     def read(self, number: int, text: str, defaults: Defaults) -> Line:
-        """Raises MoeLocalError for what makes no sense, `Line.id` being lost."""
+        """Raises MoeLocalError for what makes no sense."""
 
     def write(self, line: Line, answer: Answer | None) -> Fields:
         """What is said of a line: of its answer, or of its error."""
@@ -201,18 +202,14 @@ def guess_format(name: str, first: bytes) -> str:
     return "openai" if isinstance(given, dict) and {"custom_id", "body"} <= given.keys() else "jsonl"
 
 
-class _naming:  # noqa: N801 - a context manager
+@contextmanager
+def _naming(id: str | int | None) -> Iterator[None]:
     """Errors inside carry the line's id, so that its error record has it."""
-
-    def __init__(self, id: str | int | None) -> None:
-        self._id = id
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, MoeLocalError):
-            vars(error)["line_id"] = self._id
+    try:
+        yield
+    except MoeLocalError as error:
+        vars(error)["line_id"] = id
+        raise
 
 
 def _object(text: str) -> Fields:

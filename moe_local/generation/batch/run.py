@@ -25,7 +25,6 @@ from moe_local.generation.text import TextGenerator, refuse_nan
 from moe_local.runtime.footprint import PREFILL_CHUNK
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
-_SHARED = 32  # tokens: a beginning that several prompts share is computed once from this length on
 _ROOM = 64  # tokens that a sequence must be able to grow by before it is taken on
 _JOIN = 8  # sequences join when a share of 1 / _JOIN of the places is free
 
@@ -55,7 +54,7 @@ class _Sequence:
         self._tokenizer = generator.tokenizer
         end = model.generation_config.eos_token_id
         self._ends = end if isinstance(end, list) else [end]
-        self.text = ""
+        self.shared = 0  # tokens that the others begin with as well, computed already
 
     @property
     def new(self) -> list[int]:
@@ -105,7 +104,7 @@ class BatchGenerator:
         self._live: list[_Sequence] = []
         self._rows = Rows.empty(self._model, 0, hide)
         self._logits = torch.empty(0)  # [live, V]
-        self._prefix: tuple[list[int], Rows | None] = ([], None)
+        self._prefix: Rows | None = None  # what the waiting prompts begin with
 
     @property
     def together(self) -> int:
@@ -121,7 +120,7 @@ class BatchGenerator:
             while not interrupt.is_set():
                 yield from self._take(source, waiting)
                 self._admit(waiting, interrupt)
-                if not self._live and not waiting:
+                if not self._live:
                     return
                 yield from self._next_tokens()
                 self._make_room(waiting)
@@ -129,7 +128,7 @@ class BatchGenerator:
                     self._logits = self._rows.step(torch.tensor([s.ids[-1] for s in self._live]))
         finally:
             self._live, self._rows = [], Rows.empty(self._model, 0, self._hide)
-            self._prefix = ([], None)
+            self._prefix = None
             self._hide(None)
 
     def _take(self, source: Iterator[Request], waiting: deque[_Sequence]) -> Iterator[Answer]:
@@ -142,7 +141,19 @@ class BatchGenerator:
                     taken.append(_Sequence(request, ids, self._generator.room(ids), self._generator))
                 except MoeLocalError as error:
                     yield Answer(request, error=str(error))
+            self._prefix = self._shared(taken)
             waiting.extend(sorted(taken, key=lambda sequence: len(sequence.ids)))
+
+    def _shared(self, sequences: Sequence[_Sequence]) -> Rows | None:
+        """What all of them begin with, computed once; None if that saves less than the pass that it takes."""
+        common = _beginning([sequence.ids[:-1] for sequence in sequences]) if sequences and self._branches else []
+        if (len(sequences) - 1) * len(common) < PREFILL_CHUNK:
+            return None
+        rows = Rows.empty(self._model, 1, self._hide)
+        rows.read([common])
+        for sequence in sequences:
+            sequence.shared = len(common)
+        return rows
 
     def _admit(self, waiting: deque[_Sequence], interrupt: threading.Event) -> None:
         """Takes on as many as there is room for, when that is worth reading most experts for."""
@@ -165,42 +176,28 @@ class BatchGenerator:
 
     def _group(self, found: Sequence[_Sequence]) -> list[_Sequence]:
         """The first few, that are computed in one pass: of one length, where they cannot be padded."""
-        group = [found[0]]
-        for sequence in found[1:]:
-            longest = max(len(sequence.ids), len(group[0].ids))
-            if (len(group) + 1) * longest > PREFILL_CHUNK or not (
-                self._pads or len(sequence.ids) == len(group[0].ids)
-            ):
+        first, *others = found
+        group = [first]
+        for sequence in others:
+            longest = max(len(sequence.ids), len(first.ids)) - first.shared
+            alike = self._pads or len(sequence.ids) == len(first.ids)
+            if not alike or sequence.shared != first.shared or (len(group) + 1) * longest > PREFILL_CHUNK:
                 break
             group.append(sequence)
         return group
 
     def _begin(self, group: Sequence[_Sequence]) -> None:
-        prefix = self._shared(group)
-        rows = prefix.branch(len(group)) if prefix else Rows.empty(self._model, len(group), self._hide)
+        shared = group[0].shared
+        rows = self._prefix.branch(len(group)) if self._prefix and shared else None
+        rows = rows or Rows.empty(self._model, len(group), self._hide)
         logits = rows.read([sequence.ids[rows.length :] for sequence in group])
         self._rows = self._rows.joined([rows])
         self._logits = torch.cat([self._logits, logits]) if self._live else logits
         self._live.extend(group)
         self.progress.active = len(self._live)
         self.progress.prompt_tokens += sum(len(sequence.ids) for sequence in group)
-        self.progress.shared_tokens += len(group) * prefix.length if prefix else 0
+        self.progress.shared_tokens += len(group) * shared
         self.on_pass(self.progress)
-
-    def _shared(self, group: Sequence[_Sequence]) -> Rows | None:
-        """What the prompts of a group all begin with, already computed; None if it is not worth it."""
-        ids, rows = self._prefix
-        if not self._branches:
-            return None
-        common = _beginning([sequence.ids[:-1] for sequence in group])
-        if rows is not None and common[: len(ids)] == ids and len(common) < len(ids) + _SHARED:
-            return rows
-        if len(group) == 1 or len(common) < _SHARED:
-            return None
-        rows = Rows.empty(self._model, 1, self._hide)
-        rows.read([common])
-        self._prefix = (common, rows)
-        return rows
 
     def _next_tokens(self) -> Iterator[Answer]:
         """Chooses a token for each sequence, and lets go of those that it ends."""
@@ -234,6 +231,7 @@ class BatchGenerator:
     def _make_room(self, waiting: deque[_Sequence]) -> None:
         """Puts the last sequences back where the next column would be more than fits: they begin again later."""
         while len(self._live) > 1 and len(self._live) * (self._rows.length + 1) > self._kv_tokens:
+            self._live[-1].shared = 0  # the beginning may be another window's by then
             waiting.appendleft(self._live[-1])
             self.progress.put_back += 1
             self._keep(range(len(self._live) - 1))
