@@ -21,6 +21,7 @@ from moe_local.runtime.encoded import LARGE
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
+_MOST_PROGRAMS = 160 * MIB
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
 
@@ -50,7 +51,8 @@ def measure(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_one=kv,
         workspace=_workspace(config, most, context, dtype, max(top_k), max(logits, sequences), device)
-        + _decoding(skeleton, catalog, dtype),
+        + _decoding(skeleton, catalog, dtype)
+        + _programs(skeleton, catalog),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
@@ -139,6 +141,17 @@ def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -
         if isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE:
             shapes.append((tensor.shape[0], tensor.shape[1]))
     return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
+
+
+def _programs(skeleton: PreTrainedModel, catalog: Catalog) -> int:
+    """What a CPU's matrix library keeps for matrices that are multiplied as they are: measured, with large ones."""
+    held = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
+    sizes = [m.shape[0] * m.shape[1] * 2 for m in held if m.encoding in PLAIN.values()]
+    head = skeleton.get_output_embeddings()
+    for path, module in skeleton.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and path not in catalog.encoded:
+            sizes.append(module.out_features * module.in_features * 2)
+    return min(_MOST_PROGRAMS, 10 * max(sizes, default=0))
 
 
 def _workspace(
