@@ -111,7 +111,11 @@ def _target(
     from moe_local.jobs.files import STDIO, AnswerFile, Stream, Terms
 
     if output == STDIO:
-        return Stream(sys.stdout)
+        if sys.stdout is None:
+            raise MoeLocalError("there is no stdout to write answers to", remedy="give a file with -o")
+        return Stream(sys.stdout.buffer)
+    if Path(output).exists() and Path(source.name).exists() and Path(output).samefile(source.name):
+        raise MoeLocalError(f"{output} is both the input and the output", remedy="choose another -o")
     terms = Terms(
         input=source.digest,
         model=model or "demo",

@@ -6,6 +6,7 @@ goes on; a line that was half written when the process ended is taken away. Anyt
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -29,23 +30,19 @@ class Source:
 
     def __init__(self, name: str, stdin: IO[bytes]) -> None:
         self.name = name
-        self._file: IO[bytes]
-        if name == STDIO:
-            self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed with us
-            while piece := stdin.read(1 << 20):
-                self._file.write(piece)
-        else:
-            try:
-                self._file = Path(name).open("rb")  # noqa: SIM115
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise MoeLocalError(f"cannot read {name}: {reason}", remedy="check the name") from error
+        try:
+            self._file = stdin if name == STDIO else Path(name).open("rb")  # noqa: SIM115 - closed with us
+            if name == STDIO or not self._file.seekable():
+                self._file = _kept(self._file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MoeLocalError(f"cannot read {name}: {reason}", remedy="check the name") from error
         self.first, self.count, self.bytes, digest = b"", 0, 0, hashlib.sha256()
-        for _, line in self:
+        for number, line in self:
             self.first = self.first or line
             self.count += 1
             self.bytes += len(line)
-            digest.update(line)
+            digest.update(b"%d:%b" % (number, line))
         self.digest = digest.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
@@ -53,13 +50,22 @@ class Source:
         self._file.seek(0)
         try:
             for number, line in enumerate(self._file, start=1):
-                if line.strip():
-                    yield number, line
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield number, text
         except OSError as error:
             raise StorageError(f"reading {self.name} failed: {error.strerror}", remedy="check the disk") from error
 
     def close(self) -> None:
         self._file.close()
+
+
+def _kept(stream: IO[bytes]) -> IO[bytes]:
+    """What can be read once, as a file that can be read again."""
+    kept: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+    while piece := stream.read(1 << 20):
+        kept.write(piece)
+    return kept
 
 
 class Target(Protocol):
@@ -79,11 +85,11 @@ class Stream:
     done: frozenset[int] = frozenset()
     failed = 0
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._stream.write(_encoded(record).decode())
+        self._stream.write(_encoded(record))
         self._stream.flush()
 
     def close(self) -> None:
@@ -111,17 +117,23 @@ class AnswerFile:
     """OUT, opened to be added to."""
 
     def __init__(self, path: Path, terms: Terms, *, restart: bool) -> None:
-        if not path.parent.is_dir():
-            raise StorageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make it first")
+        _assert_place(path)
         self._path = path
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
-        note = path.with_name(f"{path.name}.job")
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise MoeLocalError(f"another job writes {path}", remedy="wait for it, or choose another -o") from error
         except OSError as error:
             raise _unwritable(path, error) from error
+        try:
+            self._take_up(terms, restart=restart)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _take_up(self, terms: Terms, *, restart: bool) -> None:
+        path, note = self._path, self._path.with_name(f"{self._path.name}.job")
         if restart or not (path.exists() or note.exists()):
             self._begin(note, terms)
         else:
@@ -133,7 +145,7 @@ class AnswerFile:
 
     def _begin(self, note: Path, terms: Terms) -> None:
         try:
-            self._path.unlink(missing_ok=True)
+            self._path.write_bytes(b"")
             with whole(note) as stream:
                 stream.write(json.dumps(vars(terms), indent=2).encode())
         except (OSError, ValueError) as error:
@@ -158,8 +170,18 @@ class AnswerFile:
 
     def close(self) -> None:
         self._file.close()
-        self._lock.release()
+        self._unlock()
+
+    def _unlock(self) -> None:
         Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+
+def _assert_place(path: Path) -> None:
+    if not path.name or (path.exists() and not path.is_file()):
+        raise StorageError(f"cannot write {path}: it is not a file", remedy="choose another -o, or - for stdout")
+    if not path.parent.is_dir():
+        raise StorageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make it first")
 
 
 def _assert_same(path: Path, note: Path, terms: Terms) -> None:
@@ -175,30 +197,36 @@ def _assert_same(path: Path, note: Path, terms: Terms) -> None:
 
 
 def _answered(path: Path) -> tuple[frozenset[int], int, int]:
-    """Numbers of the lines that are answered, how many with an error, and where the last whole answer ends."""
+    """Numbers of the lines that are answered, how many with an error, and where the last whole answer ends.
+
+    Raises MoeLocalError for what no job writes: only an unfinished last line may be there.
+    """
     done, failed, end = set(), 0, 0
     if path.exists():
         with path.open("rb") as file:
-            for line in file:
-                number = _line_number(line)
-                if number is None:
+            for place, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
                     break
-                done.add(number[0])
-                failed += number[1]
+                number, error = _line_number(line)
+                if number is None or number in done:
+                    raise MoeLocalError(
+                        f"line {place} of {path} is not one that this job wrote",
+                        remedy="take it out, or give --restart to begin anew",
+                    )
+                done.add(number)
+                failed += error
                 end += len(line)
     return frozenset(done), failed, end
 
 
-def _line_number(line: bytes) -> tuple[int, bool] | None:
-    """The number of the line that a record answers, and whether with an error; None for what is no whole record."""
+def _line_number(line: bytes) -> tuple[int | None, bool]:
+    """The number of the line that a record answers, and whether with an error; None for what is no record."""
     try:
-        if not line.endswith(b"\n"):
-            return None
         record = json.loads(line)
         number = record["line"] if "line" in record else str(record["id"]).removeprefix("batch_req_")
         return int(number), record.get("error") is not None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None, False
 
 
 def _encoded(record: Mapping[str, Any]) -> bytes:

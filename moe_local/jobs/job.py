@@ -30,6 +30,11 @@ class Job:
         ordered: bool = False,
         fail_fast: bool = False,
     ) -> None:
+        if target.done and (strange := target.done - {number for number, _ in source}):
+            raise MoeLocalError(
+                f"the answers have one to line {min(strange)}, which the input has not",
+                remedy="take it out, or give --restart to begin anew",
+            )
         self.lines = source.count
         self.before = len(target.done)  # lines answered by earlier runs
         self.failed_before = target.failed

@@ -24,6 +24,7 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "repetition_penalty": _NUMBER,
     "seed": _COUNT,
 }
+_MOST = 1e30  # of any number that an option may be
 _ROLES = ("system", "user", "assistant")
 Fields = dict[str, Any]
 
@@ -89,7 +90,7 @@ class Own:
         return Line(number, id, request, extra=metadata)
 
     def write(self, line: Line, answer: Answer | None) -> Fields:
-        begin: Fields = {"id": line.number if line.id is None else line.id, "line": line.number}
+        begin: Fields = {"id": line.id, "line": line.number}
         if line.extra is not None:
             begin["metadata"] = line.extra
         if answer is None or answer.error is not None:
@@ -198,8 +199,10 @@ def guess_format(name: str, first: bytes) -> str:
     try:
         given = json.loads(first)
     except (ValueError, RecursionError):
-        return "jsonl" if name.endswith((".jsonl", ".json", ".ndjson")) or first.lstrip()[:1] == b"{" else "text"
-    return "openai" if isinstance(given, dict) and {"custom_id", "body"} <= given.keys() else "jsonl"
+        given = None
+    if isinstance(given, dict) and {"custom_id", "body"} <= given.keys():
+        return "openai"
+    return "jsonl" if name.endswith((".jsonl", ".json", ".ndjson")) or first.lstrip()[:1] == b"{" else "text"
 
 
 @contextmanager
@@ -233,11 +236,17 @@ def _typed(given: Fields, name: str, kind: type | tuple[type, ...], default: Any
     value = given.pop(name, None)
     if value is None:
         return default
-    kinds = kind if isinstance(kind, tuple) else (kind,)
+    kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kinds[-1]]
         raise MoeLocalError(f"{name} is not {wanted}")
-    return value
+    return _finite(name, value) if float in kinds else value
+
+
+def _finite(name: str, value: Any) -> float:
+    if not abs(value) < _MOST:
+        raise MoeLocalError(f"{name} is no finite number")
+    return float(value)
 
 
 def _sampling(given: Fields, defaults: Sampling, options: Mapping[str, tuple[type, ...]]) -> Sampling:

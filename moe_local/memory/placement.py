@@ -25,6 +25,7 @@ class Needs:
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
     sequences: int = 1  # that are computed at once
     kv_each: int = 0  # bytes of the KV cache of one of several sequences
+    workspace_each: int = 0  # and of what else it takes
 
     @property
     def kv_cache(self) -> int:
@@ -33,14 +34,16 @@ class Needs:
 
     @property
     def fixed(self) -> int:
-        return self.dense + self.kv_cache + self.workspace
+        more = self.sequences * self.workspace_each if self.sequences > 1 else 0
+        return self.dense + self.kv_cache + self.workspace + more
 
     def with_fewer_sequences(self, room: int) -> Needs:
         """With as many sequences as leave to experts three quarters of what `room` bytes have beside the rest."""
         if self.sequences == 1:
             return self
         left = room - self.dense - self.workspace
-        return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // self.kv_each)))
+        each = max(1, self.kv_each + self.workspace_each)
+        return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // each)))
 
     @property
     def all_experts(self) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from moe_local.policies.base import Keys, Policy, State
-from moe_local.policies.lfru import HALF_LIFE
 
+HALF_LIFE = 24.0  # forward passes after which a use counts half: shorter than LFRU's, the pairs remember longer
 _USES, _LAST, _FOLLOWED, _COUNT, _PAIRS = range(5)  # rows; from _PAIRS on, one for each key
 _DOUBT = 0.5  # of a pair that was not seen yet
 

@@ -45,12 +45,11 @@ def measure(
     config = skeleton.config.get_text_config()
     kv = kv_cache_bytes(skeleton, context, dtype)
     kv_each = kv_cache_bytes(skeleton, each, dtype) if sequences > 1 else 0
-    most = max(kv, sequences * kv_each)
     top_k = _top_k(skeleton, catalog)
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_one=kv,
-        workspace=_workspace(config, most, context, dtype, max(top_k), max(logits, sequences), device)
+        workspace=_workspace(config, kv, context, dtype, max(top_k), logits, device)
         + _decoding(skeleton, catalog, dtype)
         + _programs(skeleton, catalog),
         slot=catalog.record_size,
@@ -58,6 +57,7 @@ def measure(
         top_k=top_k,
         sequences=sequences,
         kv_each=kv_each,
+        workspace_each=4 * kv_each // max(1, config.num_hidden_layers) + 3 * config.vocab_size * 4,
     )
 
 

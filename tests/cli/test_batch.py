@@ -198,3 +198,18 @@ def test_a_missing_file_is_said(run: Run, qwen: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     expect_error(run("batch", tmp_path / "in.jsonl", qwen, "--format", "xml"), "--format xml is unknown")
     expect_error(run("batch", tmp_path / "in.jsonl", qwen, "-o", tmp_path / "no" / "out.jsonl"), "cannot write")
+
+
+def test_the_input_is_not_the_output(run: Run, qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
+    for name in ("in.jsonl", "link.jsonl"):
+        result = run("batch", tmp_path / "in.jsonl", qwen, "-o", tmp_path / name, "--restart", *QUICK)
+        expect_error(result, "both the input and the output")
+    assert (tmp_path / "in.jsonl").read_text() == '{"prompt": "a"}\n'
+
+
+def test_whole_numbers_are_numbers(run: Run, qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "temperature": 2, "repetition_penalty": 2}\n')
+    result = run("batch", tmp_path / "in.jsonl", qwen, "-n", "3", *QUICK)
+    assert result.exit_code == 0, result.output

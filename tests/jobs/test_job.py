@@ -150,3 +150,42 @@ def test_stdin_is_read_once(tmp_path: Path) -> None:
     assert [number for number, _ in source] == [number for number, _ in source] == [1, 3]
     assert source.count == 2
     source.close()
+
+
+@pytest.mark.parametrize("added", ['{"id": "note", "line": 99, "text": "mine"}', "# a note", ""])
+def test_answers_that_the_job_did_not_write_are_refused(tmp_path: Path, added: str) -> None:
+    _write(tmp_path, 3)
+    job, target = _job(tmp_path)
+    job.run(_echo)
+    target.close()
+    before = (tmp_path / "out.jsonl").read_text() + added + "\n"
+    (tmp_path / "out.jsonl").write_text(before)
+    with pytest.raises(MoeLocalError, match=r"--restart"):
+        _job(tmp_path)
+    assert (tmp_path / "out.jsonl").read_text() == before
+
+
+def test_lines_that_move_are_another_input(tmp_path: Path) -> None:
+    _write(tmp_path, 3)
+    _job(tmp_path)[1].close()
+    (tmp_path / "in.jsonl").write_text("\n" + (tmp_path / "in.jsonl").read_text())
+    with pytest.raises(MoeLocalError, match="another input"):
+        _job(tmp_path)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    terms = Terms("", "", {})
+    for path in (tmp_path, Path(), Path("/dev/null")):
+        with pytest.raises(MoeLocalError, match="is not a file"):
+            AnswerFile(path, terms, restart=True)
+
+
+def test_a_byte_order_mark_and_a_pipe(tmp_path: Path) -> None:
+    import os
+
+    reading, writing = os.pipe()
+    os.write(writing, b'\xef\xbb\xbf{"prompt": "a"}\n')
+    os.close(writing)
+    source = Source(f"/dev/fd/{reading}", io.BytesIO())
+    assert list(source) == [(1, b'{"prompt": "a"}\n')]
+    source.close()

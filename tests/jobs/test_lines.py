@@ -61,6 +61,7 @@ def test_messages() -> None:
         ({"prompt": "a", "max_new_tokens": 0}, "not at least 1"),
         ({"prompt": "a", "max_new_tokens": True}, "not a whole number"),
         ({"prompt": "a", "top_p": "1"}, "top_p is not a number"),
+        ({"prompt": "a", "temperature": 10**400}, "temperature is no finite number"),
         ({"prompt": "a", "stop": [1]}, "stop is neither"),
         ({"prompt": "a", "stop": ""}, "empty stop string"),
         ({"prompt": "a", "id": [1]}, "neither text nor a whole number"),
@@ -170,7 +171,7 @@ def test_openais_own_types_read_our_answers() -> None:
         ("-", b'{"prompt": "a"}', "jsonl"),
         ("-", b'{"prompt": "a"', "jsonl"),
         ("-", b"Why is the sky blue?", "text"),
-        ("-", b"[1]", "jsonl"),
+        ("-", b"42", "text"),
     ],
 )
 def test_formats_are_guessed(name: str, first: bytes, format: str) -> None:
@@ -181,4 +182,4 @@ def test_metadata_comes_back() -> None:
     line = _own(prompt="a", metadata={"split": "test"})
     written = FORMATS["jsonl"]().write(line, Answer(Request("a"), "b", (1,), 1, "stop"))
     assert written["metadata"] == {"split": "test"}
-    assert written == {**written, "id": 1, "line": 1, "text": "b", "finish_reason": "stop"}
+    assert written == {**written, "id": None, "line": 1, "text": "b", "finish_reason": "stop"}

@@ -139,7 +139,7 @@ class BatchGenerator:
                 try:
                     ids = prompt_ids(self._generator, request.prompt, raw=request.raw, system=request.system)
                     taken.append(_Sequence(request, ids, self._generator.room(ids), self._generator))
-                except MoeLocalError as error:
+                except (MoeLocalError, ValueError) as error:  # ValueError: transformers, of sampling options
                     yield Answer(request, error=str(error))
             self._prefix = self._shared(taken)
             waiting.extend(sorted(taken, key=lambda sequence: len(sequence.ids)))
