@@ -42,8 +42,7 @@ class Needs:
         if self.sequences == 1:
             return self
         left = room - self.dense - self.workspace
-        each = max(1, self.kv_each + self.workspace_each)
-        return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // each)))
+        return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // max(1, self.kv_each))))
 
     @property
     def all_experts(self) -> int:

@@ -57,7 +57,7 @@ def measure(
         top_k=top_k,
         sequences=sequences,
         kv_each=kv_each,
-        workspace_each=4 * kv_each // max(1, config.num_hidden_layers) + 3 * config.vocab_size * 4,
+        workspace_each=4 * kv_each // max(1, config.num_hidden_layers) + 2 * config.vocab_size * 4,
     )
 
 

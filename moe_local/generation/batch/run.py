@@ -124,6 +124,7 @@ class BatchGenerator:
                     return
                 yield from self._next_tokens()
                 self._make_room(waiting)
+                self._logits = torch.empty(0)  # they are large: not both at once
                 if self._live:
                     self._logits = self._rows.step(torch.tensor([s.ids[-1] for s in self._live]))
         finally:
