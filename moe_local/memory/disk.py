@@ -224,13 +224,15 @@ class RecordReader:
         self._put(self._jobs[key], self._urgent)  # what is done from there is not done again from the other
 
     def cancel(self, key: Key) -> bool:
-        """Takes back a record in flight. False if some of it is being read already: then it arrives in the end."""
-        taken = [job.take() for job in self._jobs[key]]
-        self._parts[key] -= sum(taken)
-        if self._parts[key]:
-            return False
-        self._forget(key, perf_counter())
-        return True
+        """Takes back a record in flight. False if some of it is being read already: then it arrives, whole."""
+        taken = [job for job in self._jobs[key] if job.take()]
+        if len(taken) == self._parts[key]:
+            self._forget(key, perf_counter())
+            return True
+        again = [_Job(job.key, job.part, job.target) for job in taken]  # it may be needed after all: never by halves
+        self._jobs[key] = again
+        self._put(again, self._later)
+        return False
 
     def _forget(self, key: Key, now: float) -> None:
         del self._parts[key], self._jobs[key]
