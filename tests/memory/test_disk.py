@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,29 @@ def test_a_file_that_shrank_is_named(file: Path, reader: FileReader) -> None:
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot open"):
         FileReader().open([tmp_path / "absent"])
+
+
+def test_a_record_taken_back_by_halves_arrives_whole(tmp_path: Path) -> None:
+    """One part is being read when it is taken back; then it is needed after all."""
+    file = tmp_path / "two.bin"
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read_at(file: Path, offset: int, buffer: memoryview) -> None:
+        if offset == 0:
+            begun.set()
+            assert go_on.wait(10)
+        buffer[:] = bytes([offset // 8 + 1]) * len(buffer)
+
+    reader, target = RecordReader(read_at, parallel=1), bytearray(16)
+    try:
+        extents = [Extent(file, 0, 8, 0), Extent(file, 8, 8, 8)]
+        reader.start((0, 0), extents, memoryview(target), urgent=False)
+        assert begun.wait(10)
+        assert not reader.cancel((0, 0))
+        reader.hurry((0, 0))
+        go_on.set()
+        assert reader.next_arrival() == (0, 0)
+        assert bytes(target) == b"\x01" * 8 + b"\x02" * 8
+    finally:
+        go_on.set()
+        reader.close()
