@@ -174,25 +174,16 @@ class LlamaCpp:
         self.api.llama_model_free(self.model)
 
 
-class MoeLocal:
-    """A store, through transformers' forward pass with the tokens given; all of it in RAM, or in `ram` bytes."""
+class Forward:
+    """A model of transformers, run with the tokens given."""
 
-    def __init__(self, store: Path, threads: int, ram: int | None = None) -> None:
-        import torch
-
-        from moe_local.engine import load
-        from moe_local.planning import Options
-
-        torch.set_num_threads(threads)
-        self.name = f"moe-local, {store.name}"
-        self.engine = load(store, Options(device="cpu", context=2048, ram=ram))
-        assert ram or self.engine.plan.share == 1.0, "not all experts fit"
+    model: Any
 
     def _run(self, ids: list[int], cache: Any) -> Any:
         import torch
 
         with torch.inference_mode():
-            out = self.engine.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.past_key_values
 
     def prefill(self) -> float:
@@ -208,6 +199,22 @@ class MoeLocal:
             self._run([token], cache)
 
         return step
+
+
+class MoeLocal(Forward):
+    """A store, through transformers' forward pass with the tokens given; all of it in RAM, or in `ram` bytes."""
+
+    def __init__(self, store: Path, threads: int, ram: int | None = None) -> None:
+        import torch
+
+        from moe_local.engine import load
+        from moe_local.planning import Options
+
+        torch.set_num_threads(threads)
+        self.name = f"moe-local, {store.name}"
+        self.engine = load(store, Options(device="cpu", context=2048, ram=ram))
+        self.model = self.engine.model
+        assert ram or self.engine.plan.share == 1.0, "not all experts fit"
 
     def close(self) -> None:
         self.engine.close()

@@ -27,7 +27,7 @@ from time import perf_counter
 from typing import Any
 
 import confined
-from versus_llama_cpp import PROMPT, WARM, LlamaCpp, MoeLocal, tokens
+from versus_llama_cpp import WARM, Forward, LlamaCpp, MoeLocal, tokens
 
 from moe_local.config import format_size, parse_share
 
@@ -61,9 +61,7 @@ def compare(given: argparse.Namespace) -> None:
     size = given.gguf.stat().st_size
     in_ram = _middle([_child(given, "moe-local", None) for _ in range(given.repeat)])
     print(f"moe-local, all in RAM: {in_ram['decode']:.1f} tokens/s; the file has {format_size(size)}")
-    print(
-        "| RAM | | decode t/s | MB read a token | prefill t/s | peak | of the limit |\n|---|---|---|---|---|---|---|"
-    )
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for share in given.share:
         limit = int(size * parse_share(share))
         rows: dict[str, list[Row]] = {}
@@ -155,7 +153,7 @@ def bytes_read() -> int:
     return int(lines["read_bytes"])
 
 
-class Accelerate:
+class Accelerate(Forward):
     """transformers in bf16 with everything offloaded to the disk by accelerate."""
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
@@ -167,22 +165,6 @@ class Accelerate:
         self.model = AutoModelForCausalLM.from_pretrained(
             checkpoint, device_map={"": "disk"}, offload_folder=self._folder.name, dtype=torch.bfloat16
         )
-
-    def _run(self, ids: list[int], cache: Any) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            out = self.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.past_key_values
-
-    def prefill(self) -> float:
-        began = perf_counter()
-        self._run(tokens(PROMPT), None)
-        return PROMPT / (perf_counter() - began)
-
-    def start(self, ids: list[int]) -> Callable[[int], None]:
-        cache = self._run(ids, None)
-        return lambda token: self._run([token], cache)
 
     def close(self) -> None:
         self._folder.cleanup()

@@ -146,9 +146,7 @@ def _run(
     return _summary(job, found, seconds, interrupted=interrupt.is_set())
 
 
-def _run_here(
-    job: Job, model: str | None, options: Options, *, pack: bool, stop: Any
-) -> tuple[dict[str, Any], float]:
+def _run_here(job: Job, model: str | None, options: Options, *, pack: bool, stop: Event) -> Ran:
     from .session import load
 
     with load(model, options, pack=pack) as engine:
