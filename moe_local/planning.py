@@ -27,6 +27,7 @@ from moe_local.memory.placement import Needs, Plan, make_plan
 from moe_local.policies import DEFAULT_POLICY, get_policy
 from moe_local.prediction import get_predictor
 from moe_local.runtime.footprint import measure
+from moe_local.runtime.kv import columns
 from moe_local.store import is_store, open_store
 
 DEFAULT_CONTEXT = 4096
@@ -143,7 +144,7 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
         device=device,
         context=context,
         sequences=sequences,
-        kv_tokens=max(context, sequences * min(options.each, context)),
+        kv_tokens=max(columns(context), sequences * columns(min(options.each, context))),
         options=options,
         plan=plan,
         notes=notes,

@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from moe_local.runtime.kv import columns, with_room
+
 _OURS = "_moe_local_attention"  # on modules that are to use it
-_STEP = 64  # tokens: lengths are rounded up to it
+_FILL = 16  # queries: those of a block are rounded up to it
 SCORES = 1 << 22  # scores of a block at most: 4 bytes each, and a few copies
 
 
@@ -60,23 +62,24 @@ def _in_blocks(
     """-> [B, H, Q, V]. Softmax in float32, like transformers' eager attention."""
     batch, heads, queries, size = query.shape
     groups, length = key.shape[1], key.shape[2]
-    more = _more(length)
-    key, value = F.pad(key, (0, 0, 0, more)), F.pad(value, (0, 0, 0, more))
+    key, value = with_room(key), with_room(value)
     grouped = query.reshape(batch, groups, heads // groups, queries, size)
-    step = _rows(batch * heads, length + more)
+    if queries == 1:
+        return _one(grouped, key, value, mask, scale, length)
+    step = _rows(batch * heads, key.shape[2])
     blocks = []
     for start in range(0, queries, step):
         rows = min(step, queries - start)
         used = min(length, start + rows) if causal else length
-        seen = used + _more(used) if causal else length + more
-        block = F.pad(grouped[:, :, :, start : start + rows], (0, 0, 0, _fill(rows)))
+        seen = columns(used) if causal else key.shape[2]
+        block = F.pad(grouped[:, :, :, start : start + rows], (0, 0, 0, -rows % _FILL))
         scores = block.flatten(2, 3) @ key[:, :, :seen].transpose(2, 3)  # [B, KV, H / KV * rows, seen]
         scores = scores.view(batch, heads, -1, seen)[:, :, :rows, :used].float().mul_(scale)
         if causal:
             scores[..., start:used].add_(_triangle(rows, scores.device))
         elif mask is not None:
             scores = _masked(scores, mask[:, :, start : start + rows, :length])
-        weights = F.pad(scores.softmax(dim=-1).to(value.dtype), (0, seen - used, 0, _fill(rows)))
+        weights = F.pad(scores.softmax(dim=-1).to(value.dtype), (0, seen - used, 0, -rows % _FILL))
         out = weights.view(batch, groups, -1, seen) @ value[:, :, :seen]
         blocks.append(out.view(batch, heads, -1, value.shape[-1])[:, :, :rows])
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
@@ -87,20 +90,22 @@ def _rows(heads: int, length: int) -> int:
     return max(16, min(128, SCORES // (heads * length) // 16 * 16))
 
 
-def _fill(rows: int) -> int:
-    """Rows to add to a block, so that there are few counts of them; none to a single query."""
-    return 0 if rows == 1 else -rows % 16
+def _one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, length: int) -> Tensor:
+    """A single query [B, KV, H / KV, 1, D] of `length` keys, of which there are more -> [B, H, 1, V]."""
+    batch, groups, shared, _, _ = query.shape
+    scores = (query.flatten(2, 3) @ key.transpose(2, 3)).float().mul_(scale)  # [B, KV, H / KV, columns]
+    scores[..., length:] = -torch.inf
+    if mask is not None:
+        scores = scores.view(batch, groups * shared, 1, -1)
+        scores[..., :length] = _masked(scores[..., :length], mask[..., :length])
+    weights = scores.view(batch, groups, shared, -1).softmax(dim=-1).to(value.dtype)
+    return (weights @ value).view(batch, groups * shared, 1, -1)
 
 
 @lru_cache(maxsize=8)
 def _triangle(rows: int, device: torch.device) -> Tensor:
     """[rows, rows] float32 to add: no query sees the keys after its own."""
     return torch.full((rows, rows), -torch.inf, device=device).triu(1)
-
-
-def _more(length: int) -> int:
-    """Tokens to add to a length: a CPU's matrix library makes and keeps a program for every length it meets."""
-    return -length % max(_STEP, 1 << max(0, length.bit_length() - 4))
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from moe_local.config import MIB
 from moe_local.memory.placement import Needs
 from moe_local.runtime.attention import SCORES, is_ours
 from moe_local.runtime.encoded import LARGE
+from moe_local.runtime.kv import columns
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
@@ -43,8 +44,8 @@ def measure(
     Leaves `skeleton` (on meta) fit for nothing else.
     """
     config = skeleton.config.get_text_config()
-    kv = kv_cache_bytes(skeleton, context, dtype)
-    kv_each = kv_cache_bytes(skeleton, each, dtype) if sequences > 1 else 0
+    kv = kv_cache_bytes(skeleton, columns(context), dtype)
+    kv_each = kv_cache_bytes(skeleton, columns(each), dtype) if sequences > 1 else 0
     top_k = _top_k(skeleton, catalog)
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),

@@ -19,7 +19,10 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-_ATTENDS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
+from moe_local.runtime.kv import GrowingLayer
+
+_PLAIN = (DynamicLayer, GrowingLayer)
+_ATTENDS = (*_PLAIN, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
 _RECURS = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
 _STATES = ("conv_states", "recurrent_states")
 
@@ -43,7 +46,7 @@ def can_pad(cache: Any) -> bool:
 
 def can_branch(cache: Any) -> bool:
     """Whether several sequences can go on from one: every layer keeps every token."""
-    return can_join(cache) and all(type(layer) is DynamicLayer and _attends(layer) for layer in cache.layers)
+    return can_join(cache) and all(type(layer) in _PLAIN and _attends(layer) for layer in cache.layers)
 
 
 def select(cache: Any, rows: Tensor) -> None:

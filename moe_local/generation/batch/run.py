@@ -23,6 +23,7 @@ from moe_local.generation.batch.rows import Hide, Rows
 from moe_local.generation.chat import prompt_ids
 from moe_local.generation.text import TextGenerator, refuse_nan
 from moe_local.runtime.footprint import PREFILL_CHUNK
+from moe_local.runtime.kv import columns
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
 _ROOM = 64  # tokens that a sequence must be able to grow by before it is taken on
@@ -173,7 +174,7 @@ class BatchGenerator:
         if len(sequences) == 1:
             return True  # one alone fits: no longer than the context
         longest = max(len(s.ids) + min(s.left, _ROOM) for s in sequences)
-        return len(sequences) <= self._sequences and len(sequences) * longest <= self._kv_tokens
+        return len(sequences) <= self._sequences and len(sequences) * columns(longest) <= self._kv_tokens
 
     def _group(self, found: Sequence[_Sequence]) -> list[_Sequence]:
         """The first few, that are computed in one pass: of one length, where they cannot be padded."""
@@ -231,7 +232,7 @@ class BatchGenerator:
 
     def _make_room(self, waiting: deque[_Sequence]) -> None:
         """Puts the last sequences back where the next column would be more than fits: they begin again later."""
-        while len(self._live) > 1 and len(self._live) * (self._rows.length + 1) > self._kv_tokens:
+        while len(self._live) > 1 and len(self._live) * columns(self._rows.length + 1) > self._kv_tokens:
             self._live[-1].shared = 0  # the beginning may be another window's by then
             waiting.appendleft(self._live[-1])
             self.progress.put_back += 1

@@ -45,9 +45,9 @@ def test_sequences_join_as_others_end(qwen: Path) -> None:
 
 
 def test_one_makes_room_when_all_grow(qwen: Path) -> None:
-    requests = [Request(prompt[:4], _greedy(100)) for prompt in PROMPTS[2:5]]
-    with _engine(qwen, sequences=3, each=10, context=256) as engine:
-        assert engine.prepared.kv_tokens == 256
+    requests = [Request(prompt[:4], _greedy(130)) for prompt in PROMPTS[2:5]]
+    with _engine(qwen, sequences=3, each=10, context=384) as engine:
+        assert engine.prepared.kv_tokens == 384
         generator = engine.batch_generator()
         found = _run(generator, requests)
         assert generator.progress.put_back > 0
