@@ -69,6 +69,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "record_bytes": needs.slot,
         "expert_bytes": catalog.expert_bytes,
         "dense_bytes": needs.dense,
+        "embedding_bytes_on_disk": needs.rows_on_disk,
         "kv_cache_bytes": needs.kv_cache,
         "workspace_bytes": needs.workspace,
         "process_bytes": plan.ram_overhead,
@@ -100,6 +101,8 @@ def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
     tier = "VRAM" if d["vram_budget"] is not None else "RAM"
     slots = d["device_slots"]
     spread = f"{min(slots)}" if min(slots) == max(slots) else f"{min(slots)} to {max(slots)}"
+    left = d["embedding_bytes_on_disk"]
+    embeddings = f", embeddings of {format_size(left)} left on the disk and read row by row" if left else ""
     rows = [
         ("architecture", f"{d['architecture']}, {d['dtype']} on {d['device']}"),
         ("checkpoint", format_size(d["checkpoint_bytes"])),
@@ -108,7 +111,7 @@ def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
             f"{d['experts']} in {d['moe_layers']} layers, {d['expert_format']}, {format_size(d['record_bytes'])}"
             f" each, {format_size(d['expert_bytes'])} together; one token needs {d['experts_per_token']}",
         ),
-        ("dense weights", format_size(d["dense_bytes"])),
+        ("dense weights", format_size(d["dense_bytes"]) + embeddings),
         ("KV cache", f"{format_size(d['kv_cache_bytes'])} at {d['context']} tokens"),
         ("activations", format_size(d["workspace_bytes"])),
         ("process", f"{format_size(d['process_bytes'])} (interpreter and libraries)"),

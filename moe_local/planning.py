@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from moe_local.policies import DEFAULT_POLICY, get_policy
 from moe_local.prediction import get_predictor
 from moe_local.runtime.footprint import measure
 from moe_local.runtime.kv import columns
+from moe_local.runtime.rows import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.store import is_store, open_store
 
 DEFAULT_CONTEXT = 4096
@@ -127,6 +128,7 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
     found = understand(model, options.dtype)
     context = _context(found.config, options.context)
     device = _device(options.device)
+    rows = readable_by_rows(found.skeleton, found.catalog) if device.type == "cpu" else {}
     needs = measure(
         found.skeleton,
         found.catalog,
@@ -137,8 +139,10 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
         sequences=options.sequences,
         each=min(options.each, context),
     )
-    plan, notes = _plan(needs, device, options)
+    plan, notes = _plan(replace(needs, rows=bytes_of_rows(rows, found.dtype)), device, options)
     sequences = plan.needs.sequences
+    if plan.needs.rows_on_disk:
+        found = replace(found, catalog=leave_on_disk(found.catalog, rows))
     return Prepared(
         **vars(found),
         device=device,
@@ -223,8 +227,9 @@ def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, t
         )
         ram = memory_limit()
     budget, overhead = (ram, ram_overhead) if vram is None else (vram, vram_overhead)
+    room = budget - overhead
     plan = make_plan(
-        needs.with_fewer_sequences(budget - overhead),
+        needs.with_rows_on_disk(room).with_fewer_sequences(room),
         ram=ram,
         vram=vram,
         ram_overhead=ram_overhead,

@@ -97,7 +97,14 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int) -> Needs:
         slot=record_bytes(sizes, formats),
         experts=sizes.experts,
         top_k=(sizes.top_k,) * len(sizes.experts),
+        rows=0 if sizes.tied else embedding_rows(sizes, formats),
     )
+
+
+def embedding_rows(sizes: ModelSizes, formats: Formats) -> int:
+    """Bytes of the embedding without its scales."""
+    numbers = sizes.embedding.parameters
+    return 2 * numbers if formats.dense == "keep" or numbers < _LEAST else numbers
 
 
 def workspace_bytes(sizes: ModelSizes, context: int) -> int:
@@ -209,6 +216,8 @@ def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int
     """
     _check_context(sizes, context)
     needs = needs_of(sizes, formats, context)
+    if machine.vram is None:
+        needs = needs.with_rows_on_disk(machine.ram - SYSTEM)
     plan = _place(needs, machine)
     host_share = None if plan.host_slots is None else sum(plan.host_slots) / needs.all_experts
     device_hits = locality.hit_rate(plan.share)

@@ -23,6 +23,8 @@ class Needs:
     slot: int  # the largest record
     experts: tuple[int, ...]  # experts of each MoE layer
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
+    rows: int = 0  # of `dense`: embeddings, that could be read from the disk row by row
+    rows_on_disk: int = 0  # and, not in `dense`, those that are
     sequences: int = 1  # that are computed at once
     kv_each: int = 0  # bytes of the KV cache of one of several sequences
     workspace_each: int = 0  # and of what else it takes
@@ -36,6 +38,15 @@ class Needs:
     def fixed(self) -> int:
         more = self.sequences * self.workspace_each if self.sequences > 1 else 0
         return self.dense + self.kv_cache + self.workspace + more
+
+    def with_rows_on_disk(self, room: int) -> Needs:
+        """With embeddings left on the disk, where `room` bytes do not hold them and everything else.
+
+        A token needs one row of them, and all of an expert: their memory is worth more to experts.
+        """
+        if room >= self.fixed + self.all_experts * self.slot:
+            return self
+        return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
 
     def with_fewer_sequences(self, room: int) -> Needs:
         """With as many sequences as leave to experts three quarters of what `room` bytes have beside the rest."""

@@ -27,9 +27,10 @@ from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.memory.disk import ReadAt
 from moe_local.memory.tensors import read_tensor
 from moe_local.runtime.attention import is_ours, use_products
-from moe_local.runtime.encoded import connect, keeping_encoded
+from moe_local.runtime.encoded import built_with, connect, encoded_module
 from moe_local.runtime.experts import PagedExperts
 from moe_local.runtime.kv import grow_in_place
+from moe_local.runtime.rows import EmbeddingOnDisk, leave_rows
 
 _patching = threading.Lock()  # the classes belong to the whole process
 
@@ -50,9 +51,10 @@ def load_dense(
     dense = catalog.dense
     lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
     experts = experts_modules(skeleton)
+    others = dict.fromkeys(catalog.encoded, encoded_module) | dict.fromkeys(catalog.rows, EmbeddingOnDisk)
     with paging({type(module) for module in experts.values()}), _quiet():
         try:
-            model, info = keeping_encoded(type(skeleton), frozenset(catalog.encoded)).from_pretrained(
+            model, info = built_with(type(skeleton), others).from_pretrained(
                 None,
                 config=deepcopy(config),
                 state_dict=lazy,
@@ -79,7 +81,12 @@ def load_dense(
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))
         raise CheckpointError(f"these MoE blocks were not captured: {missed}", remedy="report this architecture")
-    connect(model, catalog.encoded, lambda entry: read_tensor(entry, read_at, entry.dtype).to(device))
+
+    def read(entry: TensorEntry) -> Tensor:
+        return read_tensor(entry, read_at, entry.dtype).to(device)
+
+    connect(model, catalog.encoded, read)
+    leave_rows(model, catalog.rows, read_at, read)
     return model
 
 

@@ -71,17 +71,27 @@ class EncodedEmbedding(nn.Module):
 _REPLACEMENTS: dict[type[nn.Module], type[Any]] = {nn.Linear: EncodedLinear, nn.Embedding: EncodedEmbedding}
 
 
-def keeping_encoded(cls: type[PreTrainedModel], paths: frozenset[str]) -> type[PreTrainedModel]:
-    """A subclass of a model class that is built with encoded modules at `paths`."""
-    if not paths:
+def encoded_module(original: nn.Module) -> nn.Module:
+    """What takes the place of a module whose matrix stays encoded."""
+    made: nn.Module = _REPLACEMENTS[type(original)](original)
+    return made
+
+
+def built_with(
+    cls: type[PreTrainedModel], replacements: Mapping[str, Callable[[nn.Module], nn.Module]]
+) -> type[PreTrainedModel]:
+    """A subclass of a model class that is built with other modules, made of the original ones, at these paths.
+
+    They have no `weight` that transformers would load.
+    """
+    if not replacements:
         return cls
 
     def initialize(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, *args, **kwargs)
-        for path in paths:
-            module = self.get_submodule(path)
-            self.set_submodule(path, _REPLACEMENTS[type(module)](module))
-        kept = {f"{path}.weight" for path in paths}
+        for path, replacement in replacements.items():
+            self.set_submodule(path, replacement(self.get_submodule(path)))
+        kept = {f"{path}.weight" for path in replacements}
         tied = self.all_tied_weights_keys
         self.all_tied_weights_keys = {a: b for a, b in tied.items() if not kept & {a, b}}
 

@@ -55,6 +55,12 @@ def test_paged_equals_eager(found: Architecture, tmp_path: Path) -> None:
         for plan in _other_plans(engine):
             _replan(engine, plan)
             _expect(engine, inputs, wanted, tokens)
+        needs = engine.plan.needs
+    if needs.rows:
+        too_little = needs.fixed + needs.all_experts * needs.slot - 1
+        with load(tmp_path, Options(device="cpu", context=64, vram=too_little)) as engine:
+            assert engine.plan.needs.rows_on_disk == needs.rows
+            _expect(engine, inputs, wanted, tokens)
 
 
 def test_nearly_every_architecture_runs() -> None:
