@@ -107,7 +107,14 @@ class Engine:
         self._tokenizer = tokenizer
         self._cache = cache
         self._prefetcher = self._make_prefetcher()
+        model.register_forward_pre_hook(self._make_room, with_kwargs=True)
         self.tap(None)
+
+    def _make_room(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        """Before a forward pass: leaves to it the memory that so many tokens need."""
+        given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args]
+        ids = next(tensor for tensor in given if tensor is not None)
+        self._cache.make_room(ids.shape[0] * ids.shape[1])
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
@@ -243,7 +250,8 @@ def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
         slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=prepared.device.type == "cuda")
         host = Tier.make(slab, experts, plan.host_slots, policy)
     reserve = (plan.device_spare if host is None else plan.host_spare) // 2
-    return ExpertCache(prepared.catalog, RecordReader(reader), device, host, reserve=reserve)
+    room_for = plan.room if plan.rooms else None
+    return ExpertCache(prepared.catalog, RecordReader(reader), device, host, reserve=reserve, room_for=room_for)
 
 
 def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:

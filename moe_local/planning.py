@@ -23,6 +23,7 @@ from moe_local.config import MIB, format_size
 from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.formats import supports
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
+from moe_local.memory.pages import can_release
 from moe_local.memory.placement import Needs, Plan, make_plan
 from moe_local.policies import DEFAULT_POLICY, get_policy
 from moe_local.prediction import get_predictor
@@ -139,7 +140,10 @@ def prepare(model: str | Path, options: Options | None = None) -> Prepared:
         sequences=options.sequences,
         each=min(options.each, context),
     )
-    plan, notes = _plan(replace(needs, rows=bytes_of_rows(rows, found.dtype)), device, options)
+    needs = replace(needs, rows=bytes_of_rows(rows, found.dtype))
+    # An encoder's passes are not seen before they begin.
+    elastic = device.type == "cpu" and can_release() and not found.config.is_encoder_decoder
+    plan, notes = _plan(needs, device, options, elastic=elastic)
     sequences = plan.needs.sequences
     if plan.needs.rows_on_disk:
         found = replace(found, catalog=leave_on_disk(found.catalog, rows))
@@ -211,7 +215,7 @@ def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
             )
 
 
-def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, tuple[str, ...]]:
+def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
     notes: list[str] = []
     vram, vram_overhead = options.vram, 0
     if device.type == "cuda" and not options.elsewhere:
@@ -237,6 +241,7 @@ def _plan(needs: Needs, device: torch.device, options: Options) -> tuple[Plan, t
         device_in_ram=device.type == "cpu" and not options.elsewhere,
         device_share=options.experts,
         host_share=options.host_experts,
+        elastic=elastic,
     )
     if plan.too_small_to_cache:
         notes.append(_too_small(plan, options))

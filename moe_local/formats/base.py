@@ -22,6 +22,10 @@ class Format(ABC):
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in `dtype`."""
 
+    def decodes(self, rows: int) -> bool:
+        """Whether a CPU decodes the whole matrix to multiply so many rows by it."""
+        return True
+
     def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
         """Multiplication by the matrix that lies in `arrays`, now and whenever it is called."""
         return lambda x: matmul(x, self.decode(arrays, shape, x.dtype))

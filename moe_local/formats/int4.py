@@ -86,6 +86,9 @@ class Int4(Packable, HasAffine):
         offsets = (8 - affine.zeros) * affine.scales
         return self._arrays(affine.codes, affine.scales.to(torch.bfloat16), offsets.to(torch.bfloat16))
 
+    def decodes(self, rows: int) -> bool:
+        return rows >= MANY_ROWS or self.rows != native_rows()
+
     def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
         weight, scales = arrays["weight"], arrays["scales"]
         if weight.device.type != "cpu" or self.rows != native_rows():
@@ -94,7 +97,7 @@ class Int4(Packable, HasAffine):
         kernel = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
         def multiply(x: Tensor) -> Tensor:
-            if len(x) >= MANY_ROWS:
+            if self.decodes(len(x)):
                 return matmul(x, self.decode(arrays, shape, x.dtype))
             if x.dtype is torch.bfloat16:
                 same: Tensor = kernel(x.contiguous(), weight, group, scales)

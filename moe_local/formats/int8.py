@@ -25,13 +25,16 @@ class Int8(Packable):
         weight: Tensor = arrays["weight"].to(dtype) * arrays["scales"].to(dtype)[:, None]
         return weight
 
+    def decodes(self, rows: int) -> bool:
+        return rows >= MANY_ROWS
+
     def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
         weight, scales = arrays["weight"], arrays["scales"]
         if weight.device.type != "cpu":
             return super().bind(arrays, shape)
 
         def multiply(x: Tensor) -> Tensor:
-            if len(x) >= MANY_ROWS:
+            if self.decodes(len(x)):
                 return matmul(x, weight.to(x.dtype)) * scales.to(x.dtype)
             y: Tensor = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), weight, scales)
             return y.to(x.dtype)

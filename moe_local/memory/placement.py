@@ -10,6 +10,7 @@ from moe_local.config import MIB, format_size
 from moe_local.errors import BudgetError
 
 _KV_SHARE = 0.25  # of what is left after the dense weights: the most that a batch's KV caches take
+_LONGEST = 1 << 60  # tokens
 _IN_FLIGHT, _MANY_IN_FLIGHT = 32 * MIB, 96 * MIB  # for one sequence, and for a batch, which needs nearly all experts
 
 
@@ -19,7 +20,7 @@ class Needs:
 
     dense: int  # everything but the experts
     kv_one: int  # KV cache of one sequence, at the full context
-    workspace: int  # activations and temporaries at their peak
+    workspace: int  # activations and temporaries at their peak, in passes of as many tokens as there are
     slot: int  # the largest record
     experts: tuple[int, ...]  # experts of each MoE layer
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
@@ -28,6 +29,7 @@ class Needs:
     sequences: int = 1  # that are computed at once
     kv_each: int = 0  # bytes of the KV cache of one of several sequences
     workspace_each: int = 0  # and of what else it takes
+    workspaces: tuple[tuple[int, int], ...] = ()  # (tokens, bytes) of smaller forward passes, ascending
 
     @property
     def kv_cache(self) -> int:
@@ -55,6 +57,10 @@ class Needs:
         left = room - self.dense - self.workspace
         return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // max(1, self.kv_each))))
 
+    def workspace_of(self, tokens: int) -> int:
+        """Of a forward pass of so many tokens."""
+        return next((size for most, size in self.workspaces if tokens <= most), self.workspace)
+
     @property
     def all_experts(self) -> int:
         return sum(self.experts)
@@ -71,10 +77,24 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a tier keeps of each layer, and the slots that it has beside, for what passes through."""
+
+    kept: tuple[int, ...]
+    spare: int
+
+    @property
+    def slots(self) -> int:
+        return sum(self.kept) + self.spare
+
+
+@dataclass(frozen=True)
 class Plan:
     """Slots of each layer in each tier, and the arithmetic behind them (bytes).
 
-    With one memory (a CPU alone) the device tier is RAM and there is no host tier.
+    With one memory (a CPU alone) the device tier is RAM and there is no host tier. Long forward passes take more
+    memory than a token: `rooms` (tokens, room) says what the tier has in passes of up to so many tokens, the last
+    room also in longer ones. The slots are those of the first.
     """
 
     needs: Needs
@@ -87,6 +107,12 @@ class Plan:
     device_in_ram: bool = False  # the device's memory is a part of RAM
     device_spare: int = 0  # slots for what passes through
     host_spare: int = 0
+    rooms: tuple[tuple[int, Room], ...] = ()  # ascending
+
+    def room(self, tokens: int) -> Room:
+        """Of the device tier, in a forward pass of so many tokens."""
+        rooms = self.rooms or ((tokens, Room(self.device_slots, self.device_spare)),)
+        return next((room for most, room in rooms if tokens <= most), rooms[-1][1])
 
     @property
     def device_experts(self) -> int:
@@ -99,8 +125,13 @@ class Plan:
 
     @property
     def device_bytes(self) -> int:
-        """What is taken beside the dense part in the device tier's memory."""
-        return (self.device_experts + self.device_spare) * self.needs.slot
+        """What is taken beside the dense part in the device tier's memory, where that is most."""
+        alone = (self.device_experts + self.device_spare) * self.needs.slot
+        saved = (self.needs.workspace - self.needs.workspace_of(tokens) for tokens, _ in self.rooms)
+        return max(
+            (room.slots * self.needs.slot - less for (_, room), less in zip(self.rooms, saved, strict=True)),
+            default=alone,
+        )
 
     @property
     def host_bytes(self) -> int:
@@ -140,21 +171,38 @@ def make_plan(
     device_in_ram: bool = False,
     device_share: float = 1.0,
     host_share: float = 1.0,
+    elastic: bool = False,
 ) -> Plan:
     """Gives every byte of the budgets that is left to slots, at least one a layer and at most all the experts.
 
     Where not all fit, some more slots are spare: experts that a tier does not keep pass through them.
 
     `device_share` and `host_share` cap a tier at that share of each layer's experts, however much would fit.
-    With `device_in_ram` the device tier (where it has a budget of its own: all of it) is taken from `ram`.
+    With `elastic` and one memory, the tier has what a token's forward pass leaves of the longest one's workspace, and
+    gives it back for longer ones. With `device_in_ram` the device tier (where it has a budget of its own: all of it)
+    is taken from `ram`.
     Raises BudgetError, with the smallest budget that would do, when not even one slot a layer fits.
     """
     least = (len(needs.experts) + 1) * needs.slot
     if vram is None:
         taken = ram_overhead + needs.fixed
         _require(ram, taken + least, "RAM", "--ram", needs)
-        slots, spare = _tier(ram - taken, needs, device_share)
-        return Plan(needs, ram, None, ram_overhead, 0, slots, None, device_in_ram=True, device_spare=spare)
+        steps = [tokens for tokens, _ in needs.workspaces if tokens >= needs.sequences] if elastic else []
+        steps.append(_LONGEST)
+        left = [ram - taken + needs.workspace - needs.workspace_of(tokens) for tokens in steps]
+        rooms = [Room(*_tier(each, needs, device_share)) for each in left]
+        return Plan(
+            needs,
+            ram,
+            None,
+            ram_overhead,
+            0,
+            rooms[0].kept,
+            None,
+            device_in_ram=True,
+            device_spare=rooms[0].spare,
+            rooms=tuple(zip(steps, rooms, strict=True)),
+        )
     taken = vram_overhead + needs.fixed
     _require(vram, taken + least, "device memory", "--vram", needs)
     ram_taken = ram_overhead + (vram if device_in_ram else 0)

@@ -69,12 +69,24 @@ class Share:
         self._resident[leaving] = False
         return Decision(keys[there].tolist(), missing.tolist(), frozenset(leaving.tolist()))
 
+    def resize(self, capacity: int) -> list[int]:
+        """Keeps at most `capacity` experts from now on; those that leave."""
+        self.capacity = capacity
+        there = np.flatnonzero(self._resident)
+        excess = len(there) - capacity
+        if excess <= 0:
+            return []
+        worth = self._policy.worth(self._state, there, self._now)
+        leaving: list[int] = there[np.argsort(worth, kind="stable")[:excess]].tolist()
+        self._resident[leaving] = False
+        return leaving
+
 
 class Slots:
     """Which slot each key lies in."""
 
     def __init__(self, count: int, layers: int) -> None:
-        self._count = count
+        self._limit = count
         self._of: list[dict[int, int]] = [{} for _ in range(layers)]  # of each layer: expert -> slot
         self._free = list(range(count))
 
@@ -104,4 +116,20 @@ class Slots:
             {expert: slots[expert] for expert in experts} for slots, experts in zip(self._of, residents, strict=True)
         ]  # at once: an interrupt must not leave a layer with less
         used = {slot for slots in self._of for slot in slots.values()}
-        self._free = [slot for slot in range(self._count) if slot not in used]
+        self._free = [slot for slot in range(self._limit) if slot not in used]
+
+    def confine(self, limit: int) -> list[tuple[int, int]]:
+        """Uses the slots below `limit` from now on; whose bytes must move to which, at once, for that.
+
+        There must be slots enough for the keys that have one.
+        """
+        used = {slot for found in self._of for slot in found.values()}
+        free = [slot for slot in range(limit) if slot not in used]
+        moves = []
+        for found in self._of:
+            for expert, slot in found.items():
+                if slot >= limit:
+                    found[expert] = free.pop()
+                    moves.append((slot, found[expert]))
+        self._limit, self._free = limit, free
+        return moves

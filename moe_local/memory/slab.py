@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_local.memory.pages import allocate
+from moe_local.memory.pages import allocate, release
 
 
 class Slab:
@@ -35,6 +35,14 @@ class Slab:
         """The slot's bytes for reading files into. Host memory only."""
         view: memoryview = self._buffer[slot].numpy().data
         return view
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies the bytes of one slot to another."""
+        self._buffer[target].copy_(self._buffer[source])
+
+    def release(self, first: int) -> None:
+        """Gives the memory of slot `first` and those after it back to the system; it comes again when written to."""
+        release(self._buffer[first:])
 
     @property
     def nbytes(self) -> int:

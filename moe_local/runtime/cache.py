@@ -24,6 +24,9 @@ the stream, that also issues the compute: it comes after every kernel that used 
 If a fetch does not come to its end (a read failed, compute raised, Ctrl-C between any two instructions), its layer's
 books cannot be trusted. The cache knows which layer that is, and before the next fetch waits for every reader thread
 and empties the layer: to read a few experts again is cheap, and there is no state to restore by halves.
+
+Between two forward passes the device tier may be given less room or more (`make_room`): with nothing in flight, the
+experts that still fit move to the slab's first slots, and the memory of the last ones goes back to the system.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.errors import MoeLocalError
 from moe_local.formats import Expert, open_expert
 from moe_local.memory.disk import Arrival, RecordReader
+from moe_local.memory.pages import trim
+from moe_local.memory.placement import Room
 from moe_local.memory.residency import Decision, Share, Slots
 from moe_local.memory.slab import Slab
 from moe_local.policies import Key, Policy
@@ -65,6 +70,15 @@ class Tier:
             self.slots.release((layer, expert))
         return decision
 
+    def resize(self, room: Room) -> None:
+        """Has this much room from now on, of the slab's. Nothing may be in flight."""
+        self.slots.keep(self.shares)
+        for layer, (share, kept) in enumerate(zip(self.shares, room.kept, strict=True)):
+            for expert in share.resize(kept):
+                self.slots.release((layer, expert))
+        for source, target in self.slots.confine(room.slots):
+            self.slab.copy(source, target)
+
     def empty(self, layer: int) -> None:
         """Forgets a layer, and whatever lies in slots that no layer keeps."""
         self.shares[layer].clear()
@@ -78,14 +92,23 @@ class ExpertCache:
     """The device tier over an optional host tier over the disk."""
 
     def __init__(
-        self, catalog: Catalog, reader: RecordReader, device: Tier, host: Tier | None = None, *, reserve: int = 1
+        self,
+        catalog: Catalog,
+        reader: RecordReader,
+        device: Tier,
+        host: Tier | None = None,
+        *,
+        reserve: int = 1,
+        room_for: Callable[[int], Room] | None = None,
     ) -> None:
+        """`room_for` says how much room the device tier has in a forward pass of so many tokens, if that differs."""
         self.counters = Counters.of(len(catalog.layers))
         self._catalog = catalog
         self._reader = reader
         self._device = device
         self._host = host
         self._landing = host or device  # where reads go
+        self._room_for = room_for
         self._reserve = max(1, reserve)  # free slots that prefetching leaves
         self._uploads: deque[Key] = deque()  # the host tier has them, no device slot is theirs yet
         self._waiting: set[Key] = set()  # in flight, and needed by the layer under way
@@ -96,6 +119,8 @@ class ExpertCache:
         self._layout_of = [layouts.index(layout) for layout in layouts]
         self._spans: list[Span] | None = None
         self._underway: int | None = None  # the layer of a fetch that has not ended
+        self._room: Room | None = None  # of the device tier; None: what it was made with
+        self._resizing = False
         self._closed = False
 
     @property
@@ -140,6 +165,28 @@ class ExpertCache:
             ready = []
         self._look_ahead(later or iter(ahead()))
         self._underway = None
+
+    def make_room(self, tokens: int) -> None:
+        """Leaves to the next forward pass, of so many tokens, the memory that it needs."""
+        if self._room_for is None or (room := self._room_for(tokens)) == self._room:
+            return
+        self._recover()
+        former, self._room, self._resizing = self._room, None, True
+        for key in list(self._staged):
+            self._unstage(key)
+        self._settle()
+        if former is None or room.slots > former.slots:
+            trim()
+        self._device.resize(room)
+        if former is None or room.slots < former.slots:
+            self._device.slab.release(room.slots)
+        self._room, self._resizing = room, False
+
+    def _settle(self) -> None:
+        """Nothing is in flight any more."""
+        self._reader.drain()
+        self._uploads.clear()
+        self._waiting, self._staged, self._unwanted = set(), set(), set()
 
     def _claim(self, layer: int, misses: Sequence[int]) -> tuple[deque[Key], list[int]]:
         """Misses that are still to be requested, and experts that are ready for compute though they were misses.
@@ -244,17 +291,19 @@ class ExpertCache:
         return [list(share) for share in self._device.shares]
 
     def _recover(self) -> None:
-        """Empties the layer of a fetch that did not end, once nothing writes to its slots any more."""
+        """Empties the layer of a fetch that did not end, or all of them if it was `make_room` that did not, once
+        nothing writes to their slots any more.
+        """
         if self._closed:
             raise MoeLocalError("this expert cache is closed", remedy="load the model again")
-        if self._underway is None:
+        if self._underway is None and not self._resizing:
             return
-        self._reader.drain()
-        self._uploads.clear()
-        self._waiting, self._staged, self._unwanted = set(), set(), set()
+        self._settle()
+        broken = range(len(self._device.shares)) if self._underway is None else [self._underway]
         for tier in filter(None, (self._device, self._host)):
-            tier.empty(self._underway)
-        self._underway = None
+            for layer in broken:
+                tier.empty(layer)
+        self._underway, self._resizing = None, False
 
     def _count(self, layer: int, device: Decision, host: Decision) -> None:
         counters = self.counters

@@ -15,6 +15,7 @@ from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
 from moe_local.config import MIB
+from moe_local.formats import format_of
 from moe_local.memory.placement import Needs
 from moe_local.runtime.attention import SCORES, is_ours
 from moe_local.runtime.encoded import LARGE
@@ -22,6 +23,7 @@ from moe_local.runtime.kv import columns
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
+_SHORTER = (1, 32, 128)  # tokens of forward passes that are planned for by themselves
 _MOST_PROGRAMS = 160 * MIB
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
@@ -47,18 +49,26 @@ def measure(
     kv = kv_cache_bytes(skeleton, columns(context), dtype)
     kv_each = kv_cache_bytes(skeleton, columns(each), dtype) if sequences > 1 else 0
     top_k = _top_k(skeleton, catalog)
+    programs = _programs(skeleton, catalog)
+
+    def workspace(tokens: int) -> int:
+        return (
+            _workspace(config, kv, context, dtype, max(top_k), logits, device, min(tokens, context))
+            + _decoding(skeleton, catalog, dtype, tokens)
+            + programs
+        )
+
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_one=kv,
-        workspace=_workspace(config, kv, context, dtype, max(top_k), logits, device)
-        + _decoding(skeleton, catalog, dtype)
-        + _programs(skeleton, catalog),
+        workspace=workspace(PREFILL_CHUNK),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
         sequences=sequences,
         kv_each=kv_each,
         workspace_each=4 * kv_each // max(1, config.num_hidden_layers) + 2 * config.vocab_size * 4,
+        workspaces=tuple((tokens, workspace(tokens)) for tokens in _SHORTER),
     )
 
 
@@ -131,15 +141,16 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -> int:
-    """The largest matrix that is decoded before it is multiplied, with the codes it is decoded from.
+def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, tokens: int) -> int:
+    """The largest matrix that is decoded before it is multiplied by so many tokens, with the codes that it is of.
 
     Embeddings are decoded row by row, and very large matrices not at all.
     """
     experts = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
-    shapes = [m.shape for m in experts if m.encoding not in PLAIN.values()]
+    shapes = [m.shape for m in experts if m.encoding not in PLAIN.values() and format_of(m.encoding).decodes(tokens)]
     for path, tensor in catalog.encoded.items():
-        if isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE:
+        small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
+        if small and format_of(tensor.encoding).decodes(tokens):
             shapes.append((tensor.shape[0], tensor.shape[1]))
     return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
 
@@ -163,8 +174,9 @@ def _workspace(
     top_k: int,
     logits: int,
     device: torch.device,
+    tokens: int,
 ) -> int:
-    """Temporaries at the peak of a prefill chunk or a decoding step, whichever is larger, with the allocator's slack.
+    """Temporaries at the peak of a forward pass of so many tokens, with the allocator's slack.
 
     One layer's keys and values are copied when they grow and again to be multiplied, where that is not our own
     attention for every head that shares them; a chunk has its mask, its hidden states and one row a token and choice
@@ -174,8 +186,8 @@ def _workspace(
     heads = _attribute(config, "num_attention_heads", 1)
     shared = 1 if is_ours(device, dtype) else max(1, heads // _attribute(config, "num_key_value_heads", heads))
     layer_kv: int = kv // max(1, config.num_hidden_layers)
-    tokens = min(PREFILL_CHUNK, context)
-    attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + SCORES * 16
+    scores_at_once = min(SCORES, tokens * heads * context)
+    attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + scores_at_once * 16
     rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
     scores: int = (7 + min(logits, tokens)) * config.vocab_size * 4
     return 64 * MIB + attention + rows + scores
