@@ -86,7 +86,7 @@ class Slots:
     """Which slot each key lies in."""
 
     def __init__(self, count: int, layers: int) -> None:
-        self._limit = count
+        self.limit = count
         self._of: list[dict[int, int]] = [{} for _ in range(layers)]  # of each layer: expert -> slot
         self._free = list(range(count))
 
@@ -116,7 +116,7 @@ class Slots:
             {expert: slots[expert] for expert in experts} for slots, experts in zip(self._of, residents, strict=True)
         ]  # at once: an interrupt must not leave a layer with less
         used = {slot for slots in self._of for slot in slots.values()}
-        self._free = [slot for slot in range(self._limit) if slot not in used]
+        self._free = [slot for slot in range(self.limit) if slot not in used]
 
     def confine(self, limit: int) -> list[tuple[int, int]]:
         """Uses the slots below `limit` from now on; whose bytes must move to which, at once, for that.
@@ -131,5 +131,5 @@ class Slots:
                 if slot >= limit:
                     found[expert] = free.pop()
                     moves.append((slot, found[expert]))
-        self._limit, self._free = limit, free
+        self.limit, self._free = limit, free
         return moves

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_local.config import MIB
 from moe_local.errors import BudgetError
-from moe_local.memory.placement import Needs, Plan, capped, make_plan, share_out, spare_slots
+from moe_local.memory.placement import Needs, Plan, Room, capped, make_plan, share_out, spare_slots
 
 LAYERS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 NEEDS = Needs(dense=1000, kv_one=200, workspace=100, slot=10, experts=(8, 8, 8, 8), top_k=(2, 2, 2, 2))
@@ -84,6 +84,35 @@ def test_a_plan_holds_its_budgets_or_is_refused_with_one_that_works(
     assert plan.ram_used <= max(ram, plan.ram)
     assert plan.vram_used is None or plan.vram_used <= vram
     assert min(plan.device_slots) >= 1
+
+
+def test_a_token_s_pass_leaves_room_by_hand() -> None:
+    """A token's pass takes 90 bytes less than the longest, one of 8 tokens 40: nine slots, and four."""
+    needs = replace(NEEDS, workspaces=((1, 10), (8, 60)))
+    plan = make_plan(needs, ram=2000, ram_overhead=500, elastic=True)
+    assert (plan.device_slots, plan.device_spare) == ((4, 3, 3, 3), 16)
+    assert plan.room(1) == Room((4, 3, 3, 3), 16)
+    assert plan.room(2) == plan.room(8) == Room((2, 2, 2, 2), 16)
+    assert plan.room(9) == plan.room(512) == Room((1, 1, 1, 1), 16)
+    assert plan.ram_used == 2000
+    assert make_plan(needs, ram=2000, ram_overhead=500).room(1) == Room((1, 1, 1, 1), 16)
+    together = make_plan(replace(needs, sequences=4), ram=2000, ram_overhead=500, elastic=True)
+    assert together.device_slots == together.room(4).kept == together.room(1).kept
+
+
+@given(st.integers(1350, 4000), st.lists(st.integers(0, 100), max_size=4), st.sampled_from([0.01, 0.5, 1.0]))
+def test_no_pass_is_over_the_budget(ram: int, sizes: list[int], share: float) -> None:
+    needs = replace(NEEDS, workspaces=tuple((4**n, size) for n, size in enumerate(sorted(sizes))))
+    plan = make_plan(needs, ram=ram, device_share=share, elastic=True)
+    assert plan.ram_used <= ram
+    before = plan.room(1)
+    assert before.kept == plan.device_slots
+    for tokens in (1, 3, 4, 20, 200, 5000):
+        room = plan.room(tokens)
+        assert needs.fixed - needs.workspace + needs.workspace_of(tokens) + room.slots * needs.slot <= ram
+        assert all(fewer <= more for fewer, more in zip(room.kept, before.kept, strict=True))
+        assert room.slots <= before.slots and min(room.kept) >= 1
+        before = room
 
 
 def test_the_refusal_names_figures_and_remedy() -> None:

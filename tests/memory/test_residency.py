@@ -50,6 +50,21 @@ def test_experts_that_are_there_are_not_replaced_by_equals() -> None:
     assert decision.leaving == set(decision.misses)
 
 
+@given(NEEDED, st.integers(1, EXPERTS), st.integers(0, EXPERTS))
+def test_a_share_that_shrinks_loses_what_it_values_least(needed: list[list[int]], capacity: int, less: int) -> None:
+    share = Share(EXPERTS, capacity, LRU)
+    last_use: dict[int, int] = {}
+    for now, experts in enumerate(needed):
+        share.need(experts)
+        last_use |= dict.fromkeys(experts, now)
+    before = set(share)
+    leaving = share.resize(less)
+    assert set(share) == before - set(leaving)
+    assert len(set(share)) == min(less, len(before))
+    kept = [last_use[e] for e in share]
+    assert not kept or capacity == EXPERTS or max((last_use[e] for e in leaving), default=-1) <= min(kept)
+
+
 class SlotMachine(RuleBasedStateMachine):
     COUNT = 4
     KEYS = st.tuples(st.integers(0, 1), st.integers(0, 5))
@@ -57,9 +72,10 @@ class SlotMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.slots = Slots(self.COUNT, 2)
+        self.limit = self.COUNT
         self.held: dict[tuple[int, int], int] = {}
 
-    @precondition(lambda self: len(self.held) < self.COUNT)
+    @precondition(lambda self: len(self.held) < self.limit)
     @rule(key=KEYS)
     def take(self, key: tuple[int, int]) -> None:
         if key not in self.held:
@@ -77,11 +93,19 @@ class SlotMachine(RuleBasedStateMachine):
         self.held = {key: slot for key, slot in self.held.items() if key[0] != layer or key[1] >= least}
         self.slots.keep([[expert for at, expert in self.held if at == number] for number in range(2)])
 
+    @rule(data=st.data())
+    def confine(self, data: st.DataObject) -> None:
+        self.limit = data.draw(st.integers(len(self.held), self.COUNT))
+        moves = dict(self.slots.confine(self.limit))
+        assert set(moves) == {slot for slot in self.held.values() if slot >= self.limit}
+        self.held = {key: moves.get(slot, slot) for key, slot in self.held.items()}
+
     @invariant()
     def every_key_has_its_own(self) -> None:
         assert all(self.slots[key] == slot for key, slot in self.held.items())
         assert len(set(self.held.values())) == len(self.held)
-        assert self.slots.free == self.COUNT - len(self.held)
+        assert all(slot < self.limit for slot in self.held.values())
+        assert self.slots.free == self.limit - len(self.held)
 
 
 TestSlots = SlotMachine.TestCase

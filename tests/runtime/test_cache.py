@@ -17,6 +17,7 @@ from moe_local.checkpoint.record import Array, Encoding, Extent, Layout, Matrix,
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.formats import Expert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
+from moe_local.memory.placement import Room
 from moe_local.memory.slab import Slab
 from moe_local.policies import LRU, POLICIES, Policy
 from moe_local.runtime.cache import ExpertCache, Tier
@@ -65,7 +66,18 @@ def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: P
         spare = 0 if slots == EXPERTS else SPARE
         return Tier.make(Slab(slots * LAYERS + spare, RECORD, cpu), [EXPERTS] * LAYERS, [slots] * LAYERS, policy)
 
-    return ExpertCache(_catalog(file), RecordReader(read_at), tier(device), None if host is None else tier(host))
+    def room(tokens: int) -> Room:
+        """More than one token leave half of the slots."""
+        kept = device if tokens == 1 else device // 2
+        return Room((kept,) * LAYERS, 0 if kept == EXPERTS else SPARE)
+
+    return ExpertCache(
+        _catalog(file),
+        RecordReader(read_at),
+        tier(device),
+        None if host is None else tier(host),
+        room_for=room if host is None else None,
+    )
 
 
 @pytest.fixture
@@ -94,7 +106,7 @@ def _assert_settled(cache: ExpertCache) -> None:
         for layer, share in enumerate(tier.shares):
             assert all((layer, expert) in tier.slots for expert in share)
         ahead = cache._staged | cache._unwanted if tier is cache._landing else set()
-        assert tier.slots.free == len(tier.slab) - sum(len(list(share)) for share in tier.shares) - len(ahead)
+        assert tier.slots.free == tier.slots.limit - sum(len(list(share)) for share in tier.shares) - len(ahead)
 
 
 TIERS = [(10, None), (4, None), (1, None), (0, None), (4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
@@ -112,6 +124,7 @@ def test_what_is_asked_for_comes_once_and_right(
     cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
     rng = random.Random(0)
     for _ in range(60):
+        cache.make_room(rng.choice([1, 1, 5]))
         layer = rng.randrange(LAYERS)
         wanted = rng.sample(range(EXPERTS), rng.randint(0, EXPERTS))
         got = []
@@ -144,6 +157,7 @@ def test_after_failures_and_early_ends_all_is_right(
         layer = rng.randrange(LAYERS)
         wanted = rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
         leave_after = rng.choice([None, None, rng.randint(1, EXPERTS)])
+        cache.make_room(rng.choice([1, 1, 5]))
         fetching = cache.fetch(layer, wanted, None, partial(_guess, rng, (layer + 1) % LAYERS))
         try:
             for count, (expert, weights) in enumerate(_one_by_one(fetching), start=1):
@@ -175,6 +189,7 @@ def test_an_interrupt_between_any_two_instructions(
     for _ in range(400):
         layer, wanted = rng.randrange(LAYERS), rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
         with interrupted_after(1e-5 + rng.expovariate(3000)) as struck:
+            cache.make_room(rng.choice([1, 1, 5]))
             got = []
             ahead = partial(_guess, rng, (layer + 1) % LAYERS)
             for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
@@ -183,6 +198,26 @@ def test_an_interrupt_between_any_two_instructions(
             assert sorted(got) == sorted(wanted)
         interrupted += len(struck)
     assert interrupted > 40
+    cache.close()
+
+
+def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: FileReader) -> None:
+    cache = _cache(file, files, 4, None)
+    for layer in range(LAYERS):
+        for expert in (1, 2, 3, 4):
+            list(cache.fetch(layer, [expert]))
+    cache.make_room(5)
+    assert cache.residents() == [[3, 4]] * LAYERS
+    read = cache.counters.bytes_read
+    for layer in range(LAYERS):
+        for expert, weights in _one_by_one(cache.fetch(layer, [3, 4])):
+            _assert_right(layer, expert, weights)
+    assert cache.counters.bytes_read == read
+    cache.make_room(1)
+    assert cache.residents() == [[3, 4]] * LAYERS
+    list(cache.fetch(0, [7, 8]))
+    assert cache.residents()[0] == [3, 4, 7, 8]
+    _assert_settled(cache)
     cache.close()
 
 

@@ -129,12 +129,12 @@ def _expect(engine: Engine, inputs: dict[str, Tensor], logits: Tensor, tokens: l
 
 
 def _other_plans(engine: Engine) -> list[Plan]:
-    """Three tiers; the smallest legal budget; the smallest of three tiers."""
+    """Three tiers; the smallest legal budget, which has more room in short passes; the smallest of three tiers."""
     needs = engine.plan.needs
     least = (len(needs.experts) + 1) * needs.slot
     return [
         make_plan(needs, ram=PLENTY, vram=PLENTY, device_share=0.25, host_share=0.5),
-        make_plan(needs, ram=needs.fixed + least),
+        make_plan(needs, ram=needs.fixed + least, elastic=True),
         make_plan(needs, ram=least, vram=needs.fixed + least),
     ]
 
