@@ -94,6 +94,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int) -> Needs:
         dense=dense_bytes(sizes, formats)[0],
         kv_one=2 * sizes.kv_per_token * context,
         workspace=workspace_bytes(sizes, context),
+        workspaces=((1, workspace_bytes(sizes, context, 1)),),
         slot=record_bytes(sizes, formats),
         experts=sizes.experts,
         top_k=(sizes.top_k,) * len(sizes.experts),
@@ -107,16 +108,17 @@ def embedding_rows(sizes: ModelSizes, formats: Formats) -> int:
     return 2 * numbers if formats.dense == "keep" or numbers < _LEAST else numbers
 
 
-def workspace_bytes(sizes: ModelSizes, context: int) -> int:
-    """Temporaries at their peak: 128 MiB for the allocator and blocks of attention scores, one layer's keys and
-    values twice as cached and twice as multiplied, a prompt chunk's mask (3 bytes a pair), its rows (float32, three a
-    choice of expert and twelve more), and eight copies of the logits.
+def workspace_bytes(sizes: ModelSizes, context: int, tokens: int = PREFILL_CHUNK) -> int:
+    """Temporaries at the peak of a forward pass: 64 MiB for the allocator and, for more than one token, 64 for blocks
+    of attention scores, one layer's keys and values twice as cached and twice as multiplied, a mask (3 bytes a pair),
+    rows of hidden states (float32, three a choice of expert and twelve more), and eight copies of the logits.
     """
-    tokens = min(PREFILL_CHUNK, context)
+    tokens = min(tokens, context)
     layer_kv = 2 * sizes.kv_per_token * context // sizes.layers
     rows = tokens * (3 * sizes.top_k + 12) * sizes.hidden * 4
     logits = 8 * sizes.embedding.out * 4
-    return 128 * MIB + layer_kv * (2 + 2 * sizes.kv_expansion) + 3 * tokens * context + rows + logits
+    blocks = (128 if tokens > 1 else 64) * MIB
+    return blocks + layer_kv * (2 + 2 * sizes.kv_expansion) + 3 * tokens * context + rows + logits
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,10 @@ def _plan_device(needs: Needs, budget: int, machine: Machine) -> Plan:
 
 
 def _plan(needs: Needs, ram: int, vram: int | None) -> Plan:
-    return make_plan(needs, ram=ram, vram=vram, ram_overhead=SYSTEM, vram_overhead=0 if vram is None else DRIVER)
+    in_ram = vram is None
+    return make_plan(
+        needs, ram=ram, vram=vram, ram_overhead=SYSTEM, vram_overhead=0 if in_ram else DRIVER, elastic=in_ram
+    )
 
 
 def doubled(machine: Machine) -> dict[str, Machine]:

@@ -186,7 +186,7 @@ def _workspace(
     heads = _attribute(config, "num_attention_heads", 1)
     shared = 1 if is_ours(device, dtype) else max(1, heads // _attribute(config, "num_key_value_heads", heads))
     layer_kv: int = kv // max(1, config.num_hidden_layers)
-    scores_at_once = min(SCORES, tokens * heads * context)
+    scores_at_once = SCORES if tokens > 1 else heads * context
     attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + scores_at_once * 16
     rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
     scores: int = (7 + min(logits, tokens)) * config.vocab_size * 4
