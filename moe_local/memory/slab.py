@@ -23,6 +23,7 @@ class Slab:
         raw = allocate(size) if plain else torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         start = -raw.data_ptr() % self.ALIGNMENT
         self._buffer = raw[start : start + slots * slot_size].view(slots, slot_size)
+        self._memory: dict[int, memoryview] = {}
 
     def __len__(self) -> int:
         return self._buffer.shape[0]
@@ -33,7 +34,9 @@ class Slab:
 
     def memory(self, slot: int) -> memoryview:
         """The slot's bytes for reading files into. Host memory only."""
-        view: memoryview = self._buffer[slot].numpy().data
+        view = self._memory.get(slot)
+        if view is None:
+            view = self._memory[slot] = self._buffer[slot].numpy().data
         return view
 
     def copy(self, source: int, target: int) -> None:

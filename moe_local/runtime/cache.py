@@ -155,7 +155,7 @@ class ExpertCache:
             if not missing:
                 later = iter(ahead()) if later is None else later
                 self._look_ahead(later)
-            ready = ready or self._next_arrival(host.leaving)
+            ready = ready or self._next_arrivals(host.leaving)
             if ready:
                 began = perf_counter()
                 yield [(expert, self._open(layer, expert)) for expert in ready]
@@ -340,18 +340,23 @@ class ExpertCache:
         """Bytes of a record on the disk."""
         return sum(extent.length for extent in self._catalog.layers[key[0]].records[key[1]])
 
-    def _next_arrival(self, leaving_host: frozenset[int]) -> list[int]:
-        """The next expert whose bytes are in its device slot, or none where something else came. Waits: a stall."""
+    def _next_arrivals(self, leaving_host: frozenset[int]) -> list[int]:
+        """The next experts whose bytes are in their device slots, none where something else came. Waits: a stall."""
         began = perf_counter()
-        key = self._uploads.popleft() if self._uploads else self._landed(self._reader.wait())
+        if self._uploads:
+            keys = [self._uploads.popleft()]
+        else:
+            first = self._landed(self._reader.wait())
+            others = (self._landed(arrival) for arrival in self._reader.arrivals())
+            keys = [key for key in (first, *others) if key is not None]
         self.counters.reading_seconds = self._reader.busy_seconds
-        if self._host is not None and key is not None:
-            self._upload(self._host, key, last=key[1] in leaving_host)
+        if self._host is not None:
+            for key in keys:
+                self._upload(self._host, key, last=key[1] in leaving_host)
         self.counters.stall_seconds += perf_counter() - began
-        if key is None:
-            return []
-        self._note("stall", *key, began)
-        return [key[1]]
+        for key in keys:
+            self._note("stall", *key, began)
+        return [expert for _, expert in keys]
 
     def _upload(self, tier: Tier, key: Key, *, last: bool) -> None:
         began = perf_counter()
