@@ -293,6 +293,10 @@ def replay(
     ] = "layer",
     host: Annotated[str | None, typer.Option(help="Share of the experts in a RAM tier below, like 80%.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many prompts.")] = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(help="Also how right these were about the next layer's experts: a list, or all."),
+    ] = None,
     by: Annotated[
         bool, typer.Option("--by-name", help="Compare prompts by the part of their names before the first / or |.")
     ] = False,
@@ -322,6 +326,7 @@ def replay(
         policies=tuple(name.strip() for name in policy.split(",")),
         scopes=("layer", "global") if scope == "both" else (scope,),
         host=None if host is None else parse_share(host),
+        predictors=() if predictor is None else tuple(name.strip() for name in predictor.split(",")),
         by_name=by,
         profile=profile,
         model=model,

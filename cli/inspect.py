@@ -78,6 +78,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "vram_budget": plan.vram,
         "vram_planned": plan.vram_used,
         "device_slots": list(plan.device_slots),
+        "device_slots_for_prompts": list(plan.room(prepared.context).kept),
         "host_slots": None if plan.host_slots is None else list(plan.host_slots),
         "share_of_experts": round(plan.share, 4),
         "budget_for_one_token": plan.useful_minimum,
@@ -120,7 +121,9 @@ def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
     if d["vram_budget"] is not None:
         planned = format_size(d["vram_planned"])
         rows.append(("VRAM budget", f"{format_size(d['vram_budget'])}, of which {planned} planned"))
-    rows.append((f"experts in {tier}", f"{sum(slots)} ({d['share_of_experts']:.0%}), {spread} a layer"))
+    fewer = sum(d["device_slots_for_prompts"])
+    long = f"; {fewer} while a prompt is read, which takes memory" if fewer < sum(slots) else ""
+    rows.append((f"experts in {tier}", f"{sum(slots)} ({d['share_of_experts']:.0%}), {spread} a layer{long}"))
     if d["host_slots"] is not None:
         rows.append(("experts in RAM", f"{sum(d['host_slots'])} ({sum(d['host_slots']) / d['experts']:.0%})"))
     rows.append(("caching pays from", f"{format_size(d['budget_for_one_token'])} of {tier}"))

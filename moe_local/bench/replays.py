@@ -8,6 +8,8 @@ from typing import Any
 
 from moe_local.bench.balance import routing
 from moe_local.bench.forecast import Forecast
+from moe_local.bench.foresight import choose as choose_predictors
+from moe_local.bench.foresight import foresee
 from moe_local.bench.replay import SCOPES, Replay, capacity_slots, choose, replay
 from moe_local.bench.report import SCHEMA, machine
 from moe_local.bench.trace import Trace
@@ -22,6 +24,7 @@ class Question:
     policies: Sequence[str]
     scopes: Sequence[str]
     host: float | None = None  # share of the experts in a host tier
+    predictors: Sequence[str] = ()  # of the next layer's experts: how right they would have been
     by_name: bool = False  # compare prompts by the first part of their names
     profile: str | None = None  # a machine to predict for
     model: str | None = None  # whose sizes to predict with; the trace's if None
@@ -38,6 +41,7 @@ def replay_report(
     """Raises MoeLocalError for a capacity below one token's experts, and for an unknown policy or machine."""
     forecast = None if question.profile is None else Forecast.of(question.profile, question.model or trace.model)
     policies = choose(question.policies, weighted=trace.weights is not None)
+    predictors = choose_predictors(question.predictors, trace)
     slots = [capacity_slots(trace, share) for share in question.capacities]
     host = None if question.host is None else capacity_slots(trace, question.host)
     found = replay(trace, policies, slots, scopes=question.scopes, host_slots=host, report=report)
@@ -60,6 +64,7 @@ def replay_report(
             "tokens": trace.tokens,
             "capacities": [float(share) for share in question.capacities],
             "results": [_result(one, trace, forecast) for one in found],
+            "predictions": [vars(one) for one in foresee(trace, predictors, report)],
         },
     }
 

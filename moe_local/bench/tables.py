@@ -42,7 +42,7 @@ class Table:
 
 def headline(report: Report) -> list[Table]:
     """What was measured or replayed; tables without figures are left out."""
-    return [table for table in (*_summary(report), *_replayed(report)) if table.rows]
+    return [table for table in (*_summary(report), *_replayed(report), *_foreseen(report)) if table.rows]
 
 
 def details(report: Report) -> list[Table]:
@@ -139,6 +139,22 @@ def _replayed(report: Report) -> Iterator[Table]:
     if any(numbers(result.get("tokens_per_second")) for result in found):
         note = f"{of} An estimate from bandwidths, lowest to highest."
         yield table(f"Estimated tokens/s{machine}", note, _estimate)
+
+
+def _foreseen(report: Report) -> Iterator[Table]:
+    note = "The likeliest experts of the next layer, while tokens were decoded one by one."
+    head = ["predictor", "experts predicted", "of the needed", "of the predicted"]
+    rows = [
+        [
+            plain(found.get("predictor", "?"), 20),
+            *(
+                said(found.get(name), form)
+                for name, form in (("depth", whole), ("recall", share), ("precision", share))
+            ),
+        ]
+        for found in parts(part(report.get("replay")).get("predictions"))
+    ]
+    yield Table("How right predictors were", note, head, rows)
 
 
 def _curve(result: Part) -> tuple[str, str]:

@@ -56,9 +56,10 @@ def test_for_people(run: Run, qwen: Path, trace: Path) -> None:
     assert result.exit_code == 0, result.output
     for said in ("decode, tokens/s", "cold start", "disk", "GB/s", "prefers"):
         assert said in result.stdout
-    result = run("bench", "replay", trace, "--capacity", "25%,50%", "--scope", "both", "--by-name")
+    asked = ("--capacity", "25%,50%", "--scope", "both", "--by-name", "--predictor", "all")
+    result = run("bench", "replay", trace, *asked)
     assert result.exit_code == 0, result.output
-    for said in ("lru", "belady", "25", "50", "global"):
+    for said in ("lru", "belady", "25", "50", "global", "transitions", "blend", "of the needed"):
         assert said in result.stdout
 
 
@@ -123,6 +124,7 @@ def test_compare(run: Run, qwen: Path, tmp_path: Path) -> None:
         (("--policy", "fifo"), "no policy 'fifo'"),
         (("--policy", "weight"), "needs the routers' weights"),
         (("--scope", "tier"), "--scope tier"),
+        (("--predictor", "router"), "needs the model's hidden states"),
         (("--profile", "abacus"), "no hardware profile"),
         (("--profile", "rtx-3060-12gb"), "is not here"),
         (("--limit", "0"), "leaves no prompt"),
