@@ -1,6 +1,6 @@
 """Write a synthetic checkpoint with the dimensions of Qwen3-30B-A3B and fewer layers, shard by shard.
 
-    python benchmarks/make_checkpoint.py DIR [--layers 12] [--check]
+    python benchmarks/make_checkpoint.py DIR [--layers 12] [--experts 128] [--top-k 8] [--check]
 
 Weights are N(0, 0.02) in bf16. A plain random model routes nearly every token to the same experts, because its
 residual stream hardly depends on the token; embeddings scaled by 64 (exact in bf16) make routing near uniform.
@@ -30,14 +30,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--experts", type=int, default=128, help="of a layer")
+    parser.add_argument("--top-k", type=int, default=8, help="of a token in each layer")
     parser.add_argument("--check", action="store_true", help="only measure how evenly experts are used")
     arguments = parser.parse_args()
     if not arguments.check:
-        write(arguments.directory, config(arguments.layers))
+        write(arguments.directory, config(arguments.layers, arguments.experts, arguments.top_k))
     print(json.dumps(usage(arguments.directory), indent=2))
 
 
-def config(layers: int) -> Qwen3MoeConfig:
+def config(layers: int, experts: int, top_k: int) -> Qwen3MoeConfig:
     return Qwen3MoeConfig(
         architectures=["Qwen3MoeForCausalLM"],
         hidden_size=2048,
@@ -45,8 +47,8 @@ def config(layers: int) -> Qwen3MoeConfig:
         num_attention_heads=32,
         num_key_value_heads=4,
         head_dim=128,
-        num_experts=128,
-        num_experts_per_tok=8,
+        num_experts=experts,
+        num_experts_per_tok=top_k,
         moe_intermediate_size=768,
         intermediate_size=6144,
         vocab_size=151936,

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import experts_modules
@@ -113,8 +114,8 @@ class Engine:
     def _make_room(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass: leaves to it the memory that so many tokens need."""
         given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args]
-        ids = next(tensor for tensor in given if tensor is not None)
-        self._cache.make_room(ids.shape[0] * ids.shape[1])
+        ids = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
+        self._cache.make_room(self.prepared.context if ids is None else ids.shape[0] * ids.shape[1])
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
