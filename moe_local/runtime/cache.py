@@ -343,20 +343,17 @@ class ExpertCache:
     def _next_arrivals(self, leaving_host: frozenset[int]) -> list[int]:
         """The next experts whose bytes are in their device slots, none where something else came. Waits: a stall."""
         began = perf_counter()
-        if self._uploads:
-            keys = [self._uploads.popleft()]
-        else:
-            first = self._landed(self._reader.wait())
-            others = (self._landed(arrival) for arrival in self._reader.arrivals())
-            keys = [key for key in (first, *others) if key is not None]
+        keys = [self._uploads.popleft() if self._uploads else self._landed(self._reader.wait())]
+        if self._host is None:  # what has arrived with it is in device slots as well
+            keys.extend(self._landed(arrival) for arrival in self._reader.arrivals())
+        arrived = [key for key in keys if key is not None]
         self.counters.reading_seconds = self._reader.busy_seconds
-        if self._host is not None:
-            for key in keys:
-                self._upload(self._host, key, last=key[1] in leaving_host)
+        if self._host is not None and arrived:
+            self._upload(self._host, arrived[0], last=arrived[0][1] in leaving_host)
         self.counters.stall_seconds += perf_counter() - began
-        for key in keys:
+        for key in arrived:
             self._note("stall", *key, began)
-        return [expert for _, expert in keys]
+        return [expert for _, expert in arrived]
 
     def _upload(self, tier: Tier, key: Key, *, last: bool) -> None:
         began = perf_counter()

@@ -244,6 +244,19 @@ def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> N
     cache.close()
 
 
+def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader) -> None:
+    """Ten experts in RAM at once, and three slots above."""
+    cache = _cache(file, files, 1, EXPERTS)
+    list(cache.fetch(0, [0]))
+    fetching = cache.fetch(0, list(range(EXPERTS)))
+    assert [expert for expert, _ in next(fetching)] == [0]
+    while cache._reader._finished.qsize() < 2 * (EXPERTS - 1):
+        pass
+    assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
+    _assert_settled(cache)
+    cache.close()
+
+
 def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
     cache = _cache(file, SlowDisk(files), 5, None)
     list(cache.fetch(0, [3, 7]))
