@@ -108,11 +108,12 @@ class Engine:
         self._tokenizer = tokenizer
         self._cache = cache
         self._prefetcher = self._make_prefetcher()
-        model.register_forward_pre_hook(self._make_room, with_kwargs=True)
+        for module in {model, model.base_model}:
+            module.register_forward_pre_hook(self._make_room, with_kwargs=True)
         self.tap(None)
 
     def _make_room(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Before a forward pass: leaves to it the memory that so many tokens need."""
+        """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
         given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args]
         ids = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
         self._cache.make_room(self.prepared.context if ids is None else ids.shape[0] * ids.shape[1])

@@ -74,6 +74,29 @@ def test_on_a_cpu_both_tiers_come_from_ram(qwen: Path) -> None:
     assert caught.value.minimum > 2048 * MIB
 
 
+def test_where_memory_cannot_be_given_back_none_is(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AttributeError("malloc_trim")
+
+    monkeypatch.setattr("moe_local.planning.can_release", lambda: False)
+    monkeypatch.setattr("moe_local.runtime.cache.trim", refuse)
+    monkeypatch.setattr("moe_local.memory.slab.release", refuse)
+    with load(qwen, Options(context=128, experts=0.25)) as engine:
+        assert engine.plan.rooms == ()
+        assert engine.generate(PROMPT, GREEDY).new_tokens == 16
+
+
+def test_a_pass_without_the_head_leaves_room_too(qwen: Path) -> None:
+    with load(qwen, Options(context=128)) as engine:
+        passes: list[int] = []
+        engine.cache.make_room = passes.append  # type: ignore[method-assign]
+        with torch.no_grad():
+            engine.model.model(torch.tensor([[5, 6, 7]]))
+            engine.model.model(inputs_embeds=torch.zeros(2, 4, engine.model.config.hidden_size))
+            engine.model(torch.tensor([[5, 6]]))
+        assert passes == [3, 8, 2, 2]
+
+
 def test_a_closed_engine_says_so(qwen: Path) -> None:
     engine = load(qwen, Options(context=128))
     engine.close()

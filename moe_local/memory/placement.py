@@ -94,7 +94,7 @@ class Plan:
 
     With one memory (a CPU alone) the device tier is RAM and there is no host tier. Long forward passes take more
     memory than a token: `rooms` (tokens, room) says what the tier has in passes of up to so many tokens, the last
-    room also in longer ones. The slots are those of the first.
+    room also in longer ones. The slots are those of the first. No rooms: it is always the same.
     """
 
     needs: Needs
@@ -201,7 +201,7 @@ def make_plan(
             None,
             device_in_ram=True,
             device_spare=rooms[0].spare,
-            rooms=tuple(zip(steps, rooms, strict=True)),
+            rooms=tuple(zip(steps, rooms, strict=True)) if len(set(rooms)) > 1 else (),
         )
     taken = vram_overhead + needs.fixed
     _require(vram, taken + least, "device memory", "--vram", needs)

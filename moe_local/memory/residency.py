@@ -27,6 +27,7 @@ class Share:
 
     def __init__(self, experts: int, capacity: int, policy: Policy) -> None:
         self.capacity = capacity
+        self._learns = capacity < experts  # or there is nothing to choose
         self._experts = experts
         self._policy = policy
         self.clear()
@@ -51,7 +52,7 @@ class Share:
         """
         self._now += 1
         keys = np.array(experts, dtype=np.int64)
-        if self.capacity < self._experts:
+        if self._learns:
             given = np.zeros(len(keys)) if weights is None else np.array(weights)
             self._policy.use(self._state, keys, self._now, given)
         there = self._resident[keys]
@@ -72,6 +73,7 @@ class Share:
     def resize(self, capacity: int) -> list[int]:
         """Keeps at most `capacity` experts from now on; those that leave."""
         self.capacity = capacity
+        self._learns = self._learns or capacity < self._experts
         there = np.flatnonzero(self._resident)
         excess = len(there) - capacity
         if excess <= 0:

@@ -73,6 +73,8 @@ class Tier:
     def resize(self, room: Room) -> None:
         """Has this much room from now on, of the slab's. Nothing may be in flight."""
         self.slots.keep(self.shares)
+        if room.slots > self.slots.limit:  # first: at no moment more is kept than there are slots for
+            self.slots.confine(room.slots)
         for layer, (share, kept) in enumerate(zip(self.shares, room.kept, strict=True)):
             for expert in share.resize(kept):
                 self.slots.release((layer, expert))

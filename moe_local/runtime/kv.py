@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 _STEP = 64  # tokens: lengths are rounded up to it
 _BUFFER = "_moe_local_buffer"  # on keys and values: what they are the beginning of
+_FILLED = "_moe_local_filled"  # on a buffer: its tokens; who has fewer may not write after them
 
 
 def columns(length: int) -> int:
@@ -49,10 +50,11 @@ def _appended(held: Tensor, new: Tensor) -> Tensor:
     length = held.shape[-2] if held.numel() else 0
     total = length + new.shape[-2]
     buffer: Tensor | None = getattr(held, _BUFFER, None)
-    fits = buffer is not None and total <= buffer.shape[-2]
+    fits = buffer is not None and total <= buffer.shape[-2] and getattr(buffer, _FILLED) == length
     if buffer is None or not fits or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
         buffer = _buffer_of(held if length else new[..., :0, :], total)
     buffer[..., length:total, :] = new
+    setattr(buffer, _FILLED, total)
     states = buffer[..., :total, :]
     setattr(states, _BUFFER, buffer)
     return states
@@ -75,4 +77,5 @@ def grow_in_place(model: PreTrainedModel) -> None:
             if type(layer) is DynamicLayer:
                 layer.__class__ = GrowingLayer
 
-    model.register_forward_pre_hook(convert, with_kwargs=True)
+    for module in {model, model.base_model}:
+        module.register_forward_pre_hook(convert, with_kwargs=True)

@@ -98,9 +98,14 @@ class EmbeddingOnDisk(nn.Module):
         vars(self)["_read_at"] = read_at
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] int -> [..., embedding_dim]. Raises StorageError when a row cannot be read."""
+        """ids [...] int -> [..., embedding_dim].
+
+        Raises IndexError for one that is not in the vocabulary, StorageError when a row cannot be read.
+        """
         own: dict[str, Any] = vars(self)
         wanted, places = torch.unique(ids, return_inverse=True)
+        if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < self.num_embeddings):
+            raise IndexError(f"token {int(wanted[0])} or {int(wanted[-1])} of {self.num_embeddings}")
         rows = _read_rows(own["_rows"], own["_read_at"], wanted.tolist()).to(own["weight"].dtype)
         if own["_scales"] is not None:
             rows = rows * own["_scales"][wanted][:, None].to(rows.dtype)

@@ -18,6 +18,7 @@ from moe_local.errors import MoeLocalError, StorageError
 from moe_local.formats import Expert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.placement import Room
+from moe_local.memory.residency import Slots
 from moe_local.memory.slab import Slab
 from moe_local.policies import LRU, POLICIES, Policy
 from moe_local.runtime.cache import ExpertCache, Tier
@@ -218,6 +219,21 @@ def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: 
     list(cache.fetch(0, [7, 8]))
     assert cache.residents()[0] == [3, 4, 7, 8]
     _assert_settled(cache)
+    cache.close()
+
+
+def test_growing_that_was_interrupted_leaves_slots_for_all_that_is_kept(
+    file: Path, files: FileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = _cache(file, files, 6, None)
+    cache.make_room(5)
+    for struck in ("confine", "keep"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Slots, struck, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+            cache.make_room(1)
+        for layer in range(LAYERS):
+            got = [expert for expert, _ in _one_by_one(cache.fetch(layer, range(EXPERTS)))]
+            assert sorted(got) == list(range(EXPERTS))
     cache.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,15 @@ def test_two_caches_that_begin_alike_do_not_write_into_each_other() -> None:
     first.update(torch.full((1, 1, 1, 2), 2.0), torch.zeros(1, 1, 1, 2))
     second.update(torch.full((1, 1, 1, 2), 3.0), torch.zeros(1, 1, 1, 2))
     assert first.keys[0, 0, 5, 0] == 2 and second.keys[0, 0, 5, 0] == 3
+
+
+def test_a_layer_and_its_copy_go_on_apart() -> None:
+    first = GrowingLayer()
+    first.update(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))
+    second = copy.copy(first)
+    for value, layer in enumerate((first, second, first, second)):
+        layer.update(torch.full((1, 1, 1, 2), float(value)), torch.zeros(1, 1, 1, 2))
+    assert first.keys[0, 0, 5:, 0].tolist() == [0, 2] and second.keys[0, 0, 5:, 0].tolist() == [1, 3]
 
 
 def test_a_token_is_written_and_nothing_copied() -> None:

@@ -78,6 +78,15 @@ def test_a_row_that_cannot_be_read_is_an_error_and_no_more(mixtral: Path) -> Non
         assert engine.model(torch.tensor([ids])).logits.equal(wanted)
 
 
+def test_a_token_outside_the_vocabulary_is_refused(mixtral: Path) -> None:
+    with load(mixtral, _too_little(mixtral)) as engine:
+        embedding = engine.model.get_input_embeddings()
+        for wrong in (-1, embedding.num_embeddings, 10**9):
+            with pytest.raises(IndexError, match="token"):
+                embedding(torch.tensor([[3, wrong]]))
+        assert embedding(torch.zeros(1, 0, dtype=torch.long)).shape == (1, 0, embedding.embedding_dim)
+
+
 def test_they_stay_in_memory_where_all_fits() -> None:
     needs = Needs(dense=100, kv_one=10, workspace=5, slot=10, experts=(8, 8), top_k=(2, 2), rows=40)
     assert needs.with_rows_on_disk(100 + 10 + 5 + 160) is needs
