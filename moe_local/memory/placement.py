@@ -107,6 +107,7 @@ class Plan:
     device_in_ram: bool = False  # the device's memory is a part of RAM
     device_spare: int = 0  # slots for what passes through
     host_spare: int = 0
+    elastic: bool = False  # what a long pass needs is the tier's in shorter ones
     rooms: tuple[tuple[int, Room], ...] = ()  # ascending
 
     def room(self, tokens: int) -> Room:
@@ -149,9 +150,10 @@ class Plan:
     @property
     def useful_minimum(self) -> int:
         """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
-        overhead = self.ram_overhead if self.vram is None else self.vram_overhead
-        slots = min(self.needs.token_set + spare_slots(self.needs), self.needs.all_experts)
-        return overhead + self.needs.fixed + slots * self.needs.slot
+        needs, overhead = self.needs, self.ram_overhead if self.vram is None else self.vram_overhead
+        slots = min(needs.token_set + spare_slots(needs), needs.all_experts)
+        saved = needs.workspace - needs.workspace_of(needs.sequences) if self.elastic else 0
+        return overhead + needs.fixed + max(slots * needs.slot - saved, _least(needs))
 
     @property
     def too_small_to_cache(self) -> bool:
@@ -183,7 +185,7 @@ def make_plan(
     is taken from `ram`.
     Raises BudgetError, with the smallest budget that would do, when not even one slot a layer fits.
     """
-    least = (len(needs.experts) + 1) * needs.slot
+    least = _least(needs)
     if vram is None:
         taken = ram_overhead + needs.fixed
         _require(ram, taken + least, "RAM", "--ram", needs)
@@ -201,6 +203,7 @@ def make_plan(
             None,
             device_in_ram=True,
             device_spare=rooms[0].spare,
+            elastic=elastic,
             rooms=tuple(zip(steps, rooms, strict=True)) if len(set(rooms)) > 1 else (),
         )
     taken = vram_overhead + needs.fixed
@@ -210,6 +213,11 @@ def make_plan(
     device, device_spare = _tier(vram - taken, needs, device_share)
     host, host_spare = _tier(ram - ram_taken, needs, host_share)
     return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram, device_spare, host_spare)
+
+
+def _least(needs: Needs) -> int:
+    """Bytes of the fewest slots: one a layer, and one for what passes through."""
+    return (len(needs.experts) + 1) * needs.slot
 
 
 def _tier(room: int, needs: Needs, share: float) -> tuple[tuple[int, ...], int]:
@@ -236,7 +244,7 @@ def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) ->
         f"a budget of {format_size(budget)} of {what} is too small: the dense weights need"
         f" {format_size(needs.dense)}, the KV cache {format_size(needs.kv_cache)}, activations"
         f" {format_size(needs.workspace)}, one expert of each of {len(needs.experts)} layers"
-        f" and one more {format_size((len(needs.experts) + 1) * needs.slot)}",
+        f" and one more {format_size(_least(needs))}",
         minimum=minimum,
         remedy=f"give at least {option} {mebibytes}MiB, or shorten --context",
     )

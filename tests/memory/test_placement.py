@@ -95,6 +95,8 @@ def test_a_token_s_pass_leaves_room_by_hand() -> None:
     assert plan.room(2) == plan.room(8) == Room((2, 2, 2, 2), 16)
     assert plan.room(9) == plan.room(512) == Room((1, 1, 1, 1), 16)
     assert plan.ram_used == 2000
+    assert plan.useful_minimum == 500 + 1300 - 90 + (8 + 16) * 10
+    assert not plan.too_small_to_cache
     assert make_plan(needs, ram=2000, ram_overhead=500).room(1) == Room((1, 1, 1, 1), 16)
     together = make_plan(replace(needs, sequences=4), ram=2000, ram_overhead=500, elastic=True)
     assert together.device_slots == together.room(4).kept == together.room(1).kept
@@ -105,6 +107,7 @@ def test_no_pass_is_over_the_budget(ram: int, sizes: list[int], share: float) ->
     needs = replace(NEEDS, workspaces=tuple((4**n, size) for n, size in enumerate(sorted(sizes))))
     plan = make_plan(needs, ram=ram, device_share=share, elastic=True)
     assert plan.ram_used <= ram
+    assert plan.too_small_to_cache == (ram < plan.useful_minimum) or share < 1
     before = plan.room(1)
     assert before.kept == plan.device_slots
     for tokens in (1, 3, 4, 20, 200, 5000):
