@@ -17,6 +17,8 @@ Ahead = Callable[[], Iterable[Key]]
 _TRIAL = 8  # tokens that are timed with reading ahead, and without
 _GAIN = 0.97  # of the time without, at which reading ahead is worth its trouble
 _LEAST_WAIT = 0.05  # of the time: with less there is not enough to gain
+_LONG_WAIT = 0.2  # of the time: with more it pays as a rule, by about as much as such clocks are wrong
+_LOSS = 1.03  # of the time without, beyond which it is then believed not to
 _WORTH_READING = 0.6  # how often a rank must be right: a wrong read takes the link from a right one
 _LEARNING = 0.01
 _LONGEST = 512  # tokens between two trials, when the last ones agreed
@@ -97,7 +99,8 @@ class Trial:
     """Whether something that costs a little pays: by the clock, both ways now and then.
 
     After a few tokens timed each way the faster goes on: for the longer, the more often it won. Where nothing is
-    missed, or hardly any time is spent waiting, there is nothing to gain, and no trial.
+    missed, or hardly any time is spent waiting, there is nothing to gain, and no trial; where much is, doubt is in
+    favour.
     """
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
@@ -138,7 +141,8 @@ class Trial:
         if promising and min(len(with_), len(without)) < _TRIAL:
             self.on = not self.on
             return
-        best = promising and statistics.median(with_) < _GAIN * statistics.median(without)
+        bound = _LOSS if self._waited > _LONG_WAIT * sum(without) else _GAIN
+        best = promising and statistics.median(with_) < bound * statistics.median(without)
         self._pause = min(2 * self._pause, _LONGEST) if best == self._winner else 4 * _TRIAL
         self.on = self._winner = best
         self._times = {True: [], False: []}

@@ -53,10 +53,19 @@ def _run(
     return sum(ahead[tokens // 2 :]) / len(ahead[tokens // 2 :])
 
 
-@pytest.mark.parametrize(("with_", "low", "high"), [(0.8, 0.9, 1), (1.2, 0, 0.1), (1.0, 0, 0.1)])
-def test_a_trial_goes_with_what_is_faster(with_: float, low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("with_", "waits", "low", "high"),
+    [
+        (0.8, 0.3, 0.9, 1),
+        (1.2, 0.3, 0, 0.1),
+        (1.0, 0.3, 0.9, 1),  # in doubt: there is much to gain
+        (0.9, 0.1, 0.9, 1),
+        (1.0, 0.1, 0, 0.1),  # and here is not
+    ],
+)
+def test_a_trial_goes_with_what_is_faster(with_: float, waits: float, low: float, high: float) -> None:
     trial = Trial(clock := _Clock())
-    assert low <= _run(trial, clock, lambda on: with_ if on else 1.0, 2000) <= high
+    assert low <= _run(trial, clock, lambda on: with_ if on else 1.0, 2000, waits=waits) <= high
 
 
 def test_a_trial_notices_a_change() -> None:
