@@ -33,6 +33,7 @@ from moe_local.prediction import get_predictor
 from moe_local.runtime.binding import load_dense
 from moe_local.runtime.cache import ExpertCache, Tier
 from moe_local.runtime.experts import Padding, PagedLayer, Tap
+from moe_local.runtime.passes import before_passes
 from moe_local.runtime.prefetch import Prefetcher
 from moe_local.runtime.routers import next_routers
 from moe_local.runtime.warm import remember, warm_up
@@ -108,8 +109,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._cache = cache
         self._prefetcher = self._make_prefetcher()
-        for module in {model, model.base_model}:
-            module.register_forward_pre_hook(self._make_room, with_kwargs=True)
+        before_passes(model, self._make_room)
         self.tap(None)
 
     def _make_room(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:

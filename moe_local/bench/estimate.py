@@ -77,11 +77,9 @@ def record_bytes(sizes: ModelSizes, formats: Formats) -> int:
 
 def dense_bytes(sizes: ModelSizes, formats: Formats) -> tuple[int, int]:
     """Bytes of the dense part: held, and read for every token. With encoded linear layers, embeddings are int8."""
-    keep = formats.dense == "keep"
 
     def held(matrix: Matrices, format: str) -> int:
-        plain = keep or matrix.out * matrix.width < _LEAST
-        return encoded_bytes(matrix, "bf16" if plain else format, formats.group)
+        return encoded_bytes(matrix, "bf16" if _stays_plain(matrix, formats) else format, formats.group)
 
     embedding = held(sizes.embedding, "int8")
     read = sum(held(matrix, formats.dense) for matrix in sizes.linear) + 2 * sizes.plain
@@ -105,7 +103,12 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int) -> Needs:
 def embedding_rows(sizes: ModelSizes, formats: Formats) -> int:
     """Bytes of the embedding without its scales."""
     numbers = sizes.embedding.parameters
-    return 2 * numbers if formats.dense == "keep" or numbers < _LEAST else numbers
+    return 2 * numbers if _stays_plain(sizes.embedding, formats) else numbers
+
+
+def _stays_plain(matrix: Matrices, formats: Formats) -> bool:
+    """Whether a dense matrix is held in bf16, whatever the others are."""
+    return formats.dense == "keep" or matrix.out * matrix.width < _LEAST
 
 
 def workspace_bytes(sizes: ModelSizes, context: int, tokens: int = PREFILL_CHUNK) -> int:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moe_local.bench.replay import EVERY
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
 from moe_local.prediction import PREDICTORS, NextRouter, Predictor, get_predictor
 
-EVERY = "all"
 _NO_STATE = torch.empty(0, 0)  # a trace has no hidden states
 
 
@@ -41,7 +41,7 @@ def choose(names: Sequence[str], trace: Trace) -> list[str]:
         else:
             raise MoeLocalError(
                 f"{name} needs the model's hidden states, which a trace has not",
-                remedy="`moe-local bench MODEL --prefetch router` tells how right it is",
+                remedy=f"`moe-local bench MODEL --prefetch {name}` tells how right it is",
             )
     return list(chosen)
 

@@ -19,13 +19,12 @@ from transformers import (
     StoppingCriteriaList,
     TextStreamer,
 )
-from transformers.cache_utils import DynamicLayer
 
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.memory.limits import peak_memory
 from moe_local.runtime.footprint import PREFILL_CHUNK
-from moe_local.runtime.kv import GrowingLayer
+from moe_local.runtime.kv import PLAIN_LAYERS
 from moe_local.telemetry import Counters
 
 
@@ -60,7 +59,7 @@ class KVState:
 
 def _cut(cache: Any, length: int, wanted: int) -> bool:
     layers = getattr(cache, "layers", None)
-    if wanted == 0 or not layers or any(type(layer) not in (DynamicLayer, GrowingLayer) for layer in layers):
+    if wanted == 0 or not layers or any(type(layer) not in PLAIN_LAYERS for layer in layers):
         return False
     cache.crop(wanted - length)  # a negative number: tokens to take off the end
     return True

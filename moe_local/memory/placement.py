@@ -127,11 +127,10 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """What is taken beside the dense part in the device tier's memory, where that is most."""
-        alone = (self.device_experts + self.device_spare) * self.needs.slot
-        saved = (self.needs.workspace - self.needs.workspace_of(tokens) for tokens, _ in self.rooms)
+        needs = self.needs
         return max(
-            (room.slots * self.needs.slot - less for (_, room), less in zip(self.rooms, saved, strict=True)),
-            default=alone,
+            (room.slots * needs.slot - (needs.workspace - needs.workspace_of(tokens)) for tokens, room in self.rooms),
+            default=(self.device_experts + self.device_spare) * needs.slot,
         )
 
     @property

@@ -117,16 +117,19 @@ class Slots:
         self._of = [
             {expert: slots[expert] for expert in experts} for slots, experts in zip(self._of, residents, strict=True)
         ]  # at once: an interrupt must not leave a layer with less
+        self._free = self._unused(self.limit)
+
+    def _unused(self, limit: int) -> list[int]:
+        """Slots below `limit` that no key has."""
         used = {slot for slots in self._of for slot in slots.values()}
-        self._free = [slot for slot in range(self.limit) if slot not in used]
+        return [slot for slot in range(limit) if slot not in used]
 
     def confine(self, limit: int) -> list[tuple[int, int]]:
         """Uses the slots below `limit` from now on; whose bytes must move to which, at once, for that.
 
         There must be slots enough for the keys that have one.
         """
-        used = {slot for found in self._of for slot in found.values()}
-        free = [slot for slot in range(limit) if slot not in used]
+        free = self._unused(limit)
         moves = []
         for found in self._of:
             for expert, slot in found.items():

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from moe_local.runtime.passes import before_passes
+
 _STEP = 64  # tokens: lengths are rounded up to it
 _BUFFER = "_moe_local_buffer"  # on keys and values: what they are the beginning of
 _FILLED = "_moe_local_filled"  # on a buffer: its tokens; who has fewer may not write after them
@@ -43,6 +45,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys: Tensor = _appended(self.keys, key_states)
         self.values: Tensor = _appended(self.values, value_states)
         return self.keys, self.values
+
+
+PLAIN_LAYERS = (DynamicLayer, GrowingLayer)  # that keep every token, and nothing else
 
 
 def _appended(held: Tensor, new: Tensor) -> Tensor:
@@ -77,5 +82,4 @@ def grow_in_place(model: PreTrainedModel) -> None:
             if type(layer) is DynamicLayer:
                 layer.__class__ = GrowingLayer
 
-    for module in {model, model.base_model}:
-        module.register_forward_pre_hook(convert, with_kwargs=True)
+    before_passes(model, convert)

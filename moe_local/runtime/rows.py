@@ -28,11 +28,8 @@ def readable_by_rows(skeleton: PreTrainedModel, catalog: Catalog) -> dict[str, S
     path = next((path for path, found in skeleton.named_modules() if found is module), "")
     if type(module) is not nn.Embedding or module.max_norm is not None:
         return {}
-    users = [
-        found for found in skeleton.modules() if any(p is module.weight for p in found.parameters(recurse=False))
-    ]
-    if len(users) > 1:
-        return {}
+    if sum(module.weight is parameter for _, parameter in skeleton.named_parameters(remove_duplicate=False)) > 1:
+        return {}  # it is the output layer's as well
     found = catalog.encoded.get(path) or catalog.dense.get(_name(catalog, f"{path}.weight"))
     if found is None or found.shape != module.weight.shape:
         return {}
@@ -68,9 +65,10 @@ def leave_rows(
 
 def bytes_of_rows(rows: Mapping[str, Source], dtype: torch.dtype) -> int:
     """What these embeddings would take in memory, without scales, computing in `dtype`."""
-    plain = (source for source in rows.values() if not isinstance(source, EncodedTensor))
-    encoded = (_matrix(source) for source in rows.values() if isinstance(source, EncodedTensor))
-    return sum(math.prod(source.shape) * dtype.itemsize for source in plain) + sum(entry.length for entry in encoded)
+    return sum(
+        _matrix(source).length if isinstance(source, EncodedTensor) else math.prod(source.shape) * dtype.itemsize
+        for source in rows.values()
+    )
 
 
 def _matrix(source: Source) -> TensorEntry:
@@ -87,9 +85,8 @@ class EmbeddingOnDisk(nn.Module):
         self.num_embeddings = original.num_embeddings
         self.embedding_dim = original.embedding_dim
         self.padding_idx = original.padding_idx
-        self.__dict__["weight"] = torch.empty_like(
-            original.weight, device="meta"
-        )  # models ask for its type and shape
+        # Models ask for its type and shape.
+        self.__dict__["weight"] = torch.empty_like(original.weight, device="meta")
         vars(self)["_is_hf_initialized"] = True
 
     def connect(self, source: Source, read_at: ReadAt, read: Callable[[TensorEntry], Tensor]) -> None:

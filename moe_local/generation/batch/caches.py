@@ -19,10 +19,9 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from moe_local.runtime.kv import GrowingLayer
+from moe_local.runtime.kv import PLAIN_LAYERS
 
-_PLAIN = (DynamicLayer, GrowingLayer)
-_ATTENDS = (*_PLAIN, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
+_ATTENDS = (*PLAIN_LAYERS, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
 _RECURS = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
 _STATES = ("conv_states", "recurrent_states")
 
@@ -46,7 +45,7 @@ def can_pad(cache: Any) -> bool:
 
 def can_branch(cache: Any) -> bool:
     """Whether several sequences can go on from one: every layer keeps every token."""
-    return can_join(cache) and all(type(layer) in _PLAIN and _attends(layer) for layer in cache.layers)
+    return can_join(cache) and all(type(layer) in PLAIN_LAYERS and _attends(layer) for layer in cache.layers)
 
 
 def select(cache: Any, rows: Tensor) -> None:
