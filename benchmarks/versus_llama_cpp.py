@@ -182,9 +182,11 @@ class Forward:
     def _run(self, ids: list[int], cache: Any) -> Any:
         import torch
 
+        from moe_local.runtime.transformers_api import CACHE, kv_cache
+
         with torch.inference_mode():
-            out = self.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.past_key_values
+            out = self.model(torch.tensor([ids]), use_cache=True, logits_to_keep=1, **{CACHE: cache})
+        return kv_cache(out)
 
     def prefill(self) -> float:
         began = perf_counter()

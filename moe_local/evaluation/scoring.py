@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from moe_local.evaluation.windows import Window
 from moe_local.generation.text import refuse_nan
 from moe_local.runtime.footprint import PREFILL_CHUNK
+from moe_local.runtime.transformers_api import CACHE, kv_cache
 
 ROWS = 8  # distributions in float32 at a time: a large vocabulary has half a megabyte a row
 
@@ -39,9 +40,9 @@ def _forward(
     # 0 would mean all of them
     only = {"logits_to_keep": max(1, keep)} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with torch.no_grad():
-        out = model(input_ids=inputs, past_key_values=cache, use_cache=more or cache is not None, **only)
+        out = model(input_ids=inputs, use_cache=more or cache is not None, **{CACHE: cache}, **only)
     logits: Tensor = out.logits[0]
-    return logits[len(logits) - keep :], getattr(out, "past_key_values", None)
+    return logits[len(logits) - keep :], kv_cache(out)
 
 
 def _normalised(logits: Tensor) -> Tensor:

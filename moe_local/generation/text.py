@@ -25,6 +25,7 @@ from moe_local.generation.sampling import Sampling
 from moe_local.memory.limits import peak_memory
 from moe_local.runtime.footprint import PREFILL_CHUNK
 from moe_local.runtime.kv import PLAIN_LAYERS
+from moe_local.runtime.transformers_api import CACHE, kv_cache
 from moe_local.telemetry import Counters
 
 
@@ -216,16 +217,16 @@ class TextGenerator:
         output = self.model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
-            past_key_values=past[1],
             max_new_tokens=limit,
             streamer=stream,
             stopping_criteria=StoppingCriteriaList([halt]),
             logits_processor=LogitsProcessorList([_RefuseNaN()]),
             return_dict_in_generate=True,
             **sampling.for_transformers(),
+            **{CACHE: past[1]},
             **chunk,
         )
-        return output.sequences[0].tolist(), getattr(output, "past_key_values", None)
+        return output.sequences[0].tolist(), kv_cache(output)
 
     def _reason(self, new: list[int], stream: _Stream, halt: _Halt) -> str:
         end = self.model.generation_config.eos_token_id

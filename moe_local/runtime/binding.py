@@ -26,7 +26,7 @@ from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.memory.disk import ReadAt
 from moe_local.memory.tensors import read_tensor
-from moe_local.runtime.attention import is_ours, use_products
+from moe_local.runtime.attention import use_products
 from moe_local.runtime.encoded import built_with, connect, encoded_module
 from moe_local.runtime.experts import PagedExperts
 from moe_local.runtime.kv import grow_in_place
@@ -75,7 +75,7 @@ def load_dense(
             ) from error
     _check_loaded(model, info, dense)
     use_products(model)
-    if is_ours(device, dtype):
+    if device.type == "cpu":
         grow_in_place(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
     if captured != set(experts):

@@ -20,6 +20,7 @@ from moe_local.memory.placement import Needs
 from moe_local.runtime.attention import SCORES, is_ours
 from moe_local.runtime.encoded import LARGE
 from moe_local.runtime.kv import columns
+from moe_local.runtime.transformers_api import kv_cache
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
@@ -97,7 +98,7 @@ def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) 
     try:
         with torch.no_grad():
             ids = torch.zeros(1, context, dtype=torch.long, device="meta")
-            cache = skeleton(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            cache = kv_cache(skeleton(input_ids=ids, use_cache=True, logits_to_keep=1))
         return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
     except Exception:  # whatever a model's own code does that meta tensors cannot
         return _kv_by_formula(skeleton.config.get_text_config(), context, dtype)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from moe_local.runtime.passes import before_passes
+from moe_local.runtime.transformers_api import CACHE
 
 _STEP = 64  # tokens: lengths are rounded up to it
 _BUFFER = "_moe_local_buffer"  # on keys and values: what they are the beginning of
@@ -78,7 +79,7 @@ def grow_in_place(model: PreTrainedModel) -> None:
     """Has the plain layers of whatever KV cache this model is given be `GrowingLayer`s."""
 
     def convert(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        for layer in getattr(inputs.get("past_key_values"), "layers", ()):
+        for layer in getattr(inputs.get(CACHE), "layers", ()):
             if type(layer) is DynamicLayer:
                 layer.__class__ = GrowingLayer
 

@@ -176,6 +176,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 48,
     },
     "HunYuanMoEV1Config": {"head_dim": 16},
+    "HYV4VLTextConfig": {"rope_parameters": _mrope([2, 1, 1])},
     "InklingAudioConfig": {"mel_vocab_size": 4},
     "InklingVisionConfig": {"patch_size": 4, "temporal_patch_size": 2},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 2},

@@ -20,6 +20,7 @@ from transformers.cache_utils import (
 )
 
 from moe_local.runtime.kv import PLAIN_LAYERS
+from moe_local.runtime.transformers_api import kv_cache
 
 _ATTENDS = (*PLAIN_LAYERS, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
 _RECURS = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
@@ -29,7 +30,8 @@ _STATES = ("conv_states", "recurrent_states")
 @torch.inference_mode()
 def cache_of(model: PreTrainedModel) -> Any:
     """A cache as this model makes it, of one token: some make their own kinds."""
-    return model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    return kv_cache(model(input_ids=ids, use_cache=True))
 
 
 def can_join(cache: Any) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from moe_local.generation.batch.caches import branch, join, select
 from moe_local.runtime.footprint import PREFILL_CHUNK
+from moe_local.runtime.transformers_api import CACHE, kv_cache
 
 _SLACK = 32  # columns of padding that are not worth copying everything else for
 Hide = Callable[[Tensor | None], None]  # says which tokens [B * T] of the next forward pass are there
@@ -68,14 +69,14 @@ class Rows:
     @torch.inference_mode()
     def _forward(self, ids: Tensor, there: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, there], dim=1)
-        inputs: dict[str, Any] = {"attention_mask": self.mask, "past_key_values": self._cache, "use_cache": True}
+        inputs: dict[str, Any] = {"attention_mask": self.mask, CACHE: self._cache, "use_cache": True}
         if "position_ids" in self._takes:
             inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if "logits_to_keep" in self._takes:
             inputs["logits_to_keep"] = 1
         self._hide(None if there.all() else there.flatten().bool())
         out = self._model(input_ids=ids, **inputs)
-        self._cache = out.past_key_values
+        self._cache = kv_cache(out)
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
