@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 from moe_local.testing import architecture, write_tiny_checkpoint
 
@@ -26,6 +29,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_thread() -> None:
     """Tiny models are faster without a thread pool, and do not fight others for the cores."""
     torch.set_num_threads(1)
+
+
+class _Refuse(logging.Handler):
+    """transformers says with its logger, too, that something is deprecated."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            raise DeprecationWarning(record.getMessage())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_deprecated() -> Iterator[None]:
+    transformers_logging.warning_once.cache_clear()
+    handler = _Refuse()
+    transformers_logging.add_handler(handler)
+    yield
+    transformers_logging.remove_handler(handler)
 
 
 @pytest.fixture(scope="session")

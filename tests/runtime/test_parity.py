@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from moe_local.checkpoint.architecture import experts_modules
@@ -35,6 +37,8 @@ CANNOT = {
     "diffusion_gemma": "transformers checks while building it that its tied experts have parameters",
     "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts": "a part of another model: its config.json names no model_type",
 }
+# What transformers itself cannot do, with the release that mended it.
+MENDED = {"diffusion_gemma": "5.20", "deepseek_v4": "5.20"}
 NEW_TOKENS = 6
 PLENTY = 1 << 40
 
@@ -64,11 +68,12 @@ def test_paged_equals_eager(found: Architecture, tmp_path: Path) -> None:
 
 
 def test_nearly_every_architecture_runs() -> None:
-    assert len({found.experts_class for found in RUN}) >= 55
+    assert len({found.experts_class for found in RUN}) >= 53  # of 5.17, which has fewest
 
 
 @pytest.mark.parametrize("found", [f for f in EVERY if f.id in CANNOT], ids=lambda found: found.id)
 def test_what_cannot_run_is_refused(found: Architecture, tmp_path: Path) -> None:
+    _skip_before_mended(found.id)
     write_tiny_checkpoint(found, tmp_path)
     with pytest.raises(MoeLocalError), load(tmp_path, Options(context=64)):
         pass
@@ -77,6 +82,7 @@ def test_what_cannot_run_is_refused(found: Architecture, tmp_path: Path) -> None
 @pytest.mark.parametrize("found", RUN, ids=lambda found: found.id)
 def test_bfloat16_is_within_rounding(found: Architecture, tmp_path: Path) -> None:
     """Experts module by experts module, on the inputs that eager saw: later routers would amplify any rounding."""
+    _skip_before_mended(found.id)
     write_tiny_checkpoint(found, tmp_path)
     reference = _eager(found, tmp_path, torch.bfloat16)
     seen = _watch_experts(reference)
@@ -87,6 +93,12 @@ def test_bfloat16_is_within_rounding(found: Architecture, tmp_path: Path) -> Non
             got = engine.model.get_submodule(path)(*arguments)
             assert got.dtype == wanted.dtype
             torch.testing.assert_close(got, wanted, rtol=2**-6, atol=2**-6 * wanted.abs().max().item())
+
+
+def _skip_before_mended(architecture: str) -> None:
+    mended = MENDED.get(architecture)
+    if mended is not None and Version(transformers.__version__) < Version(mended):
+        pytest.skip(f"transformers itself fails, up to {mended}")
 
 
 def _watch_experts(model: Any) -> list[tuple[str, tuple[Tensor, ...], Tensor]]:
