@@ -130,7 +130,13 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
         stderr.print(f"the reference's predictions take {size} in {home()} while this runs", style="dim")
         with progress() as report:
             result = evaluate(
-                engine.model, ids, window, stride, keep=predictions, report=lambda done: report("reference", done)
+                engine.model,
+                ids,
+                window,
+                stride,
+                keep=predictions,
+                chunk=engine.prepared.prefill_chunk,
+                report=lambda done: report("reference", done),
             )
         predictions.rewind()
         tokenizer = engine.generator.tokenizer
@@ -157,6 +163,7 @@ def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[
                 window,
                 stride,
                 against=None if reference is None else reference.predictions,
+                chunk=engine.prepared.prefill_chunk,
                 report=lambda done: report("evaluating", done),
             )
         return _fields(engine, result, (window, stride), reference)

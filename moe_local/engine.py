@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size, home
-from moe_local.errors import CheckpointError, UnsupportedError, first_line
+from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.batch import Answer, BatchGenerator, Request
 from moe_local.generation.chat import ChatSession, prompt_ids
 from moe_local.generation.defaults import generation_defaults
@@ -25,6 +25,7 @@ from moe_local.generation.sampling import Sampling
 from moe_local.generation.text import Generation, TextGenerator
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.limits import peak_memory, process_memory
+from moe_local.memory.pages import free_caches
 from moe_local.memory.placement import Plan
 from moe_local.memory.slab import Slab
 from moe_local.planning import Options, Prepared, prepare
@@ -102,11 +103,12 @@ class Engine:
         load_seconds: float,
     ) -> None:
         self.prepared = prepared
-        self.model = model
+        self._model: PreTrainedModel | None = model
         self.files = files
         self.notes = notes  # for the user: what is not as it was asked for
         self.load_seconds = load_seconds
         self._tokenizer = tokenizer
+        self._generator: TextGenerator | None = None
         self._cache = cache
         self._prefetcher = self._make_prefetcher()
         before_passes(model, self._make_room)
@@ -121,7 +123,7 @@ class Engine:
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
-        self._cache = cache
+        self._cache, self._generator = cache, None
         self._prefetcher = self._make_prefetcher()
         self.tap(None)
 
@@ -142,6 +144,13 @@ class Engine:
             vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap, self._prefetcher)
 
     @property
+    def model(self) -> PreTrainedModel:
+        """transformers' model, with our experts. Raises MoeLocalError once the engine is closed."""
+        if self._model is None:
+            raise MoeLocalError("this engine is closed", remedy="load the model again")
+        return self._model
+
+    @property
     def cache(self) -> ExpertCache:
         """What brings in the experts, with its counters."""
         return self._cache
@@ -153,6 +162,8 @@ class Engine:
     @property
     def generator(self) -> TextGenerator:
         """The model with its tokenizer. Raises CheckpointError if the checkpoint has none."""
+        if self._generator is not None:
+            return self._generator
         if self._tokenizer is None:
             checkpoint = self.prepared.checkpoint
             elsewhere = "use the model's safetensors repository"
@@ -162,7 +173,15 @@ class Engine:
             )
         if not self.model.can_generate():
             raise UnsupportedError(f"{type(self.model).__name__} does not generate text")
-        return TextGenerator(self.model, self._tokenizer, self._cache.counters, self.prepared.context)
+        made = TextGenerator(
+            self.model,
+            self._tokenizer,
+            self._cache.counters,
+            self.prepared.context,
+            prefill_chunk=self.prepared.prefill_chunk,
+        )
+        self._generator = made
+        return made
 
     def encode(self, prompt: str, *, raw: bool = False, system: str | None = None) -> list[int]:
         """Token ids of a prompt: as a user's message in the model's chat template, or `raw` text to go on from."""
@@ -221,10 +240,15 @@ class Engine:
         }
 
     def close(self) -> None:
+        """Frees the weights, the expert cache and the files at once; conversations with it can only be read."""
         if self.prepared.options.warm and not self._cache.closed:
             remember(self._cache, profile_file(self.prepared))
         self._cache.close()
         self.files.close()
+        if self._generator is not None:
+            self._generator.close()
+        self._model = self._prefetcher = None
+        free_caches(self.prepared.device)
 
     def __enter__(self) -> Engine:
         return self

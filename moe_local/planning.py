@@ -27,7 +27,7 @@ from moe_local.memory.pages import can_release
 from moe_local.memory.placement import Needs, Plan, make_plan
 from moe_local.policies import DEFAULT_POLICY, get_policy
 from moe_local.prediction import get_predictor
-from moe_local.runtime.footprint import measure
+from moe_local.runtime.footprint import measure, prefill_chunk
 from moe_local.runtime.kv import columns
 from moe_local.runtime.rows import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.store import is_store, open_store
@@ -110,6 +110,11 @@ class Prepared(Understood):
     options: Options
     plan: Plan
     notes: tuple[str, ...]
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt that go through the model at once, at most."""
+        return prefill_chunk(self.skeleton, self.context, self.dtype)
 
     @property
     def direct_io(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import shutil
 import threading
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +105,26 @@ def test_a_closed_engine_says_so(qwen: Path) -> None:
     with pytest.raises(MoeLocalError, match="closed"):
         engine.generate(PROMPT, GREEDY)
     engine.close()
+
+
+@pytest.mark.parametrize("options", [Options(context=128), Options(context=128, experts=0.5, vram=512 * MIB)])
+def test_a_closed_engine_frees_its_memory_at_once(qwen: Path, options: Options) -> None:
+    """Without waiting for the cycle collector, though the engine and a conversation are still there."""
+    engine = load(qwen, options)
+    session = engine.chat(GREEDY)
+    session.send("Hello")
+    held = [weakref.ref(each) for each in (engine.model, *engine.model.modules(), *engine.model.parameters())]
+    slabs = [tier.slab for tier in (engine.cache._device, engine.cache._host) if tier is not None]
+    gc.disable()
+    try:
+        engine.close()
+        assert [found for each in held if (found := each()) is not None] == []
+        assert [slab.nbytes for slab in slabs] == [0] * len(slabs)
+    finally:
+        gc.enable()
+    assert session.messages[0]["content"] == "Hello"
+    with pytest.raises(MoeLocalError, match="closed"):
+        session.send("Still there?")
 
 
 def test_a_warm_start_is_not_cold(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

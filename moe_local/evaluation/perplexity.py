@@ -15,6 +15,7 @@ from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.evaluation.reference import Reference
 from moe_local.evaluation.scoring import log_probabilities
 from moe_local.evaluation.windows import windows
+from moe_local.runtime.footprint import PREFILL_CHUNK
 
 DEFAULT_WINDOW = 512
 
@@ -55,12 +56,14 @@ def evaluate(
     *,
     keep: Reference | None = None,
     against: Reference | None = None,
+    chunk: int = PREFILL_CHUNK,
     report: Callable[[float], None] = lambda fraction: None,
 ) -> Evaluation:
     """Scores every token of `ids` but the first.
 
     The model's log-probabilities are written to `keep`; with `against`, which another model wrote over the same
-    windows, the divergence from it is found. `report` is told the fraction done.
+    windows, the divergence from it is found. At most `chunk` tokens go through the model at once. `report` is told
+    the fraction done.
     """
     check_tokens(model, ids)
     parts = windows(len(ids), window, stride)
@@ -69,7 +72,7 @@ def evaluate(
     done = 0
     began = perf_counter()
     for part in parts:
-        for position, rows in log_probabilities(model, ids, part):
+        for position, rows in log_probabilities(model, ids, part, chunk):
             totals[0] -= rows.gather(1, targets[position : position + len(rows), None]).double().sum()
             if keep is not None:
                 keep.write(rows)

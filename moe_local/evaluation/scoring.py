@@ -17,15 +17,17 @@ from moe_local.runtime.transformers_api import CACHE, kv_cache
 ROWS = 8  # distributions in float32 at a time: a large vocabulary has half a megabyte a row
 
 
-def log_probabilities(model: PreTrainedModel, ids: Sequence[int], window: Window) -> Iterator[tuple[int, Tensor]]:
+def log_probabilities(
+    model: PreTrainedModel, ids: Sequence[int], window: Window, chunk: int = PREFILL_CHUNK
+) -> Iterator[tuple[int, Tensor]]:
     """For each scored token of the window in turn: its position in the text, and log p(. | the window before it).
 
     In pieces (position of the first, [up to ROWS, vocabulary] float32 on the CPU). A window larger than
-    PREFILL_CHUNK goes through the model in chunks, which is what the plan has memory for.
+    `chunk` goes through the model in chunks, which is what the plan has memory for.
     """
     cache = None
-    for begin in range(window.begin, window.end - 1, PREFILL_CHUNK):
-        end = min(begin + PREFILL_CHUNK, window.end - 1)  # the last token predicts nothing that is scored
+    for begin in range(window.begin, window.end - 1, chunk):
+        end = min(begin + chunk, window.end - 1)  # the last token predicts nothing that is scored
         first = min(max(begin, window.scored - 1), end)
         logits, cache = _forward(model, ids[begin:end], end - first, cache, more=end < window.end - 1)
         for row in range(first, end, ROWS):

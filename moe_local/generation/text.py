@@ -122,12 +122,29 @@ class TextGenerator:
     """A loaded model and its tokenizer. One generation at a time."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, counters: Counters, context: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        counters: Counters,
+        context: int,
+        *,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
-        self.model = model
+        self._model: PreTrainedModel | None = model
         self.tokenizer = tokenizer
         self.counters = counters
         self.context = context
+        self.prefill_chunk = prefill_chunk  # tokens of a prompt that go through the model at once, at most
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            raise MoeLocalError("this engine is closed", remedy="load the model again")
+        return self._model
+
+    def close(self) -> None:
+        """Lets go of the model."""
+        self._model = None
 
     def generate(
         self,
@@ -213,7 +230,7 @@ class TextGenerator:
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         inputs = torch.tensor([list(ids)], device=self.model.device)  # [1, T]
-        chunk = {"prefill_chunk_size": PREFILL_CHUNK} if len(ids) - past[0] > PREFILL_CHUNK else {}
+        chunk = {"prefill_chunk_size": self.prefill_chunk} if len(ids) - past[0] > self.prefill_chunk else {}
         output = self.model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),

@@ -46,3 +46,12 @@ def release(memory: Tensor) -> None:
 def trim() -> None:
     """Gives what has been freed, and the allocator keeps, back to the system."""
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_caches(device: torch.device) -> None:
+    """Gives back what allocators keep of what has been freed: the C library's, on a GPU torch's two as well."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch._C._host_emptyCache()
+    if can_release():
+        trim()

@@ -47,6 +47,11 @@ class Slab:
         """Gives the memory of slot `first` and those after it back to the system; it comes again when written to."""
         release(self._buffer[first:])
 
+    def close(self) -> None:
+        """Frees the memory, once nobody else holds a part of it."""
+        self._memory.clear()
+        self._buffer = self._buffer.new_empty(0, self.slot_size)
+
     @property
     def nbytes(self) -> int:
         return self._buffer.numel()

@@ -368,6 +368,9 @@ class ExpertCache:
             tier.slots.release(key)
 
     def close(self) -> None:
-        """Waits for the reads in flight. Nothing can be fetched afterwards."""
+        """Waits for the reads in flight, and frees the slots. Nothing can be fetched afterwards."""
         self._closed = True
         self._reader.close()
+        self._opened.clear()
+        for tier in filter(None, (self._device, self._host)):
+            tier.slab.close()

@@ -24,6 +24,8 @@ from moe_local.runtime.transformers_api import kv_cache
 
 PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
 
+_EAGER_SCORES = 1 << 30  # bytes of scores for which a prompt goes through the model in smaller chunks
+_LEAST_CHUNK = 32
 _SHORTER = (1, 32, 128)  # tokens of forward passes that are planned for by themselves
 _MOST_PROGRAMS = 160 * MIB
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -51,10 +53,12 @@ def measure(
     kv_each = kv_cache_bytes(skeleton, columns(each), dtype) if sequences > 1 else 0
     top_k = _top_k(skeleton, catalog)
     programs = _programs(skeleton, catalog)
+    chunk = prefill_chunk(skeleton, context, dtype)
 
     def workspace(tokens: int) -> int:
         return (
             _workspace(config, kv, context, dtype, max(top_k), logits, device, min(tokens, context))
+            + _eager_scores(skeleton, context, dtype, min(tokens, context))
             + _decoding(skeleton, catalog, dtype, tokens)
             + programs
         )
@@ -62,15 +66,36 @@ def measure(
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_one=kv,
-        workspace=workspace(PREFILL_CHUNK),
+        workspace=workspace(chunk),
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
         sequences=sequences,
         kv_each=kv_each,
         workspace_each=4 * kv_each // max(1, config.num_hidden_layers) + 2 * config.vocab_size * 4,
-        workspaces=tuple((tokens, workspace(tokens)) for tokens in _SHORTER),
+        workspaces=tuple((tokens, workspace(tokens)) for tokens in _SHORTER if tokens < chunk),
     )
+
+
+def prefill_chunk(model: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
+    """Tokens of a prompt that go through the model at once: fewer where all their scores are held in memory."""
+    chunk = PREFILL_CHUNK
+    while chunk > _LEAST_CHUNK and _eager_scores(model, context, dtype, chunk) > _EAGER_SCORES:
+        chunk //= 2
+    return chunk
+
+
+def _eager_scores(model: PreTrainedModel, context: int, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes of the attention scores of so many tokens in a model that transformers runs eagerly; 0 in others.
+
+    All heads at once, with the copies that masks, sinks and a softmax in float32 make: 4 to 15 bytes a score were
+    measured in bf16, 12 in float32, over seven architectures.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation != "eager":
+        return 0
+    heads = max(_attribute(config, name, 1) for name in ("num_attention_heads", "swa_num_attention_heads"))
+    return tokens * context * heads * (8 + 4 * dtype.itemsize)
 
 
 def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -> int:

@@ -15,7 +15,6 @@ from moe_local import Options
 from moe_local.engine import load
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.evaluation import reference as reference_module
-from moe_local.evaluation import scoring
 from moe_local.evaluation.perplexity import check_comparable, check_tokens, evaluate
 from moe_local.evaluation.reference import Reference, reference_file
 from moe_local.testing import architecture, write_tiny_checkpoint
@@ -51,12 +50,11 @@ def test_perplexity_is_transformers(qwen: Path, window: int, stride: int) -> Non
     assert found.divergence is None
 
 
-def test_large_windows_in_chunks_are_the_same(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_windows_in_chunks_are_the_same(qwen: Path) -> None:
     with load(qwen, OPTIONS) as engine:
         whole = evaluate(engine.model, IDS, 100, 50)
         for chunk in (7, 49, 50, 99):
-            monkeypatch.setattr(scoring, "PREFILL_CHUNK", chunk)
-            assert evaluate(engine.model, IDS, 100, 50).nll == pytest.approx(whole.nll, rel=1e-6)
+            assert evaluate(engine.model, IDS, 100, 50, chunk=chunk).nll == pytest.approx(whole.nll, rel=1e-6)
 
 
 def test_divergence_from_another_model(qwen: Path, tmp_path: Path) -> None:

@@ -110,12 +110,12 @@ def test_caches_that_cannot_be_cut_are_made_again(name: str, tmp_path: Path) -> 
             assert kept.token_ids == engine.generator.generate(prompt, GREEDY).token_ids
 
 
-def test_a_long_prompt_in_chunks_is_the_same(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_prompt_in_chunks_is_the_same(qwen: Path) -> None:
     ids = [64 + i % 150 for i in range(100)]
     with load(qwen, Options(context=256)) as engine:
         engine.model.generation_config.eos_token_id = None
         whole = engine.generate(ids, GREEDY).token_ids
-        monkeypatch.setattr("moe_local.generation.text.PREFILL_CHUNK", 16)
+        engine.generator.prefill_chunk = 16
         assert engine.generate(ids, GREEDY).token_ids == whole
 
 

@@ -120,8 +120,8 @@ def test_embeddings_are_read_by_rows(mixtral: Path, monkeypatch: pytest.MonkeyPa
     assert len(calls) == 8
 
 
-def test_long_prompts_go_in_chunks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_local.generation.text.PREFILL_CHUNK", 16)
+def test_long_prompts_go_in_chunks(engine: Engine) -> None:
+    engine.generator.prefill_chunk = 16
     passes: list[int] = []
 
     def count(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:

@@ -24,21 +24,22 @@ class Rows:
     `mask` [B, L] int64 is 1 where a token is; every row's last column is its last token.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: Any, mask: Tensor, hide: Hide) -> None:
+    def __init__(self, model: PreTrainedModel, cache: Any, mask: Tensor, hide: Hide, chunk: int) -> None:
         self.mask = mask
         self._model = model
         self._cache = cache
         self._hide = hide
+        self._chunk = chunk  # tokens that go through the model at once, at most
         self._takes = inspect.signature(model.forward).parameters
 
     @classmethod
-    def empty(cls, model: PreTrainedModel, count: int, hide: Hide) -> Rows:
+    def empty(cls, model: PreTrainedModel, count: int, hide: Hide, chunk: int = PREFILL_CHUNK) -> Rows:
         mask = torch.zeros(count, 0, dtype=torch.long, device=model.device)
-        return cls(model, None, mask, hide)
+        return cls(model, None, mask, hide, chunk)
 
     def branch(self, count: int) -> Rows:
         """`count` sequences that begin as this one did."""
-        return Rows(self._model, branch(self._cache, count), self.mask.expand(count, -1), self._hide)
+        return Rows(self._model, branch(self._cache, count), self.mask.expand(count, -1), self._hide, self._chunk)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -56,7 +57,7 @@ class Rows:
         for row, tokens in enumerate(sequences):
             ids[row, longest - len(tokens) :] = torch.tensor(list(tokens))
             there[row, longest - len(tokens) :] = 1
-        step = max(1, PREFILL_CHUNK // len(sequences))
+        step = max(1, self._chunk // len(sequences))
         ids, there = ids.to(self.mask.device), there.to(self.mask.device)
         for start in range(0, longest, step):
             logits = self._forward(ids[:, start : start + step], there[:, start : start + step])
@@ -99,4 +100,4 @@ class Rows:
         columns = [[row.nonzero().flatten() for row in part.mask] for part in parts]
         cache = join([part._cache for part in parts], columns, length)
         mask = (torch.arange(length, device=counts.device) >= length - counts[:, None]).long()
-        return Rows(self._model, cache, mask, self._hide)
+        return Rows(self._model, cache, mask, self._hide, self._chunk)

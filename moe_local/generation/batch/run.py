@@ -22,7 +22,6 @@ from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.rows import Hide, Rows
 from moe_local.generation.chat import prompt_ids
 from moe_local.generation.text import TextGenerator, refuse_nan
-from moe_local.runtime.footprint import PREFILL_CHUNK
 from moe_local.runtime.kv import columns
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
@@ -102,8 +101,9 @@ class BatchGenerator:
         self._pads = can_pad(cache)
         self._branches = can_branch(cache)
         self._kv_tokens = kv_tokens
+        self._chunk = generator.prefill_chunk
         self._live: list[_Sequence] = []
-        self._rows = Rows.empty(self._model, 0, hide)
+        self._rows = self._no_rows()
         self._logits = torch.empty(0)  # [live, V]
         self._prefix: Rows | None = None  # what the waiting prompts begin with
 
@@ -129,7 +129,7 @@ class BatchGenerator:
                 if self._live:
                     self._logits = self._rows.step(torch.tensor([s.ids[-1] for s in self._live]))
         finally:
-            self._live, self._rows = [], Rows.empty(self._model, 0, self._hide)
+            self._live, self._rows = [], self._no_rows()
             self._prefix = None
             self._hide(None)
 
@@ -149,13 +149,17 @@ class BatchGenerator:
     def _shared(self, sequences: Sequence[_Sequence]) -> Rows | None:
         """What all of them begin with, computed once; None if that saves less than the pass that it takes."""
         common = _beginning([sequence.ids[:-1] for sequence in sequences]) if sequences and self._branches else []
-        if (len(sequences) - 1) * len(common) < PREFILL_CHUNK:
+        if (len(sequences) - 1) * len(common) < self._chunk:
             return None
-        rows = Rows.empty(self._model, 1, self._hide)
+        rows = self._no_rows(1)
         rows.read([common])
         for sequence in sequences:
             sequence.shared = len(common)
         return rows
+
+    def _no_rows(self, count: int = 0) -> Rows:
+        """As many sequences, that have no tokens yet."""
+        return Rows.empty(self._model, count, self._hide, self._chunk)
 
     def _admit(self, waiting: deque[_Sequence], interrupt: threading.Event) -> None:
         """Takes on as many as there is room for, when that is worth reading most experts for."""
@@ -183,7 +187,7 @@ class BatchGenerator:
         for sequence in others:
             longest = max(len(sequence.ids), len(first.ids)) - first.shared
             alike = self._pads or len(sequence.ids) == len(first.ids)
-            if not alike or sequence.shared != first.shared or (len(group) + 1) * longest > PREFILL_CHUNK:
+            if not alike or sequence.shared != first.shared or (len(group) + 1) * longest > self._chunk:
                 break
             group.append(sequence)
         return group
@@ -191,7 +195,7 @@ class BatchGenerator:
     def _begin(self, group: Sequence[_Sequence]) -> None:
         shared = group[0].shared
         rows = self._prefix.branch(len(group)) if self._prefix and shared else None
-        rows = rows or Rows.empty(self._model, len(group), self._hide)
+        rows = rows or self._no_rows(len(group))
         logits = rows.read([sequence.ids[rows.length :] for sequence in group])
         self._rows = self._rows.joined([rows])
         self._logits = torch.cat([self._logits, logits]) if self._live else logits
