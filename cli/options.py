@@ -92,6 +92,13 @@ class LoadFlags:
             "--warm", help="Begin with the experts that the last --warm run ended with.", rich_help_panel=MEMORY
         ),
     ] = False
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that compute. Default: one for each core; fewer where other programs need some.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
@@ -112,6 +119,7 @@ class LoadFlags:
             prefetch=self.prefetch,
             io=self.io,
             warm=self.warm,
+            threads=self.threads,
         )
 
 

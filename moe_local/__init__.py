@@ -5,11 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moe_local.threads import wait_asleep
+
 if TYPE_CHECKING:
     from moe_local.engine import Engine, load
     from moe_local.generation.batch import Answer, Request
     from moe_local.generation.sampling import Sampling
     from moe_local.planning import Options, prepare
+
+wait_asleep()
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "Engine", "Options", "Request", "Sampling", "load", "prepare"]

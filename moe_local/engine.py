@@ -56,6 +56,8 @@ def load(
     began = perf_counter()
     report = report or (lambda stage, fraction: None)
     report("planning", 0.0)
+    if options is not None and options.threads is not None:
+        torch.set_num_threads(options.threads)
     prepared = prepare(model, options)
     defaults, remarks = generation_defaults(prepared.checkpoint.directory, prepared.config)
     report("dense weights", 0.1)

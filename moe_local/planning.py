@@ -35,6 +35,7 @@ from moe_local.store import is_store, open_store
 DEFAULT_CONTEXT = 4096
 IO_MODES = ("auto", "direct", "buffered")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_MOST_THREADS = 1024
 _KEEP_FREE = 0.1  # of what is available, where no budget was given
 _ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
 
@@ -60,6 +61,7 @@ class Options:
     elsewhere: bool = False  # plan for another machine: what this one has does not bound the budgets
     sequences: int = 1  # that `Engine.batch` generates at once, at most
     each: int = 512  # tokens of such a sequence, on average, that memory is kept for
+    threads: int | None = None  # that compute: torch's for the whole process; None: one for each core
     logits: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Options:
             get_predictor(self.prefetch)
         if self.sequences < 1 or self.each < 1:
             raise MoeLocalError(f"{self.sequences} sequences of {self.each} tokens cannot be generated")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise MoeLocalError(f"--threads {self.threads} is not a number from 1 to {_MOST_THREADS}")
         for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
             if not 0 < share <= 1:
                 raise MoeLocalError(f"a share of {share} of the {name} is not above 0 and at most 1")

@@ -28,7 +28,7 @@ FLOORS = [
     {"checkpoint"},
     {"telemetry"},
     {"profiles"},
-    {"config"},
+    {"config", "threads"},
     {"errors"},
 ]
 HEIGHT = {room: -height for height, rooms in enumerate(FLOORS) for room in rooms}
