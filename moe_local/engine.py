@@ -19,9 +19,11 @@ from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size, home
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.batch import Answer, BatchGenerator, Request
-from moe_local.generation.chat import ChatSession, prompt_ids
+from moe_local.generation.chat import ChatSession, is_chat, prompt_ids
 from moe_local.generation.defaults import generation_defaults
+from moe_local.generation.end_tokens import with_end_tokens
 from moe_local.generation.sampling import Sampling
+from moe_local.generation.stream import OnText
 from moe_local.generation.text import Generation, TextGenerator
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.limits import peak_memory, process_memory
@@ -77,8 +79,8 @@ def load(
         cache = make_cache(prepared, reader)
         if prepared.options.warm:
             warm_up(cache, profile_file(prepared), lambda done: report("hot experts", 0.9 + done / 10))
-        network.generation_config = defaults
         tokenizer, doubts = load_tokenizer(prepared.checkpoint)
+        network.generation_config = with_end_tokens(defaults, prepared.config, tokenizer)
     except BaseException:
         files.close()
         raise
@@ -125,7 +127,9 @@ class Engine:
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
-        self._cache, self._generator = cache, None
+        self._cache = cache
+        if self._generator is not None:
+            self._generator.counters = cache.counters
         self._prefetcher = self._make_prefetcher()
         self.tap(None)
 
@@ -195,12 +199,24 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         raw: bool = False,
-        on_text: Callable[[str], None] | None = None,
+        system: str | None = None,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
         interrupt: threading.Event | None = None,
     ) -> Generation:
-        """Text (see `encode`) or token ids in, a Generation out; `on_text` gets it piece by piece."""
-        ids = self.encode(prompt, raw=raw) if isinstance(prompt, str) else list(prompt)
-        return self.generator.generate(ids, sampling or Sampling(), on_text=on_text, interrupt=interrupt)
+        """Text (see `encode`) or token ids in, a Generation out; `on_text` gets it piece by piece.
+
+        What a model marks off as reasoning, answering in its chat template, goes to `on_reasoning` instead.
+        """
+        generator = self.generator
+        return generator.generate(
+            prompt_ids(generator, prompt, raw=raw, system=system),
+            sampling or Sampling(),
+            on_text=on_text,
+            on_reasoning=on_reasoning,
+            interrupt=interrupt,
+            chat=is_chat(generator, prompt, raw=raw),
+        )
 
     def chat(self, sampling: Sampling | None = None, *, system: str | None = None) -> ChatSession:
         """A new conversation with a KV cache of its own."""

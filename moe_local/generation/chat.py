@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moe_local.config import whole
-from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
+from moe_local.generation.stream import OnText
+from moe_local.generation.template import REASONING_KEYS, Message
 from moe_local.generation.text import Generation, KVState, TextGenerator
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+_SHARE = 4  # of the context: the part of it that an answer is left, at least
 
 
 class ChatSession:
@@ -23,6 +26,7 @@ class ChatSession:
         self._state = KVState()
         self.sampling = sampling
         self.messages: list[Message] = []
+        self._left_out = 0  # of the messages after the system's, that the context has no room for any more
         if system:
             self.messages.append({"role": "system", "content": system})
 
@@ -40,31 +44,84 @@ class ChatSession:
         self,
         text: str,
         *,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
         interrupt: threading.Event | None = None,
     ) -> Generation:
-        """Adds a user message and answers it. On an error the conversation is as it was before."""
-        return self._answer([*self.messages, {"role": "user", "content": text}], on_text, interrupt)
+        """Adds a user message and answers it. On an error the conversation is as it was before.
+
+        Where it fills the context, the oldest turns are left out of what the model is given, and that is said.
+        """
+        return self._answer([*self.messages, {"role": "user", "content": text}], on_text, on_reasoning, interrupt)
 
     def regenerate(
-        self, *, on_text: Callable[[str], None] | None = None, interrupt: threading.Event | None = None
+        self,
+        *,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
+        interrupt: threading.Event | None = None,
     ) -> Generation:
         """Answers the last user message again, in place of the last answer."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise MoeLocalError("there is no answer to regenerate", remedy="ask something first")
-        return self._answer(self.messages[:-1], on_text, interrupt)
+        return self._answer(self.messages[:-1], on_text, on_reasoning, interrupt)
 
     def _answer(
-        self, messages: list[Message], on_text: Callable[[str], None] | None, interrupt: threading.Event | None
+        self,
+        messages: list[Message],
+        on_text: OnText | None,
+        on_reasoning: OnText | None,
+        interrupt: threading.Event | None,
     ) -> Generation:
-        ids = render(self._generator, messages)
-        result = self._generator.generate(ids, self.sampling, on_text=on_text, interrupt=interrupt, state=self._state)
-        self.messages = [*messages, {"role": "assistant", "content": result.text}]
+        generator = self._generator
+        ids, left_out = self._fitted(messages)
+        if left_out > self._left_out:
+            generator.on_notice(
+                f"the context of {generator.context} tokens is full: the oldest"
+                f" {left_out - self._left_out} messages are left out from here on"
+            )
+        result = generator.generate(
+            ids,
+            self.sampling,
+            on_text=on_text,
+            on_reasoning=on_reasoning,
+            interrupt=interrupt,
+            state=self._state,
+            chat=True,
+        )
+        answer = {"role": "assistant", "content": result.text}
+        if result.reasoning and (key := generator.template.reasoning_key) is not None:
+            answer[key] = result.reasoning
+        self.messages, self._left_out = [*messages, answer], left_out
         return result
+
+    def _fitted(self, messages: list[Message]) -> tuple[list[int], int]:
+        """Token ids of what the context has room for, and how many of the oldest messages are left out of it.
+
+        When it is full, so many that half of it is free again: what follows can then go on from the KV cache.
+        """
+        system = [message for message in messages if message["role"] == "system"]
+        turns = [message for message in messages if message["role"] != "system"]
+        begins = [at for at, message in enumerate(turns) if message["role"] == "user" and at >= self._left_out]
+        context = self._generator.context
+        answer = min(self.sampling.max_new_tokens or context, max(1, context // _SHARE))
+        most = context - answer
+        for begin in [self._left_out, *(at for at in begins if at > self._left_out)]:
+            ids = render(self._generator, [*system, *turns[begin:]])
+            if len(ids) <= most:
+                return ids, begin
+            most = context // 2
+        if len(ids) < context:
+            return ids, begin
+        raise MoeLocalError(
+            f"the message has {len(ids)} tokens and the context holds {context}",
+            remedy="shorten it, or begin the chat with a larger --context",
+        )
 
     def reset(self) -> None:
         """Forgets everything but the system message."""
         self.messages = [message for message in self.messages if message["role"] == "system"]
+        self._left_out = 0
         self._state.clear()
 
     def save(self, file: Path) -> None:
@@ -86,50 +143,51 @@ class ChatSession:
             raise MoeLocalError(f"{file} is not JSON ({error})", remedy="load what /save wrote") from error
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise MoeLocalError(f"{file} does not hold chat messages", remedy="load what /save wrote")
-        self.messages = messages
+        self.messages, self._left_out = messages, 0
 
 
 def _is_message(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == {"role", "content"}
+        and {"role", "content"} <= value.keys() <= {"role", "content", *REASONING_KEYS}
         and value["role"] in ("system", "user", "assistant")
-        and isinstance(value["content"], str)
+        and all(isinstance(text, str) for text in value.values())
     )
 
 
-def has_template(generator: TextGenerator) -> bool:
-    return bool(generator.tokenizer.chat_template)
-
-
 def prompt_ids(
-    generator: TextGenerator, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool, system: str | None
+    generator: TextGenerator,
+    prompt: str | Sequence[Message] | Sequence[int],
+    *,
+    raw: bool,
+    system: str | None,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a prompt: text as a user's message in the model's chat template, or `raw` text to go on from.
 
-    Messages are put into the template, token ids are taken as they are.
+    Messages are put into the template, which is told `variables`; token ids are taken as they are.
     """
     if not isinstance(prompt, str):
         if all(isinstance(token, int) for token in prompt):
             return [int(token) for token in prompt if isinstance(token, int)]
-        return render(generator, [message for message in prompt if isinstance(message, dict)])
-    if raw or not has_template(generator):
+        return render(generator, [message for message in prompt if isinstance(message, dict)], variables)
+    if not is_chat(generator, prompt, raw=raw):
         if system:
             raise MoeLocalError("a system message needs a chat template", remedy="put it into the prompt")
         return generator.encode(prompt)
     messages = [{"role": "system", "content": system}] if system else []
-    return render(generator, [*messages, {"role": "user", "content": prompt}])
+    return render(generator, [*messages, {"role": "user", "content": prompt}], variables)
 
 
-def render(generator: TextGenerator, messages: list[Message]) -> list[int]:
+def is_chat(generator: TextGenerator, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool) -> bool:
+    """Whether a prompt goes through the chat template, so that an answer of the model's comes of it."""
+    if isinstance(prompt, str):
+        return not raw and bool(generator.template.source)
+    return any(isinstance(part, dict) for part in prompt)
+
+
+def render(
+    generator: TextGenerator, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
+) -> list[int]:
     """Token ids of a conversation in the model's template, ready for its answer."""
-    if not has_template(generator):
-        raise CheckpointError(
-            "this model has no chat template: it continues text and does not chat",
-            remedy="use `moe-local generate --raw`, or an instruct model",
-        )
-    try:
-        text = generator.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # templates are programs, and refuse with exceptions of their own
-        raise MoeLocalError(f"the model's chat template refuses this conversation ({error})") from error
-    return generator.encode(text, special=False)
+    return generator.encode(generator.template.render(messages, variables), special=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -17,11 +17,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.sampling import Sampling
+from moe_local.generation.stream import AnswerStream, OnText
+from moe_local.generation.template import ChatTemplate
 from moe_local.memory.limits import peak_memory
 from moe_local.runtime.footprint import PREFILL_CHUNK
 from moe_local.runtime.kv import PLAIN_LAYERS
@@ -81,6 +83,7 @@ class Generation:
     counters: Counters
     peak_memory: int  # bytes, of the process since it began
     decode: Counters  # the part of `counters` after the first token
+    reasoning: str = ""  # what was said on the way to `text`, where the model marks it off
 
     @property
     def new_tokens(self) -> int:
@@ -101,6 +104,7 @@ class Generation:
         """The fields of `--json`."""
         return {
             "text": self.text,
+            "reasoning": self.reasoning or None,
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
@@ -135,6 +139,19 @@ class TextGenerator:
         self.counters = counters
         self.context = context
         self.prefill_chunk = prefill_chunk  # tokens of a prompt that go through the model at once, at most
+        self.on_notice: Callable[[str], None] = lambda text: None  # told once of each change to what was asked
+        self._noticed: set[str] = set()
+        self.template = ChatTemplate(tokenizer, self.notice)
+
+    def use_template(self, *, source: str | None = None, variables: Mapping[str, Any] | None = None) -> None:
+        """Has conversations rendered by another chat template than the model's, or told these variables."""
+        self.template = ChatTemplate(self.tokenizer, self.notice, source=source, variables=variables)
+
+    def notice(self, text: str) -> None:
+        """Tells the user, once."""
+        if text not in self._noticed:
+            self._noticed.add(text)
+            self.on_notice(text)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -151,19 +168,22 @@ class TextGenerator:
         ids: Sequence[int],
         sampling: Sampling,
         *,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
         interrupt: threading.Event | None = None,
         state: KVState | None = None,
+        chat: bool = False,
     ) -> Generation:
         """Continues the tokens `ids`.
 
-        `on_text` is given each piece of text as it comes. Setting `interrupt` ends the generation after the token
+        `on_text` is given each piece of text as it comes. With `chat` the model answers a conversation, and what it
+        marks off as reasoning goes to `on_reasoning`. Setting `interrupt` ends the generation after the token
         under way. `state` carries the KV cache from one call to the next; an error empties it.
         """
         room = self.room(ids)
         state = state or KVState()
         cached, cache = state.take(ids)
-        stream = _Stream(self.tokenizer, sampling.stop, on_text or (lambda piece: None), self.counters)
+        stream = _Stream(self.answer_stream(ids, sampling, chat, on_text, on_reasoning), self.counters)
         halt = _Halt(stream, interrupt or threading.Event())
         limit = min(room, sampling.max_new_tokens or self.model.generation_config.max_new_tokens or room)
         before = self.counters.snapshot()
@@ -175,7 +195,8 @@ class TextGenerator:
         after = self.counters.snapshot()
         new = sequence[len(ids) :]
         return Generation(
-            text=stream.text,
+            text=stream.answer.text,
+            reasoning=stream.answer.reasoning,
             token_ids=new,
             prompt_tokens=len(ids),
             cached_tokens=cached,
@@ -186,6 +207,24 @@ class TextGenerator:
             counters=after - before,
             decode=after - stream.counters_at_first_token,
             peak_memory=peak_memory(),
+        )
+
+    def answer_stream(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        chat: bool,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
+    ) -> AnswerStream:
+        """What makes text of the tokens that follow `ids`."""
+        return AnswerStream(
+            self.tokenizer,
+            sampling.stop,
+            format=self.template.answers if chat else None,
+            prompt=ids,
+            on_text=on_text,
+            on_reasoning=on_reasoning,
         )
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -248,29 +287,17 @@ class TextGenerator:
     def _reason(self, new: list[int], stream: _Stream, halt: _Halt) -> str:
         end = self.model.generation_config.eos_token_id
         ends = end if isinstance(end, list) else [end]
-        if stream.stopped or (new and new[-1] in ends):
+        if stream.answer.stopped or (new and new[-1] in ends):
             return "stop"
         return "interrupted" if halt.interrupted else "length"
 
 
-class _Stream(TextStreamer):
-    """Hands text on as it becomes certain, never any of a stop string."""
+class _Stream(BaseStreamer):  # type: ignore[misc]
+    """What `generate` hands its tokens to: the prompt first, then one at a time."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop: Sequence[str],
-        on_text: Callable[[str], None],
-        counters: Counters,
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._stop = stop
-        self._withhold = max((len(s) for s in stop), default=1) - 1
-        self._on_text = on_text
-        self._handed = 0
+    def __init__(self, answer: AnswerStream, counters: Counters) -> None:
+        self.answer = answer
         self._prompt_seen = False
-        self.text = ""
-        self.stopped = False
         self._counters = counters
         self._began = perf_counter()
         self.token_times: list[float] = []
@@ -281,32 +308,16 @@ class _Stream(TextStreamer):
         return self.token_times[0] if self.token_times else self._began
 
     def put(self, value: Tensor) -> None:
-        if self._prompt_seen:
-            self.token_times.append(perf_counter())
-            if len(self.token_times) == 1:
-                self.counters_at_first_token = self._counters.snapshot()
-        self._prompt_seen = True
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if self.stopped:
+        if not self._prompt_seen:
+            self._prompt_seen = True
             return
-        self.text += text
-        found = [at for at in (self.text.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            self.text = self.text[: min(found)]
-        safe = len(self.text) if stream_end or self.stopped else len(self.text) - self._withhold
-        if safe > self._handed:
-            self._on_text(self.text[self._handed : safe])
-            self._handed = safe
+        self.token_times.append(perf_counter())
+        if len(self.token_times) == 1:
+            self.counters_at_first_token = self._counters.snapshot()
+        self.answer.add(int(value))
 
-    def pending_stop(self) -> bool:
-        """Whether a stop string has been written, counting what is not yet certain to be a word's end."""
-        if self._stop and not self.stopped:
-            tail = self.tokenizer.decode(self.token_cache, skip_special_tokens=True)[self.print_len :]
-            return any(s in self.text + tail for s in self._stop)
-        return self.stopped
+    def end(self) -> None:
+        self.answer.end()
 
 
 class _Halt(StoppingCriteria):
@@ -319,7 +330,7 @@ class _Halt(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self.interrupted = self._event.is_set()
-        done = self.interrupted or self._stream.pending_stop()
+        done = self.interrupted or self._stream.answer.pending_stop()
         return torch.full((input_ids.shape[0],), done, device=input_ids.device)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_local.generation.chat import Message
 from moe_local.generation.sampling import Sampling
+from moe_local.generation.template import Message
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     raw: bool = False
+    template_variables: Mapping[str, Any] | None = None  # that the chat template is told
     tag: Any = None  # the caller's own, handed back with the answer
 
 
@@ -27,6 +28,7 @@ class Answer:
 
     request: Request
     text: str = ""
+    reasoning: str = ""  # what was said on the way to it, where the model marks it off
     token_ids: Sequence[int] = ()
     prompt_tokens: int = 0
     finish_reason: str = "error"  # "stop", "length" or "error"

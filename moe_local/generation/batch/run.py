@@ -20,7 +20,7 @@ from moe_local.generation.batch.caches import cache_of, can_branch, can_join, ca
 from moe_local.generation.batch.choice import Choice
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.rows import Hide, Rows
-from moe_local.generation.chat import prompt_ids
+from moe_local.generation.chat import is_chat, prompt_ids
 from moe_local.generation.text import TextGenerator, refuse_nan
 from moe_local.runtime.kv import columns
 
@@ -51,7 +51,8 @@ class _Sequence:
         self.prompt_tokens = len(ids)
         self.limit = min(room, sampling.max_new_tokens or model.generation_config.max_new_tokens or room)
         self.choice = Choice(model, sampling, len(ids))
-        self._tokenizer = generator.tokenizer
+        chat = is_chat(generator, request.prompt, raw=request.raw)
+        self._stream = generator.answer_stream(ids, sampling, chat)
         end = model.generation_config.eos_token_id
         self._ends = end if isinstance(end, list) else [end]
         self.shared = 0  # tokens that the others begin with as well, computed already
@@ -67,20 +68,15 @@ class _Sequence:
     def add(self, token: int) -> str | None:
         """The finish reason, if this token ends it."""
         self.ids.append(token)
-        if token in self._ends:
-            return "stop"
-        if self.request.sampling.stop and any(stop in self._decoded() for stop in self.request.sampling.stop):
+        self._stream.add(token)
+        if token in self._ends or self._stream.pending_stop():
             return "stop"
         return None if self.left else "length"
 
-    def _decoded(self) -> str:
-        text: str = self._tokenizer.decode(self.new, skip_special_tokens=True)
-        return text
-
     def answer(self, reason: str) -> Answer:
-        text = self._decoded()
-        ends = [at for at in (text.find(stop) for stop in self.request.sampling.stop) if at >= 0]
-        return Answer(self.request, text[: min(ends, default=None)], self.new, self.prompt_tokens, reason)
+        self._stream.end()
+        text, reasoning = self._stream.text, self._stream.reasoning
+        return Answer(self.request, text, reasoning, self.new, self.prompt_tokens, reason)
 
 
 class BatchGenerator:
@@ -139,7 +135,13 @@ class BatchGenerator:
             taken = []
             for request in some:
                 try:
-                    ids = prompt_ids(self._generator, request.prompt, raw=request.raw, system=request.system)
+                    ids = prompt_ids(
+                        self._generator,
+                        request.prompt,
+                        raw=request.raw,
+                        system=request.system,
+                        variables=request.template_variables,
+                    )
                     taken.append(_Sequence(request, ids, self._generator.room(ids), self._generator))
                 except (MoeLocalError, ValueError) as error:  # ValueError: transformers, of sampling options
                     yield Answer(request, error=str(error))

@@ -1,0 +1,49 @@
+"""At which tokens an answer ends: whatever of a model's files says so, as each of them is wrong for somebody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from moe_local.generation.channels import answer_format
+
+# Special tokens that end a turn wherever they are used: what llama.cpp goes by where a file names none.
+_NAMES = frozenset(
+    """
+    <|im_end|> <|eot_id|> <|eom_id|> <|eot|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <|endoftext|>
+    <|end_of_text|> <|eos|> <eos> </s> [EOS] <end_of_turn> <turn|> <end_of_utterance> <EOT> _<EOT> [EOT]
+    <\uff5cend\u2581of\u2581sentence\uff5c> <|END_OF_TURN_TOKEN|> <|role_end|>
+    """.split()  # noqa: SIM905 - a list of them is hard to read
+)
+
+
+def with_end_tokens(
+    defaults: GenerationConfig, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> GenerationConfig:
+    """The defaults, with every end token that generation config, configuration and tokenizer name.
+
+    (The configuration of a GGUF file has all that the file names.) Beside them special tokens of well-known names;
+    but none after which an answer may go on: harmony's `<|end|>` closes its reasoning, too.
+    """
+    found = [*_ids(defaults.eos_token_id)]
+    for part in (config, config.get_text_config()):
+        found += _ids(getattr(part, "eos_token_id", None))
+    if tokenizer is not None:
+        answers = answer_format(tokenizer, "")
+        named = [*_ids(tokenizer.eos_token_id), *_well_known(tokenizer)]
+        words = tokenizer.convert_ids_to_tokens(named)
+        found += [token for token, word in zip(named, words, strict=True) if not answers.continues(str(word))]
+    defaults.eos_token_id = list(dict.fromkeys(found)) or None
+    return defaults
+
+
+def _ids(value: object) -> Iterator[int]:
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 1 << 31:
+            yield each
+
+
+def _well_known(tokenizer: PreTrainedTokenizerBase) -> Iterable[int]:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return [number for number, token in added.items() if token.special and token.content in _NAMES]

@@ -1,0 +1,167 @@
+"""Text of an answer, token by token: reasoning apart from the answer, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from moe_local.generation.channels import ANSWER, HEADER, REASONINGS, AnswerFormat
+
+_HEADERS = (HEADER, "role")
+
+OnText = Callable[[str], None]
+
+
+def _ignore(piece: str) -> None:
+    pass
+
+
+class AnswerStream:
+    """Fed token ids of an answer; hands on pieces of text as they become certain.
+
+    `format` says how reasoning is marked off, and `prompt` which tokens came before, which may have opened it
+    already; without a format everything is the answer. Stop strings count in the answer only.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        *,
+        format: AnswerFormat | None = None,
+        prompt: Sequence[int] = (),
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._words = _Words(tokenizer, self._take)
+        self._stop = stop
+        self._withhold = max((len(each) for each in stop), default=1) - 1
+        self._on_text, self._on_reasoning = on_text or _ignore, on_reasoning or _ignore
+        self._handed = 0
+        self._text, self._reasoning = "", ""
+        self.stopped = False
+        self._region = ANSWER
+        self._marks: Mapping[int, str] = {}
+        self._parser: Any = None
+        if format is not None:
+            self._begin(format, prompt)
+
+    def _begin(self, format: AnswerFormat, prompt: Sequence[int]) -> None:
+        try:
+            self._parser = format.parser(self._tokenizer, self._tokenizer.decode(list(prompt)))
+        except ValueError:  # of a template that a checkpoint brought, and that makes no sense
+            return
+        self._marks = format.marks
+        self._route(self._parser.initial_events)
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self._text
+
+    @property
+    def reasoning(self) -> str:
+        """What was said on the way to it."""
+        return self._reasoning.strip()
+
+    def add(self, token: int) -> None:
+        """The next token."""
+        mark = self._marks.get(token)
+        if mark is None:
+            self._words.add(token)
+            return
+        self._words.flush()
+        self._take(mark)
+
+    def end(self) -> None:
+        """No more tokens: what was held back is certain now."""
+        self._words.flush()
+        self._finish()
+        self._hand_on(len(self._text))
+
+    def pending_stop(self) -> bool:
+        """Whether a stop string has been written, counting what is not yet certain to be a word's end."""
+        if not self._stop or self.stopped or self._region != ANSWER:
+            return self.stopped
+        return any(each in self._text + self._words.pending() for each in self._stop)
+
+    def _take(self, text: str) -> None:
+        if not text or self.stopped:
+            return
+        if self._parser is None:
+            self._answer(text)
+            return
+        try:
+            self._route(self._parser.feed(text))
+        except ValueError:  # a region that is not as its template says, such as broken JSON
+            self._parser = None
+
+    def _finish(self) -> None:
+        if self._parser is None or self.stopped:
+            return
+        parser, self._parser = self._parser, None
+        try:
+            _, events = parser.finalize()
+        except ValueError:
+            return
+        self._route(events)
+
+    def _route(self, events: Sequence[dict[str, Any]]) -> None:
+        for event in events:
+            kind, field = event["type"], event["field"]
+            if kind == "region_open":
+                self._region = field if field in (*REASONINGS, *_HEADERS) else ANSWER
+            elif kind == "region_close":
+                self._region = ANSWER
+            elif field in REASONINGS:
+                self._reason(event["text"])
+            elif field not in _HEADERS:
+                self._answer(event["text"])
+
+    def _reason(self, text: str) -> None:
+        text = text if self._reasoning else text.lstrip()
+        self._reasoning += text
+        if text:
+            self._on_reasoning(text)
+
+    def _answer(self, text: str) -> None:
+        if self._reasoning and not self._text:
+            text = text.lstrip()  # lines that set it off
+        self._text += text
+        found = [at for at in (self._text.find(each) for each in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self._text = self._text[: min(found)]
+        self._hand_on(len(self._text) if self.stopped else len(self._text) - self._withhold)
+
+    def _hand_on(self, safe: int) -> None:
+        if safe > self._handed:
+            self._on_text(self._text[self._handed : safe])
+            self._handed = safe
+
+
+class _Words(TextStreamer):  # type: ignore[misc]
+    """transformers' streamer, which holds text back until it is whole words."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, take: OnText) -> None:
+        super().__init__(tokenizer, skip_prompt=False, skip_special_tokens=True)
+        self._hand = take
+
+    def add(self, token: int) -> None:
+        self.put(torch.tensor([token]))
+
+    def flush(self) -> None:
+        if self.token_cache:
+            self.end()
+
+    def pending(self) -> str:
+        """Text that is not handed on yet."""
+        text: str = self.tokenizer.decode(self.token_cache, skip_special_tokens=True)
+        return text[self.print_len :]
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._hand(text)

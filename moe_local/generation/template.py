@@ -1,0 +1,168 @@
+"""A conversation in a model's chat template: what the template is told, and what is done where it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from moe_local.errors import CheckpointError, MoeLocalError, first_line
+from moe_local.generation.bounded import bounded
+from moe_local.generation.channels import AnswerFormat, answer_format
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}, and an answer's reasoning
+
+EFFORTS = ("low", "medium", "high")
+THINKING = ("on", "off", *EFFORTS)
+# What templates call the switch, and what they ask an earlier answer's reasoning by.
+_SWITCHES = ("enable_thinking", "thinking")
+_EFFORT = "reasoning_effort"
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_BETWEEN = "\n\n"  # texts that are joined
+
+
+def thinking(level: str | None) -> dict[str, Any]:
+    """The variables of a template that say so much thinking: on, off, low, medium or high. Raises MoeLocalError."""
+    if level is None:
+        return {}
+    if level not in THINKING:
+        raise MoeLocalError(f"--think {level} is unknown", remedy=f"use {', '.join(THINKING)}")
+    switches: dict[str, Any] = dict.fromkeys(_SWITCHES, level != "off")
+    return switches | ({_EFFORT: level} if level in EFFORTS else {})
+
+
+class ChatTemplate:
+    """The template of a tokenizer, or `source` in its place, which is told `variables`.
+
+    `notice` is told once of each thing that a conversation was changed by.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        notice: Callable[[str], None],
+        *,
+        source: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._notice = notice
+        self._given = source
+        self._variables = dict(variables or {})
+
+    @property
+    def source(self) -> str:
+        """The program itself; empty where the model has none."""
+        found = self._given if self._given is not None else self._tokenizer.chat_template
+        if isinstance(found, dict):  # several by name
+            found = found.get("default") or next(iter(found.values()), "")
+        return str(found or "")
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the model marks its reasoning off from its answers."""
+        return answer_format(self._tokenizer, self.source)
+
+    @property
+    def reasoning_key(self) -> str | None:
+        """By what the template asks an earlier answer's reasoning; None where it does not ask."""
+        source = self.source
+        asked = (name for name in REASONING_KEYS if re.search(rf"""\.{name}\b|['"]{name}['"]""", source))
+        return next(asked, None)
+
+    def hears(self, variables: Mapping[str, Any]) -> bool:
+        """Whether the template looks at any of these."""
+        source = self.source
+        return any(name in source for name in variables)
+
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
+        """The conversation as text, ready for its answer.
+
+        A system message that the template refuses, or leaves out, goes into the first user message; where it wants
+        turns to alternate, those of one role are joined. Raises MoeLocalError where neither helps.
+        """
+        if not self.source:
+            raise CheckpointError(
+                "this model has no chat template: it continues text and does not chat",
+                remedy="use `moe-local generate --raw`, give one with --chat-template, or use an instruct model",
+            )
+        for message in messages:
+            if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+                raise MoeLocalError("a message has no role and content that are text")
+        told = {**self._variables, **(variables or {})}
+        try:
+            text = self._apply(messages, told)
+        except MoeLocalError:  # of time, or of memory: it would be so again
+            raise
+        except Exception as refusal:  # templates are programs, and refuse with exceptions of their own
+            return self._adapted(messages, told, refusal)
+        return text if self._has_system(messages, text, told) else self._with_system_inside(messages, told)
+
+    def _apply(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        with bounded("the model's chat template"):
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), chat_template=self._given, add_generation_prompt=True, tokenize=False, **variables
+            )
+        return text
+
+    def _has_system(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> bool:
+        """Whether the system message came out; one that the template passes over changes nothing."""
+        rest = [message for message in messages if message["role"] != "system"]
+        system = "".join(message["content"].strip() for message in messages if message["role"] == "system")
+        if not system or not rest or system in text:
+            return True
+        try:
+            return self._apply(rest, variables) != text
+        except Exception:
+            return True
+
+    def _with_system_inside(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        text = self._apply(_joined(_system_inside(messages)), variables)
+        self._notice("this model's chat template knows no system message: its text is in the first user message")
+        return text
+
+    def _adapted(self, messages: Sequence[Message], variables: Mapping[str, Any], refusal: Exception) -> str:
+        """Another conversation of the same words, one that the template takes."""
+        ways = (
+            (_joined(messages), "wants turns to alternate: neighbours of one role are joined"),
+            (_system_inside(messages), "knows no system message: its text is in the first user message"),
+            (
+                _joined(_system_inside(messages)),
+                "knows no system message and wants turns to alternate: the system's text is in the first user"
+                " message, and neighbours of one role are joined",
+            ),
+        )
+        for other, how in ways:
+            if other == list(messages):
+                continue
+            try:
+                text = self._apply(other, variables)
+            except Exception:
+                continue
+            self._notice(f"this model's chat template {how}")
+            return text
+        raise MoeLocalError(
+            f"the model's chat template refuses this conversation ({first_line(refusal)})",
+            remedy="--chat-template FILE uses another one",
+        ) from refusal
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """Neighbours of one role in one."""
+    groups = [list(group) for _, group in groupby(messages, key=lambda message: message["role"])]
+    return [{**group[-1], "content": _BETWEEN.join(each["content"] for each in group)} for group in groups]
+
+
+def _system_inside(messages: Sequence[Message]) -> list[Message]:
+    """The system's texts before that of the first user message."""
+    systems = [message["content"] for message in messages if message["role"] == "system"]
+    rest = [dict(message) for message in messages if message["role"] != "system"]
+    first = next((message for message in rest if message["role"] == "user"), None)
+    if not systems or first is None:
+        return list(messages)
+    first["content"] = _BETWEEN.join([*systems, first["content"]])
+    return rest
