@@ -21,9 +21,11 @@ from . import options as opt
 if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.batch import Progress
+    from moe_local.generation.template import TemplateSettings
     from moe_local.jobs.files import Source, Target
     from moe_local.jobs.job import Job
     from moe_local.jobs.lines import Defaults
+    from moe_local.jobs.ray_pool import Loading
     from moe_local.planning import Options
 
 Ran = tuple[dict[str, Any], float]  # figures, and the seconds that answering took
@@ -70,6 +72,7 @@ def batch(
     *,
     flags: opt.LoadFlags,
     sampling: opt.SamplingFlags,
+    template: opt.TemplateFlags,
 ) -> None:
     """Answer a file of prompts, many at once: each expert that is read serves all of them.
 
@@ -83,8 +86,9 @@ def batch(
     from moe_local.jobs.files import Source
     from moe_local.jobs.job import Job
     from moe_local.jobs.lines import FORMATS, Defaults, guess_format
+    from moe_local.jobs.ray_pool import Loading
 
-    options, chosen = flags.options(), sampling.options()
+    options, chosen, settings = flags.options(), sampling.options(), template.settings()
     with closing(Source(source, sys.stdin.buffer)) as given:
         name = guess_format(source, given.first) if format == "auto" else format
         if name not in FORMATS:
@@ -92,9 +96,9 @@ def batch(
         defaults = Defaults(chosen, system, raw)
         each = given.bytes // max(1, given.count) // _CHARACTERS + (chosen.max_new_tokens or _GUESS)
         options = replace(options, sequences=batch_size, each=each)
-        with closing(_target(output, given, name, model, options, defaults, restart=restart)) as target:
+        with closing(_target(output, given, name, model, options, defaults, settings, restart=restart)) as target:
             job = Job(given, target, FORMATS[name](), defaults, ordered=ordered, fail_fast=fail_fast)
-            summary = _run(job, model, options, pack=pack, ray=ray, workers=workers)
+            summary = _run(job, Loading(model, options, pack, settings), ray=ray, workers=workers)
     _tell(summary, as_json=as_json, on_stderr=output == "-")
 
 
@@ -105,6 +109,7 @@ def _target(
     model: str | None,
     options: Options,
     defaults: Defaults,
+    settings: TemplateSettings,
     *,
     restart: bool,
 ) -> Target:
@@ -125,33 +130,32 @@ def _target(
             "context": options.context,
             "system": defaults.system,
             "raw": defaults.raw,
+            "template": vars(settings),
             **vars(defaults.sampling),
         },
     )
     return AnswerFile(Path(output), terms, restart=restart)
 
 
-def _run(
-    job: Job, model: str | None, options: Options, *, pack: bool, ray: str | None, workers: int | None
-) -> dict[str, Any]:
+def _run(job: Job, loading: Loading, *, ray: str | None, workers: int | None) -> dict[str, Any]:
     from .session import interruptible
 
     if not job.left:
         return _summary(job, {}, 0.0, interrupted=False)
     with interruptible() as interrupt:
         if ray is not None:
-            found, seconds = _run_on_ray(job, model, options, pack=pack, address=ray, workers=workers, stop=interrupt)
+            found, seconds = _run_on_ray(job, loading, address=ray, workers=workers, stop=interrupt)
         else:
-            found, seconds = _run_here(job, model, options, pack=pack, stop=interrupt)
+            found, seconds = _run_here(job, loading, stop=interrupt)
     return _summary(job, found, seconds, interrupted=interrupt.is_set())
 
 
-def _run_here(job: Job, model: str | None, options: Options, *, pack: bool, stop: Event) -> Ran:
+def _run_here(job: Job, loading: Loading, *, stop: Event) -> Ran:
     from .session import load
 
-    with load(model, options, pack=pack) as engine:
+    with load(loading.model, loading.options, pack=loading.pack, template=loading.template) as engine:
         generator = engine.batch_generator()
-        if generator.together == 1 < options.sequences:
+        if generator.together == 1 < loading.options.sequences:
             _say("note: prompts are answered one at a time: memory is short, or this model's cache cannot be shared")
         began = perf_counter()
         with _bar(job) as show:
@@ -161,19 +165,10 @@ def _run_here(job: Job, model: str | None, options: Options, *, pack: bool, stop
         return _figures(generator.progress, engine), seconds
 
 
-def _run_on_ray(
-    job: Job,
-    model: str | None,
-    options: Options,
-    *,
-    pack: bool,
-    address: str,
-    workers: int | None,
-    stop: Event,
-) -> Ran:
-    from moe_local.jobs.ray_pool import Loading, Pool
+def _run_on_ray(job: Job, loading: Loading, *, address: str, workers: int | None, stop: Event) -> Ran:
+    from moe_local.jobs.ray_pool import Pool
 
-    with Pool(address, workers, Loading(model, options, pack), report=_say) as pool:
+    with Pool(address, workers, loading, report=_say) as pool:
         began = perf_counter()
         job.run(lambda requests: pool.run(requests, stop))
         figures = {"workers": pool.size, "workers_lost": pool.lost, "new_tokens": pool.new_tokens}

@@ -28,6 +28,9 @@ HELP = """\
 /save FILE          write the conversation as JSON
 /load FILE          take up a saved conversation
 /regenerate         answer the last message again
+/think [LEVEL]      how much to reason: on, off, low, medium, high
+/fold               show only that the model reasons, or what
+/reasoning          what it reasoned before its last answer
 /exit               leave (also Ctrl-D)
 Ctrl-C stops an answer and not the chat. Anything else is said to the model."""
 
@@ -35,10 +38,14 @@ Ctrl-C stops an answer and not the chat. Anything else is said to the model."""
 def chat(
     model: opt.Model = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Show that the model reasons, and not what; /fold changes it.")
+    ] = False,
     pack: opt.Pack = True,
     *,
     flags: opt.LoadFlags,
     sampling: opt.SamplingFlags,
+    template: opt.TemplateFlags,
 ) -> None:
     """Chat with a model. /help lists what can be typed.
 
@@ -47,15 +54,15 @@ def chat(
     """
     from .session import load, stderr
 
-    options, chosen = flags.options(), sampling.options()
-    with load(model, options, pack=pack) as engine:
+    options, chosen, settings = flags.options(), sampling.options(), template.settings()
+    with load(model, options, pack=pack, template=settings) as engine:
         session = engine.chat(chosen, system=system)
         terminal = sys.stdin.isatty()
         if terminal:
             name = engine.prepared.checkpoint.directory.name
             banner = f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave."
             stderr.print(banner, markup=False, soft_wrap=True)
-        _converse(engine, session, _Lines(terminal), strict=not terminal)
+        _converse(_Commands(engine, session, folded=fold), _Lines(terminal), strict=not terminal)
 
 
 class _Lines:
@@ -94,16 +101,15 @@ class _Lines:
             readline.write_history_file(self._history)
 
 
-def _converse(engine: Engine, session: ChatSession, lines: _Lines, *, strict: bool) -> None:
+def _converse(commands: _Commands, lines: _Lines, *, strict: bool) -> None:
     """Answers until the user leaves. At a terminal an error is told and the chat goes on; `strict` ends it."""
-    commands = _Commands(engine, session)
     try:
         while not commands.finished:
             try:
                 line = lines.next()
                 if line is None:
                     return
-                _respond(engine, session, commands, line.strip())
+                commands.respond(line.strip())
             except KeyboardInterrupt:
                 if strict:
                     raise
@@ -116,20 +122,21 @@ def _converse(engine: Engine, session: ChatSession, lines: _Lines, *, strict: bo
         lines.close()
 
 
-def _respond(engine: Engine, session: ChatSession, commands: _Commands, line: str) -> None:
-    if line.startswith("/"):
-        commands.run(line)
-    elif line:
-        commands.answer(session.send, line)
-
-
 class _Commands:
-    """What a line that begins with a slash does."""
+    """What lines do: those that begin with a slash are commands, others are said to the model."""
 
-    def __init__(self, engine: Engine, session: ChatSession) -> None:
+    def __init__(self, engine: Engine, session: ChatSession, *, folded: bool) -> None:
         self._engine = engine
         self._session = session
+        self._folded = folded
+        self._reasoning = ""
         self.finished = False
+
+    def respond(self, line: str) -> None:
+        if line.startswith("/"):
+            self.run(line)
+        elif line:
+            self.answer(self._session.send, line)
 
     def run(self, line: str) -> None:
         name, _, argument = line[1:].partition(" ")
@@ -139,11 +146,14 @@ class _Commands:
         method(argument.strip())
 
     def answer(self, produce: Callable[..., Generation], *arguments: str) -> None:
-        from .session import interruptible, status, stderr, write
+        from .session import interruptible, show_reasoning, status, stderr, write
 
-        with interruptible() as interrupt:
-            result = produce(*arguments, on_text=write, interrupt=interrupt)
+        with interruptible() as interrupt, show_reasoning(folded=self._folded) as reasoning:
+            result = produce(
+                *arguments, on_text=reasoning.then(write), on_reasoning=reasoning.piece, interrupt=interrupt
+            )
         write("\n")
+        self._reasoning = result.reasoning
         if stderr.is_terminal and sys.stdin.isatty():
             stderr.print(status(self._engine, result), style="dim", soft_wrap=True)
 
@@ -172,6 +182,20 @@ class _Commands:
 
     def do_regenerate(self, argument: str) -> None:
         self.answer(self._session.regenerate)
+
+    def do_fold(self, argument: str) -> None:
+        self._folded = not self._folded
+        typer.echo("(reasoning is folded)" if self._folded else "(reasoning is shown)")
+
+    def do_reasoning(self, argument: str) -> None:
+        typer.echo(self._reasoning or "(the last answer had no reasoning)")
+
+    def do_think(self, argument: str) -> None:
+        from dataclasses import replace
+
+        generator = self._engine.generator
+        generator.use_template(replace(generator.template.settings, level=argument or None))
+        typer.echo(f"(thinking: {argument or 'as the model does by itself'})")
 
     def do_exit(self, argument: str) -> None:
         self.finished = True

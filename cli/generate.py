@@ -31,26 +31,36 @@ def generate(
     *,
     flags: opt.LoadFlags,
     sampling: opt.SamplingFlags,
+    template: opt.TemplateFlags,
 ) -> None:
     """Write one answer to a prompt, as it is generated.
 
     Examples: `moe-local generate -p "Why is the sky blue?"`, `moe-local generate Qwen/Qwen3-30B-A3B --ram 16GiB -f
-    question.txt`, `echo "2+2?" | moe-local generate --json`.
+    question.txt`, `echo "2+2?" | moe-local generate --json`. What a model reasons before its answer is shown dimmed
+    at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
-    from .session import interruptible, load, status, stderr, write
+    from .session import interruptible, load, show_reasoning, status, stderr, tell, write
 
     text = read_prompt(prompt, file)
-    options, chosen = flags.options(), sampling.options()
-    with load(model, options, pack=pack) as engine:
-        ids = engine.encode(text, raw=raw, system=system)
-        with interruptible() as interrupt:
-            on_text = None if as_json else write
-            result = engine.generate(ids, chosen, on_text=on_text, interrupt=interrupt)
+    options, chosen, settings = flags.options(), sampling.options(), template.settings()
+    with load(model, options, pack=pack, template=settings) as engine:
+        with interruptible() as interrupt, show_reasoning(shown=not as_json) as reasoning:
+            result = engine.generate(
+                text,
+                chosen,
+                raw=raw,
+                system=system,
+                on_text=None if as_json else reasoning.then(write),
+                on_reasoning=reasoning.piece,
+                interrupt=interrupt,
+            )
         if as_json:
             out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
             typer.echo(json.dumps(out, ensure_ascii=False))
         else:
             write("\n")
+            if result.reasoning and not result.text and result.finish_reason == "length":
+                tell("the answer ended while it was still reasoning: give more -n, or --think off")
             if stderr.is_terminal:
                 stderr.print(status(engine, result), style="dim", soft_wrap=True)
     if result.finish_reason == "interrupted":

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from moe_local.config import parse_share, parse_size
+from moe_local.config import parse_share, parse_size, read_text
+from moe_local.errors import MoeLocalError
 
 if TYPE_CHECKING:
     from moe_local.generation.sampling import Sampling
+    from moe_local.generation.template import TemplateSettings
     from moe_local.planning import Options
 
 MODEL = "Model"
 MEMORY = "Memory"
 SAMPLING = "Sampling"
+TEMPLATE = "Chat template"
+MOST_TEMPLATE = 1 << 20  # characters
 
 Model = Annotated[
     str | None,
@@ -165,6 +171,60 @@ class SamplingFlags:
         from moe_local.generation.sampling import Sampling
 
         return Sampling(**{**vars(self), "stop": tuple(self.stop or ())})
+
+
+@dataclass(frozen=True)
+class TemplateFlags:
+    """What the chat template is told, as typed."""
+
+    think: Annotated[
+        str | None,
+        typer.Option(
+            help="How much to reason before an answer, where the model can be told: on, off, low, medium, high.",
+            rich_help_panel=TEMPLATE,
+        ),
+    ] = None
+    template_var: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A variable of the model's chat template; the value as JSON, else as text. May be given again.",
+            rich_help_panel=TEMPLATE,
+        ),
+    ] = None
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A Jinja chat template to use instead of the model's.", rich_help_panel=TEMPLATE
+        ),
+    ] = None
+
+    def settings(self) -> TemplateSettings:
+        """What was typed, understood. Raises MoeLocalError naming what is wrong."""
+        from moe_local.generation.template import TemplateSettings
+
+        return TemplateSettings(
+            source=None if self.chat_template is None else _read_template(self.chat_template),
+            variables=dict(_variable(given) for given in self.template_var or ()),
+            level=self.think,
+        )
+
+
+def _variable(given: str) -> tuple[str, Any]:
+    name, equals, value = given.partition("=")
+    if not equals or not name.isidentifier():
+        raise MoeLocalError(f"--template-var {given} is no NAME=VALUE", remedy="write enable_thinking=false, say")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _read_template(file: Path) -> str:
+    text = read_text(file, most=MOST_TEMPLATE)
+    if not text.strip():
+        raise MoeLocalError(f"{file} is empty", remedy="give a Jinja chat template")
+    return text
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

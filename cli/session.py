@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from moe_local.errors import StorageError
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
+    from moe_local.generation.template import TemplateSettings
     from moe_local.generation.text import Generation
     from moe_local.planning import Options
 
@@ -47,13 +49,21 @@ def resolve(model: str | None) -> str | Path:
         return ensure_demo(home(), report)
 
 
-def load(model: str | None, options: Options, *, pack: bool, format: str | None = None) -> Engine:
+def load(
+    model: str | None,
+    options: Options,
+    *,
+    pack: bool,
+    format: str | None = None,
+    template: TemplateSettings | None = None,
+) -> Engine:
     """Loads with a progress bar and prints the plan's notes; packs first if that is wanted and makes sense.
 
     With a `format` that is packed into, whatever MODEL is.
     """
     _quiet_libraries()
     from moe_local import engine
+    from moe_local.generation.template import TemplateSettings
 
     where = resolve(model)
     if format is not None:
@@ -63,8 +73,16 @@ def load(model: str | None, options: Options, *, pack: bool, format: str | None 
     with progress() as report:
         loaded = engine.load(where, options, report=report)
     for note in loaded.notes:
-        stderr.print(f"[yellow]note:[/] {escape(note)}")
+        tell(note)
+    if loaded.speaks:
+        loaded.generator.on_notice = tell
+        loaded.generator.use_template(template or TemplateSettings())
     return loaded
+
+
+def tell(note: str) -> None:
+    """A note to the user, on stderr."""
+    stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
 def _packed(model: str, format: str | None = None) -> Path:
@@ -114,6 +132,51 @@ def write(piece: str) -> None:
     """A piece of the model's text to stdout, at once, as it is."""
     sys.stdout.write(piece)
     sys.stdout.flush()
+
+
+class Reasoning:
+    """Shows what a model reasons, dimmed and on stderr, where that is a terminal; or a line of its length, folded."""
+
+    def __init__(self, *, shown: bool, folded: bool = False) -> None:
+        self._shown = shown and stderr.is_terminal
+        self._folded = folded
+        self._begun: float | None = None
+        self._length = 0
+
+    def piece(self, text: str) -> None:
+        if not self._shown:
+            return
+        self._begun = self._begun or perf_counter()
+        self._length += len(text)
+        if self._folded:
+            seconds = perf_counter() - self._begun
+            stderr.print(f"\rreasoning: {self._length} characters, {seconds:.0f} s ", style="dim", end="")
+        else:
+            stderr.print(text, style="dim", end="", markup=False, soft_wrap=True)
+
+    def then(self, write: Callable[[str], None]) -> Callable[[str], None]:
+        """`write`, for the answer, after what was reasoned has ended its line."""
+
+        def answer(text: str) -> None:
+            self.end()
+            write(text)
+
+        return answer
+
+    def end(self) -> None:
+        if self._begun is not None:
+            stderr.print("\n" if not self._folded else "")
+            self._begun = None
+
+
+@contextmanager
+def show_reasoning(*, shown: bool = True, folded: bool = False) -> Iterator[Reasoning]:
+    """What is to be told the reasoning; its line has ended afterwards."""
+    reasoning = Reasoning(shown=shown, folded=folded)
+    try:
+        yield reasoning
+    finally:
+        reasoning.end()
 
 
 def status(engine: Engine, result: Generation) -> str:

@@ -26,6 +26,22 @@ _MOST = 1 << 60  # bytes: beyond any machine
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
+def read_text(file: Path, *, most: int) -> str:
+    """A text file of UTF-8, of at most so many characters. Raises MoeLocalError, naming it."""
+    try:
+        if file.exists() and not file.is_file():
+            raise MoeLocalError(f"{file} is not a file")
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(most + 1)
+    except UnicodeDecodeError as error:
+        raise MoeLocalError(f"{file} is not UTF-8 (byte {error.start})", remedy="convert it to UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise MoeLocalError(f"cannot read {file} ({getattr(error, 'strerror', None) or error})") from error
+    if len(text) > most:
+        raise MoeLocalError(f"{file} has more than {most} characters", remedy="give a smaller one")
+    return text
+
+
 def parse_size(text: str) -> int:
     """Bytes in a size such as `6GiB`, `500 MB`, `1.5g` or `1048576`. Raises MoeLocalError."""
     match = _SIZE.fullmatch(text)

@@ -166,6 +166,11 @@ class Engine:
         return self.prepared.plan
 
     @property
+    def speaks(self) -> bool:
+        """Whether there is a tokenizer, and the model generates text."""
+        return self._tokenizer is not None and bool(self.model.can_generate())
+
+    @property
     def generator(self) -> TextGenerator:
         """The model with its tokenizer. Raises CheckpointError if the checkpoint has none."""
         if self._generator is not None:

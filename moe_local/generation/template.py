@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -35,24 +36,31 @@ def thinking(level: str | None) -> dict[str, Any]:
     return switches | ({_EFFORT: level} if level in EFFORTS else {})
 
 
-class ChatTemplate:
-    """The template of a tokenizer, or `source` in its place, which is told `variables`.
+@dataclass(frozen=True)
+class TemplateSettings:
+    """What a user may say about chat templates."""
 
-    `notice` is told once of each thing that a conversation was changed by.
-    """
+    source: str | None = None  # in place of the model's
+    variables: Mapping[str, Any] = field(default_factory=dict)  # that it is told
+    level: str | None = None  # of thinking: on, off, low, medium or high
+
+    def __post_init__(self) -> None:
+        thinking(self.level)
+
+
+class ChatTemplate:
+    """The template of a tokenizer as the settings say; `notice` is told of what a conversation was changed by."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        notice: Callable[[str], None],
-        *,
-        source: str | None = None,
-        variables: Mapping[str, Any] | None = None,
+        self, tokenizer: PreTrainedTokenizerBase, notice: Callable[[str], None], settings: TemplateSettings
     ) -> None:
         self._tokenizer = tokenizer
         self._notice = notice
-        self._given = source
-        self._variables = dict(variables or {})
+        self.settings = settings
+        self._given = settings.source
+        self._variables = {**thinking(settings.level), **settings.variables}
+        if settings.level is not None and self.source and not self.hears(thinking(settings.level)):
+            notice(f"this model's chat template has no switch for thinking: --think {settings.level} changes nothing")
 
     @property
     def source(self) -> str:

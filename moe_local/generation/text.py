@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import AnswerStream, OnText
-from moe_local.generation.template import ChatTemplate
+from moe_local.generation.template import ChatTemplate, TemplateSettings
 from moe_local.memory.limits import peak_memory
 from moe_local.runtime.footprint import PREFILL_CHUNK
 from moe_local.runtime.kv import PLAIN_LAYERS
@@ -141,11 +141,11 @@ class TextGenerator:
         self.prefill_chunk = prefill_chunk  # tokens of a prompt that go through the model at once, at most
         self.on_notice: Callable[[str], None] = lambda text: None  # told once of each change to what was asked
         self._noticed: set[str] = set()
-        self.template = ChatTemplate(tokenizer, self.notice)
+        self.template = ChatTemplate(tokenizer, self.notice, TemplateSettings())
 
-    def use_template(self, *, source: str | None = None, variables: Mapping[str, Any] | None = None) -> None:
-        """Has conversations rendered by another chat template than the model's, or told these variables."""
-        self.template = ChatTemplate(self.tokenizer, self.notice, source=source, variables=variables)
+    def use_template(self, settings: TemplateSettings) -> None:
+        """Has conversations rendered as the settings say."""
+        self.template = ChatTemplate(self.tokenizer, self.notice, settings)
 
     def notice(self, text: str) -> None:
         """Tells the user, once."""

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from moe_local.errors import MoeLocalError
 from moe_local.generation.batch import Answer, Request
-from moe_local.generation.chat import Message
 from moe_local.generation.sampling import Sampling
+from moe_local.generation.template import EFFORTS, Message, thinking
 
 _NUMBER, _COUNT = (int, float), (int,)
 _OPTIONS: dict[str, tuple[type, ...]] = {
@@ -25,6 +25,9 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "seed": _COUNT,
 }
 _MOST = 1e30  # of any number that an option may be
+_OWN = ("id", "prompt", "messages", "system", "raw", "stop", "metadata")
+_TEMPLATE = ("chat_template_kwargs", "reasoning_effort")
+_EFFORTS = {"none": "off", "minimal": "low"} | {each: each for each in EFFORTS}  # OpenAI's words, and ours
 _ROLES = ("system", "user", "assistant")
 Fields = dict[str, Any]
 
@@ -83,9 +86,10 @@ class Own:
                 _sampling(given, defaults.sampling, _OPTIONS),
                 system=_typed(given, "system", str) or defaults.system,
                 raw=bool(_typed(given, "raw", bool, defaults.raw)),
+                template_variables=_template_variables(given),
             )
             if given:
-                known = ", ".join(["id", "prompt", "messages", "system", "raw", "stop", "metadata", *_OPTIONS])
+                known = ", ".join([*_OWN, *_TEMPLATE, *_OPTIONS])
                 raise MoeLocalError(f"{_names(given)} is not known here", remedy=f"use {known}")
         return Line(number, id, request, extra=metadata)
 
@@ -98,6 +102,7 @@ class Own:
         return {
             **begin,
             "text": answer.text,
+            **({"reasoning": answer.reasoning} if answer.reasoning else {}),
             "finish_reason": answer.finish_reason,
             "prompt_tokens": answer.prompt_tokens,
             "new_tokens": answer.new_tokens,
@@ -156,10 +161,12 @@ class OpenAI:
         limits = [_typed(body, name, int) for name in ("max_completion_tokens", "max_tokens")]
         limit = next((each for each in limits if each is not None), None)
         sampling = _sampling(body, defaults.sampling, self._OPTIONS)
+        variables = _template_variables(body)
         prompt = _prompt({name: body.pop(name) for name in ("messages" if chat else "prompt",) if name in body})
         if unknown := {name for name, value in body.items() if value is not None}:
             raise MoeLocalError(f"{_names(unknown)} is not done here", remedy="leave it out")
-        return Request(prompt, sampling if limit is None else replace(sampling, max_new_tokens=limit), raw=not chat)
+        chosen = sampling if limit is None else replace(sampling, max_new_tokens=limit)
+        return Request(prompt, chosen, raw=not chat, template_variables=variables)
 
     def write(self, line: Line, answer: Answer | None) -> Fields:
         begin: Fields = {"id": f"batch_req_{line.number}", "custom_id": line.id}
@@ -168,11 +175,10 @@ class OpenAI:
             return {**begin, "response": None, "error": {"code": "invalid_request", "message": message}}
         url, model = line.extra
         chat = url.endswith("/chat/completions")
-        said: Fields = (
-            {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-            if chat
-            else {"text": answer.text}
-        )
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        said: Fields = {"message": message} if chat else {"text": answer.text}
         body = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{line.number}",
             "object": "chat.completion" if chat else "text_completion",
@@ -238,7 +244,9 @@ def _typed(given: Fields, name: str, kind: type | tuple[type, ...], default: Any
         return default
     kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kinds[-1]]
+        wanted = {str: "text", dict: "an object", int: "a whole number", float: "a number", bool: "true or false"}[
+            kinds[-1]
+        ]
         raise MoeLocalError(f"{name} is not {wanted}")
     return _finite(name, value) if float in kinds else value
 
@@ -257,6 +265,17 @@ def _sampling(given: Fields, defaults: Sampling, options: Mapping[str, tuple[typ
         raise MoeLocalError("stop is neither text nor a list of texts")
     rest = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     return Sampling(**{**rest, **found, "stop": defaults.stop if stops is None else tuple(stops)})
+
+
+def _template_variables(given: Fields) -> Fields | None:
+    """Takes out what the chat template is to be told; None where that is nothing."""
+    told = _typed(given, "chat_template_kwargs", dict, {})
+    effort = _typed(given, "reasoning_effort", str)
+    if effort is not None and effort not in _EFFORTS:
+        raise MoeLocalError(f"reasoning_effort is {effort!r}", remedy=f"use {', '.join(_EFFORTS)}")
+    if strange := [name for name in told if not name.isidentifier()]:
+        raise MoeLocalError(f"{_names(strange)} in chat_template_kwargs is no name")
+    return {**thinking(effort and _EFFORTS[effort]), **told} or None
 
 
 def _prompt(given: Fields) -> str | list[Message]:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from moe_local.config import home
 from moe_local.errors import MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.batch import Answer, Request
+from moe_local.generation.template import TemplateSettings
 from moe_local.planning import Options
 
 _LOSSES = 3  # workers lost for each that there is, before the job gives up
@@ -34,6 +35,7 @@ class Loading:
     model: str | None  # a path or hub id that every node knows; None is the demo
     options: Options
     pack: bool
+    template: TemplateSettings = field(default_factory=TemplateSettings)
 
     def engine(self, neighbours: int) -> Any:
         """Loaded in this process, with an equal share of the machine's free memory for each of its `neighbours`."""
@@ -51,7 +53,9 @@ class Loading:
         options = self.options
         if options.ram is None and neighbours > 1:
             options = replace(options, ram=int(memory_available() * 0.9 / neighbours))
-        return load(where, options)
+        engine = load(where, options)
+        engine.generator.use_template(self.template)
+        return engine
 
 
 class Worker:

@@ -60,7 +60,7 @@ def endless(qwen: Path, tmp_path: Path) -> Path:
     config = json.loads((copy / "config.json").read_text())
     config |= {"max_position_embeddings": 1_000_000, "eos_token_id": None}
     (copy / "config.json").write_text(json.dumps(config))
-    (copy / "generation_config.json").write_text('{"do_sample": false}')
+    (copy / "generation_config.json").write_text('{"do_sample": false, "suppress_tokens": [2]}')  # 2: the end
     return copy
 
 

@@ -28,11 +28,11 @@ class Answer:
 
     request: Request
     text: str = ""
-    reasoning: str = ""  # what was said on the way to it, where the model marks it off
     token_ids: Sequence[int] = ()
     prompt_tokens: int = 0
     finish_reason: str = "error"  # "stop", "length" or "error"
     error: str | None = None
+    reasoning: str = ""  # what was said on the way to the text, where the model marks it off
 
     @property
     def new_tokens(self) -> int:

@@ -75,8 +75,14 @@ class _Sequence:
 
     def answer(self, reason: str) -> Answer:
         self._stream.end()
-        text, reasoning = self._stream.text, self._stream.reasoning
-        return Answer(self.request, text, reasoning, self.new, self.prompt_tokens, reason)
+        return Answer(
+            self.request,
+            self._stream.text,
+            self.new,
+            self.prompt_tokens,
+            reason,
+            reasoning=self._stream.reasoning,
+        )
 
 
 class BatchGenerator:
