@@ -292,7 +292,7 @@ class TextGenerator:
         return "interrupted" if halt.interrupted else "length"
 
 
-class _Stream(BaseStreamer):  # type: ignore[misc]
+class _Stream(BaseStreamer):
     """What `generate` hands its tokens to: the prompt first, then one at a time."""
 
     def __init__(self, answer: AnswerStream, counters: Counters) -> None:

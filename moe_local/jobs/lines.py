@@ -29,6 +29,7 @@ _OWN = ("id", "prompt", "messages", "system", "raw", "stop", "metadata")
 _TEMPLATE = ("chat_template_kwargs", "reasoning_effort")
 _EFFORTS = {"none": "off", "minimal": "low"} | {each: each for each in EFFORTS}  # OpenAI's words, and ours
 _ROLES = ("system", "user", "assistant")
+_KINDS = {str: "text", dict: "an object", int: "a whole number", float: "a number", bool: "true or false"}
 Fields = dict[str, Any]
 
 
@@ -175,10 +176,10 @@ class OpenAI:
             return {**begin, "response": None, "error": {"code": "invalid_request", "message": message}}
         url, model = line.extra
         chat = url.endswith("/chat/completions")
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        spoken: Fields = {"role": "assistant", "content": answer.text, "refusal": None}
         if answer.reasoning:
-            message["reasoning_content"] = answer.reasoning
-        said: Fields = {"message": message} if chat else {"text": answer.text}
+            spoken["reasoning_content"] = answer.reasoning
+        said: Fields = {"message": spoken} if chat else {"text": answer.text}
         body = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{line.number}",
             "object": "chat.completion" if chat else "text_completion",
@@ -244,10 +245,7 @@ def _typed(given: Fields, name: str, kind: type | tuple[type, ...], default: Any
         return default
     kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = {str: "text", dict: "an object", int: "a whole number", float: "a number", bool: "true or false"}[
-            kinds[-1]
-        ]
-        raise MoeLocalError(f"{name} is not {wanted}")
+        raise MoeLocalError(f"{name} is not {_KINDS[kinds[-1]]}")
     return _finite(name, value) if float in kinds else value
 
 
