@@ -67,8 +67,8 @@ def load(model: str | None, options: Options, *, pack: bool, format: str | None 
     return loaded
 
 
-def _packed(model: str, format: str | None = None) -> Path:
-    """The store of a model, made now if need be."""
+def _packed(model: str, format: str | None = None) -> str | Path:
+    """The store of a model, made now if need be; the model itself where there is no room for one."""
     from moe_local.packing import AUTO, ensure_packed
 
     try:
@@ -78,7 +78,7 @@ def _packed(model: str, format: str | None = None) -> Path:
         if format is not None:
             raise
         stderr.print(f"not packed: {error.message}; the original is read", markup=False)
-        return Path(model)
+        return model
     if made:
         stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False)
     return where
