@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -11,8 +10,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +17,7 @@ from moe_local.config import GIB, MIB, format_size, home
 from moe_local.errors import StorageError
 
 from . import options as opt
+from .output import Console, echo_json
 
 _PACKAGES = (
     "moe-local", "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "huggingface-hub", "typer",
@@ -35,7 +33,7 @@ def doctor(as_json: opt.Json = False) -> None:
     """
     found = examine()
     if as_json:
-        typer.echo(json.dumps(found))
+        echo_json(found)
     else:
         _show(found)
 
@@ -141,7 +139,7 @@ def _show(found: dict[str, Any]) -> None:
     table.add_column()
     for label, value in _rows(found):
         table.add_row(label, escape(value))
-    Console(highlight=False).print(table)
+    Console().print(table)
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:

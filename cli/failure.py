@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 import traceback
 from collections.abc import Callable
 from typing import ParamSpec
@@ -13,7 +11,9 @@ import typer
 
 from moe_local.errors import MoeLocalError
 
-INTERRUPTED = 130
+from .interrupts import INTERRUPTED, raising
+from .output import echo, end_without_reader
+
 INTERNAL_ERROR = 70
 
 P = ParamSpec("P")
@@ -33,7 +33,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with raising():
+                command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except MoeLocalError as error:
@@ -41,8 +42,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
         except BrokenPipeError:  # the reader of our output went away: `moe-local ... | head`
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the interpreter's last flush
-            raise typer.Exit(0) from None
+            end_without_reader()
         except Exception as error:
             reason = " ".join(str(error).split()) or "no message"
             _end(
@@ -55,6 +55,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def _end(message: str, code: int) -> None:
     if _Settings.debug:
-        traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
+        echo(traceback.format_exc().rstrip(), err=True)
+    echo(f"error: {' '.join(message.splitlines())}", err=True)
     raise typer.Exit(code)

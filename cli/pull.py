@@ -10,6 +10,8 @@ import typer
 from moe_local.config import format_size
 from moe_local.errors import CheckpointError, MoeLocalError
 
+from .output import echo
+
 
 def pull(
     repo: Annotated[
@@ -43,4 +45,4 @@ def pull(
     if found.unasked:
         note = f"note: the hub did not answer ({found.unasked}); this is the copy that was here"
         stderr.print(note, markup=False, soft_wrap=True)
-    typer.echo(found.path)
+    echo(found.path)

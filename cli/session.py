@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,19 +12,20 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from moe_local.config import format_size, home
 from moe_local.errors import StorageError
 
+from .interrupts import ignored
+from .output import stderr as stderr
+from .output import write as write
+
 if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.text import Generation
     from moe_local.planning import Options
-
-stderr = Console(stderr=True, highlight=False)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _quiet_libraries() -> None:
 def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C sets the event; a second one raises KeyboardInterrupt as usual."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or ignored():
         yield event
         return
 
@@ -108,12 +108,6 @@ def interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def write(piece: str) -> None:
-    """A piece of the model's text to stdout, at once, as it is."""
-    sys.stdout.write(piece)
-    sys.stdout.flush()
 
 
 def status(engine: Engine, result: Generation) -> str:
