@@ -5,11 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import os
-import signal
-import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from moe_local.bench.record import Recorder, write_trace
 from moe_local.bench.trace import Trace, part_of, read_trace
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.testing.traces import small_traces
+from tests.processes import start, wait_until
 
 SAME_FOLDER = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -101,16 +98,15 @@ from pathlib import Path
 from moe_local.bench.record import Recorder
 recorder = Recorder(Path({str(tmp_path / "trace.npz")!r}), layers=3, experts=9, top_k=2, meta={{"model": "x"}})
 recorder.prompt("endless")
-print("begun", flush=True)
 while True:
     for layer in range(3):
         recorder(layer, torch.tensor([[layer, 8]]), torch.tensor([[0.5, 0.5]]))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(0.3)
-        os.kill(child.pid, signal.SIGKILL)
+    child = start([sys.executable, "-c", script])
+    written = part_of(tmp_path / "trace.npz") / "forwards"
+    wait_until(lambda: written.exists() and written.stat().st_size > 200, child)
+    child.kill()
+    child.wait()
     found = read_trace(part_of(tmp_path / "trace.npz"))
     assert found.tokens > 10
     assert (found.ids == np.array([[0, 8], [1, 8], [2, 8]])).all()

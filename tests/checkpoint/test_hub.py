@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from moe_local.errors import CheckpointError, DownloadError
 from moe_local.testing import architecture
 from moe_local.testing.gguf import write_tiny_gguf
 from moe_local.testing.hub import LocalHub, local_hub
+from tests.processes import MOE, python, run
 
 NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", **NOWHERE}
@@ -38,8 +38,7 @@ def hub(mixtral: Path, tmp_path: Path) -> Iterator[LocalHub]:
 def _moe(hub: LocalHub, cache: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {**hub.environment(cache), "HF_TOKEN": "hf_secret", "MOE_LOCAL_HOME": str(cache / "home"), **more}
-    command = [sys.executable, "-m", "moe_local.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return run([*MOE, *arguments], env=environment)
 
 
 def _pull(hub: LocalHub, cache: Path, *model: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -142,8 +141,7 @@ def test_what_others_downloaded_is_used(hub: LocalHub, tmp_path: Path, mixtral: 
         "for name in sys.argv[1:]: hf_hub_download('owner/model', name)"
     )
     cache = tmp_path / "cache"
-    environment = {**os.environ, **hub.environment(cache)}
-    subprocess.run([sys.executable, "-c", code, *_names(mixtral)], env=environment, timeout=120, check=True)
+    python(code, *_names(mixtral), env={**os.environ, **hub.environment(cache)})
     assert _inspect(hub, cache, "owner/model", **OFFLINE).returncode == 0
 
 
