@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import traceback
 from collections.abc import Callable
 from typing import ParamSpec
@@ -11,8 +12,8 @@ import typer
 
 from moe_local.errors import MoeLocalError
 
-from .interrupts import INTERRUPTED, raising
-from .output import echo, end_without_reader
+from .interrupts import INTERRUPTED, raising, was_interrupt
+from .output import echo, forget
 
 INTERNAL_ERROR = 70
 
@@ -41,9 +42,14 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             _end(str(error), error.exit_code)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
-        except BrokenPipeError:  # the reader of our output went away: `moe-local ... | head`
-            end_without_reader()
+        except BrokenPipeError:  # whoever read stderr, or the bytes that went past stdout's text
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    forget(stream)
+            raise typer.Exit(0) from None
         except Exception as error:
+            if was_interrupt(error):
+                _end("interrupted", INTERRUPTED)
             reason = " ".join(str(error).split()) or "no message"
             _end(
                 f"internal error: {type(error).__name__}: {reason}; run with --debug and report it",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130  # exit code, as shells have it
+_struck: list[bool] = []
 
 
 def end_quietly() -> None:
@@ -28,11 +29,26 @@ def raising() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not _end:
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _raise)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, _end)
+
+
+def was_interrupt(error: Exception) -> bool:
+    """Whether an error is what somebody made of a KeyboardInterrupt, as libraries do that are being imported."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, ImportError) and bool(_struck)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _struck.append(True)
+    raise KeyboardInterrupt
 
 
 def _end(number: int, frame: FrameType | None) -> None:

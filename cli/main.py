@@ -7,12 +7,19 @@ from .interrupts import end_quietly
 
 def main() -> None:
     end_quietly()
+    import sys
+
+    from moe_local.errors import MoeLocalError
+
     from .app import app
-    from .output import prepare_streams
+    from .output import echo, prepare_streams
 
     prepare_streams()
     try:
         app()
+    except MoeLocalError as error:  # of a help page, which no command guards
+        echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
     finally:
         end_quietly()  # while the interpreter takes itself down
 

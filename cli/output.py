@@ -14,12 +14,15 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import IO, Any, TextIO
 
 import typer
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
+
+from moe_local.errors import StorageError
 
 _REPLACING = "moe_local.replacing"
 # C0 but tab and newline, DEL, C1; what turns the direction of writing; bytes of names that are no text.
@@ -39,12 +42,52 @@ def _shown(match: re.Match[str]) -> str:
 
 
 def prepare_streams() -> None:
-    """From here on nothing that is written fails because stdout's encoding lacks a character."""
+    """From here on nothing that is written fails because stdout's encoding lacks a character, or its reader left."""
     codecs.register_error(_REPLACING, _replace)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=_REPLACING)
-    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stdout = sys.__stdout__ = _Stdout.of(sys.stdout)  # type: ignore[misc]  # one owner of the buffer
+    if sys.stderr is None:  # closed by whoever started us: libraries do not expect that
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for good
+    elif isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
+
+
+class _Stdout(io.TextIOWrapper):
+    """stdout whose reader may go away, which ends the command in peace: `moe-local ... | head`."""
+
+    @classmethod
+    def of(cls, stream: io.TextIOWrapper) -> _Stdout:
+        encoding, lines = stream.encoding, stream.line_buffering
+        newline = None if sys.platform == "win32" else "\n"
+        return cls(stream.detach(), encoding, _REPLACING, newline, lines)
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise _ended(self, error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise _ended(self, error) from error
+
+
+def _ended(stdout: TextIO, error: OSError) -> Exception:
+    """What ends a command that cannot write. What stdout still holds then goes nowhere, without another error."""
+    forget(stdout)
+    if isinstance(error, BrokenPipeError):
+        return typer.Exit(0)
+    return StorageError(f"stdout cannot be written: {error.strerror}", remedy="free some space, or write elsewhere")
+
+
+def forget(stream: TextIO) -> None:
+    """Sends what a stream holds and gets to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # a stream without a file
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -99,28 +142,9 @@ class _Shown(io.BytesIO):
 
 
 def _put(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # closed by whoever started us
-        return
-    try:
+    if stream is not None:  # None where whoever started us closed it
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
-        end_without_reader(stream)
-
-
-def end_without_reader(stream: TextIO | None = None) -> None:
-    """Ends the command in peace: whoever read its output went away, as in `moe-local ... | head`.
-
-    What is left in the stream's buffer goes nowhere, also when the interpreter flushes it at the end.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, (stream or sys.stdout).fileno())
-    except (OSError, ValueError):  # a stream without a file
-        pass
-    finally:
-        os.close(nowhere)
-    raise typer.Exit(0)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -146,10 +170,6 @@ class Console(RichConsole):
                 yield segment
             else:
                 yield Segment(visible(segment.text), segment.style)
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        end_without_reader(sys.stderr if self.stderr else sys.stdout)
 
 
 stderr = Console(stderr=True)

@@ -89,8 +89,13 @@ class Stream:
         self._stream = stream
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._stream.write(_encoded(record))
-        self._stream.flush()
+        try:
+            self._stream.write(_encoded(record))
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StorageError(f"stdout cannot be written: {error.strerror}", remedy="give a file with -o") from error
 
     def close(self) -> None:
         pass
