@@ -139,7 +139,7 @@ class AnswerFile:
 
     def _take_up(self, terms: Terms, *, restart: bool) -> None:
         path, note = self._path, self._path.with_name(f"{self._path.name}.job")
-        if restart or not (path.exists() or note.exists()):
+        if restart or not (_has_answers(path) or note.exists()):
             self._begin(note, terms)
         else:
             _assert_same(path, note, terms)
@@ -150,7 +150,9 @@ class AnswerFile:
 
     def _begin(self, note: Path, terms: Terms) -> None:
         try:
-            self._path.write_bytes(b"")
+            # Empty before the note is there: whatever ends us in between, no answer passes for one of this job.
+            if self._path.exists():
+                os.truncate(self._path, 0)
             with whole(note) as stream:
                 stream.write(json.dumps(vars(terms), indent=2).encode())
         except (OSError, ValueError) as error:
@@ -187,6 +189,14 @@ def _assert_place(path: Path) -> None:
         raise StorageError(f"cannot write {path}: it is not a file", remedy="choose another -o, or - for stdout")
     if not path.parent.is_dir():
         raise StorageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make it first")
+
+
+def _has_answers(path: Path) -> bool:
+    """Whether there is something to go on with, or to lose."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _assert_same(path: Path, note: Path, terms: Terms) -> None:

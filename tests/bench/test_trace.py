@@ -7,6 +7,7 @@ import json
 import lzma
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from moe_local.bench.record import Recorder, write_trace
 from moe_local.bench.trace import Trace, part_of, read_trace
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.testing.traces import small_traces
-from tests.processes import start, wait_until
+from tests.processes import small_disk, start, wait_until
 
 SAME_FOLDER = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -192,3 +193,34 @@ def test_the_first_prompts() -> None:
     trace = Trace(np.arange(6, dtype=np.uint8).reshape(6, 1, 1), np.array([2, 3, 1], np.int32), ("a", "b", "c"), 6)
     assert trace.first(2).ids.ravel().tolist() == [0, 1, 2, 3, 4]
     assert trace.first(9).tokens == 6
+
+
+@pytest.mark.parametrize("room", [4, 12, 40])
+def test_a_full_disk_is_said_once(tmp_path: Path, room: int) -> None:
+    """Wherever it fills up: while the routing is written, or only when the trace is made of it."""
+    with small_disk(tmp_path / "small", room << 10) as disk:
+        path = disk / "t.npz"
+        with pytest.raises(StorageError, match=r"cannot write the trace .*: No space left"):  # noqa: SIM117
+            with Recorder(path, layers=2, experts=900, top_k=4, meta={"model": "x"}) as recorder:
+                recorder.prompt("one")
+                for _ in range(1000):
+                    for layer in range(2):
+                        recorder(layer, torch.randint(0, 900, (8, 4)), torch.rand(8, 4))
+        assert not path.exists()
+        if room == 40:
+            assert read_trace(part_of(path)).tokens > 0
+
+
+def test_a_disk_that_is_full_at_the_end_only(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 64 << 10) as disk:
+        recorder = Recorder(disk / "t.npz", layers=1, experts=900, top_k=4, meta={"model": "x"})
+        recorder.prompt("one")
+        for _ in range(100):
+            recorder(0, torch.randint(0, 900, (8, 4)), torch.rand(8, 4))
+        with suppress(OSError), (disk / "other").open("wb", buffering=0) as other:
+            while other.write(bytes(4096)):
+                pass
+        with pytest.raises(StorageError, match=r"what was recorded is in .*t\.npz\.part"):
+            recorder.close()
+        (disk / "other").unlink()
+        assert read_trace(disk / "t.npz.part").tokens == 800
