@@ -12,13 +12,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from filelock import FileLock, Timeout
-
-from moe_local.config import whole
+from moe_local.config import locked, whole
 from moe_local.errors import MoeLocalError, StorageError, is_disk_full
 
 STDIO = "-"
@@ -124,17 +123,17 @@ class AnswerFile:
     def __init__(self, path: Path, terms: Terms, *, restart: bool) -> None:
         _assert_place(path)
         self._path = path
-        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        self._lock = ExitStack()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
+            self._lock.enter_context(locked(path.with_name(f"{path.name}.lock")))
+        except BlockingIOError as error:
             raise MoeLocalError(f"another job writes {path}", remedy="wait for it, or choose another -o") from error
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
             self._take_up(terms, restart=restart)
         except BaseException:
-            self._unlock()
+            self._lock.close()
             raise
 
     def _take_up(self, terms: Terms, *, restart: bool) -> None:
@@ -177,11 +176,7 @@ class AnswerFile:
 
     def close(self) -> None:
         self._file.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.close()
 
 
 def _assert_place(path: Path) -> None:

@@ -287,3 +287,20 @@ def test_killed_just_before_the_end(journal: bool, qwen: Path, store: Path, tmp_
     assert sorted(file.name for file in target.iterdir()) == sorted(file.name for file in store.iterdir())
     for file in sorted(store.iterdir()):
         assert file.read_bytes() == (target / file.name).read_bytes(), file.name
+
+
+def test_packing_leaves_nothing_beside_the_store(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lock, there or among temporary files; a store that is there takes no lock at all."""
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    where = tmp_path / "stores"
+    _packed(qwen, where / "one", "int8")
+    assert [file.name for file in where.iterdir()] == ["one"]
+    (where / "one.lock").symlink_to(tmp_path / "elsewhere")
+    _packed(qwen, where / "one", "int8")
+    with pytest.raises(StorageError, match="cannot pack into"):
+        (where / "two.lock").symlink_to(tmp_path / "elsewhere")
+        _packed(qwen, where / "two", "int8")
+    assert not (tmp_path / "elsewhere").exists()
+    assert not list(temporary.iterdir())
