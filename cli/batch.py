@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ import typer
 from moe_local.errors import MoeLocalError
 
 from . import options as opt
+from .output import binary_stdout, echo_json
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
@@ -116,9 +116,9 @@ def _target(
     from moe_local.jobs.files import STDIO, AnswerFile, Stream, Terms
 
     if output == STDIO:
-        if sys.stdout is None:
+        if (stdout := binary_stdout()) is None:
             raise MoeLocalError("there is no stdout to write answers to", remedy="give a file with -o")
-        return Stream(sys.stdout.buffer)
+        return Stream(stdout)
     if Path(output).exists() and Path(source.name).exists() and Path(output).samefile(source.name):
         raise MoeLocalError(f"{output} is both the input and the output", remedy="choose another -o")
     terms = Terms(
@@ -252,7 +252,7 @@ def _bar(job: Job) -> Iterator[Callable[[Progress, Engine], None]]:
 
 def _tell(summary: dict[str, Any], *, as_json: bool, on_stderr: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(summary), err=on_stderr)
+        echo_json(summary, err=on_stderr)
     else:
         _say(_sentence(summary))
     if summary["interrupted"]:

@@ -21,6 +21,7 @@ from moe_local.errors import MoeLocalError
 from . import options as opt
 from .failure import guarded
 from .options import spread
+from .output import echo_json
 
 if TYPE_CHECKING:
     from moe_local.bench.live import Request
@@ -104,7 +105,7 @@ def live(
         report = _swept(asked, configurations)
     _write(report, plot, html, csv)
     if as_json:
-        typer.echo(json.dumps(report))
+        echo_json(report)
     else:
         from .bench_tables import show
 
@@ -338,7 +339,7 @@ def replay(
         report = replay_report(found if limit is None else found.first(limit), question, __version__, bar)
     _write(report, plot, html, csv)
     if as_json:
-        typer.echo(json.dumps(report))
+        echo_json(report)
     else:
         from .bench_tables import show
 
@@ -359,7 +360,7 @@ def compare(
 
     found = compared(read_report(before), read_report(after))
     if as_json:
-        typer.echo(json.dumps([{**vars(one), "ratio": one.ratio} for one in found]))
+        echo_json([{**vars(one), "ratio": one.ratio} for one in found])
     else:
         from .bench_tables import show_comparison
 

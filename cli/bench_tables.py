@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from moe_local.bench import tables
 from moe_local.bench.parts import part, run_labels
 from moe_local.config import format_size
 
+from .output import Console
 from .terminal import show_routing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _SWEEP = {
 
 def show(report: Mapping[str, Any]) -> None:
     """What was measured, one run in full or a sweep with a row each; or what a replay found. Then the routing."""
-    console = Console(highlight=False)
+    console = Console()
     console.print(escape(_head(report)), style="bold")
     found = report.get("runs", ())
     if len(found) > 1:
@@ -106,4 +106,4 @@ def show_comparison(found: Sequence[Comparison]) -> None:
                 ratio = "-" if one.ratio is None else f"{one.ratio:.3f}"
                 cells = (format_(one.before), format_(one.after), ratio, one.verdict)
                 drawn.add_row(label, *cells, style=colours.get(one.verdict))
-    Console(highlight=False).print(drawn)
+    Console().print(drawn)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from moe_local.config import home
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 
 from . import options as opt
+from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
@@ -113,11 +113,11 @@ def _converse(commands: _Commands, lines: _Lines, *, strict: bool) -> None:
             except KeyboardInterrupt:
                 if strict:
                     raise
-                typer.echo("", err=True)
+                echo("", err=True)
             except MoeLocalError as error:
                 if strict or isinstance(error, CheckpointError | StorageError):
                     raise
-                typer.echo(f"error: {error}", err=True)
+                echo(f"error: {error}", err=True)
     finally:
         lines.close()
 
@@ -158,27 +158,27 @@ class _Commands:
             stderr.print(status(self._engine, result), style="dim", soft_wrap=True)
 
     def do_help(self, argument: str) -> None:
-        typer.echo(HELP)
+        echo(HELP)
 
     def do_stats(self, argument: str) -> None:
-        typer.echo(json.dumps(self._engine.stats(), indent=2))
+        echo_json(self._engine.stats(), indent=2)
 
     def do_system(self, argument: str) -> None:
         if argument:
             self._session.set_system(argument)
-        typer.echo(self._session.system or "(no system message)")
+        echo(self._session.system or "(no system message)")
 
     def do_reset(self, argument: str) -> None:
         self._session.reset()
-        typer.echo("(forgotten)")
+        echo("(forgotten)")
 
     def do_save(self, argument: str) -> None:
         self._session.save(_file(argument))
-        typer.echo(f"(saved to {argument})")
+        echo(f"(saved to {argument})")
 
     def do_load(self, argument: str) -> None:
         self._session.load(_file(argument))
-        typer.echo(f"({len(self._session.messages)} messages loaded)")
+        echo(f"({len(self._session.messages)} messages loaded)")
 
     def do_regenerate(self, argument: str) -> None:
         self.answer(self._session.regenerate)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,11 +16,9 @@ from moe_local.config import GIB, MIB, format_size, home
 from moe_local.errors import StorageError
 
 from . import options as opt
+from .output import Console, echo_json
+from .versions import PACKAGES, installed, notes
 
-_PACKAGES = (
-    "moe-local", "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "huggingface-hub", "typer",
-    "rich",
-)  # fmt: skip
 _TRIAL = 256 * MIB  # bytes written and read back to measure the disk
 
 
@@ -35,7 +29,7 @@ def doctor(as_json: opt.Json = False) -> None:
     """
     found = examine()
     if as_json:
-        typer.echo(json.dumps(found))
+        echo_json(found)
     else:
         _show(found)
 
@@ -50,10 +44,12 @@ def examine() -> dict[str, Any]:
     gpus = [_gpu(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     first = gpus[0] if gpus else {}
     cache = home()
+    versions = {name: installed(name) for name in PACKAGES}
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions,
+        "notes": notes(versions),
         "cores": cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
@@ -83,13 +79,6 @@ def _gpu(index: int) -> dict[str, Any]:
         "free": free,
         "compute_capability": f"{major}.{minor}",
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _disk(folder: Path) -> dict[str, Any]:
@@ -141,7 +130,10 @@ def _show(found: dict[str, Any]) -> None:
     table.add_column()
     for label, value in _rows(found):
         table.add_row(label, escape(value))
-    Console(highlight=False).print(table)
+    console = Console()
+    console.print(table)
+    for note in found["notes"]:
+        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:

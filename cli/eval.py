@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from moe_local.config import format_size, home
 from moe_local.errors import MoeLocalError
 
 from . import options as opt
+from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,9 +55,9 @@ def evaluate(
         reference = None if against is None else _run_reference(against, request, stack)
         out = _run(model, request, reference)
     if as_json:
-        typer.echo(json.dumps(out, ensure_ascii=False))
+        echo_json(out)
     else:
-        typer.echo("\n".join(_lines(out)))
+        echo("\n".join(_lines(out)))
         if stderr.is_terminal:
             stderr.print(_status(out), style="dim", soft_wrap=True)
 

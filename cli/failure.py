@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,7 +12,9 @@ import typer
 
 from moe_local.errors import MoeLocalError
 
-INTERRUPTED = 130
+from .interrupts import INTERRUPTED, raising, was_interrupt
+from .output import echo, forget
+
 INTERNAL_ERROR = 70
 
 P = ParamSpec("P")
@@ -33,17 +34,22 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with raising():
+                command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except MoeLocalError as error:
             _end(str(error), error.exit_code)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
-        except BrokenPipeError:  # the reader of our output went away: `moe-local ... | head`
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the interpreter's last flush
+        except BrokenPipeError:  # whoever read stderr, or the bytes that went past stdout's text
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    forget(stream)
             raise typer.Exit(0) from None
         except Exception as error:
+            if was_interrupt(error):
+                _end("interrupted", INTERRUPTED)
             reason = " ".join(str(error).split()) or "no message"
             _end(
                 f"internal error: {type(error).__name__}: {reason}; run with --debug and report it",
@@ -55,6 +61,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def _end(message: str, code: int) -> None:
     if _Settings.debug:
-        traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
+        echo(traceback.format_exc().rstrip(), err=True)
+    echo(f"error: {' '.join(message.splitlines())}", err=True)
     raise typer.Exit(code)

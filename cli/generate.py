@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from moe_local.errors import MoeLocalError
 
 from . import options as opt
+from .output import echo_json
 
 
 def generate(
@@ -56,7 +56,7 @@ def generate(
             )
         if as_json:
             out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
-            typer.echo(json.dumps(out, ensure_ascii=False))
+            echo_json(out)
         else:
             write("\n")
             if result.reasoning and not result.text and result.finish_reason == "length":

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from moe_local.config import format_size
 
 from . import options as opt
+from .output import Console, echo_json
 
 if TYPE_CHECKING:
     from moe_local.planning import Prepared
@@ -47,7 +46,7 @@ def inspect(
     if machine is not None:
         described["device"] = machine.title
     if as_json:
-        typer.echo(json.dumps(described))
+        echo_json(described)
     else:
         _show(described)
 
@@ -87,7 +86,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 
 def _show(d: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console()
     table = Table(title=escape(d["model"]), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()

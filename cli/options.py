@@ -28,8 +28,8 @@ MOST_TEMPLATE = 1 << 20  # characters
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A checkpoint directory, a GGUF file or a hub id like Qwen/Qwen3-30B-A3B; without one, a small demo"
-        " model.",
+        help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, with @REVISION or"
+        " :QUANT if you like, or a link. Without one, a small demo model.",
         show_default=False,
     ),
 ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +14,7 @@ from moe_local.config import format_size
 from moe_local.errors import CheckpointError
 
 from . import options as opt
+from .output import Console, echo, echo_json
 
 
 def pack(
@@ -60,10 +59,10 @@ def pack(
     seconds = time.perf_counter() - began
     if as_json:
         found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes, **job.identity}
-        typer.echo(json.dumps({**found, "error": error, "seconds": round(seconds, 2)}))
+        echo_json({**found, "error": error, "seconds": round(seconds, 2)})
     else:
         stderr.print(f"packed in {seconds:.1f} s", markup=False)
-        typer.echo(target)
+        echo(target)
 
 
 def verify(store: Annotated[Path, typer.Argument(help="The folder of a store.")]) -> None:
@@ -78,10 +77,10 @@ def verify(store: Annotated[Path, typer.Argument(help="The folder of a store.")]
     with progress() as report:
         damaged = check(store, report)
     for what in damaged:
-        typer.echo(what)
+        echo(what)
     if damaged:
         raise CheckpointError(f"{store} is damaged in {len(damaged)} places", remedy="pack it again")
-    typer.echo(f"{store} is whole")
+    echo(f"{store} is whole")
 
 
 def stores(
@@ -93,15 +92,15 @@ def stores(
 
     if remove is not None:
         gone = shelf.remove(remove)
-        typer.echo(f"removed {gone.name} ({format_size(gone.size)})")
+        echo(f"removed {gone.name} ({format_size(gone.size)})")
         return
     found = shelf.stores()
     if as_json:
         rows = [{**vars(stored), "directory": str(stored.directory), "whole": stored.whole} for stored in found]
-        typer.echo(json.dumps(rows))
+        echo_json(rows)
         return
     if not found:
-        typer.echo(f"no stores in {shelf.folder()}")
+        echo(f"no stores in {shelf.folder()}")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "size", "formats", "made from"):
@@ -109,4 +108,4 @@ def stores(
     for stored in found:
         state = stored.formats or "unfinished: pack it again to go on"
         table.add_row(escape(stored.name), format_size(stored.size), state, escape(stored.source))
-    Console(highlight=False).print(table)
+    Console().print(table)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +13,7 @@ from moe_local.config import format_size, parse_size
 from moe_local.errors import BudgetError
 
 from . import options as opt
+from .output import Console, echo_json
 
 if TYPE_CHECKING:
     from moe_local.bench.estimate import Estimate, Formats, Machine
@@ -109,7 +108,7 @@ def plan(
     described = describe(sizes, formats, tokens, curve)
     described["machines"] = [_describe_row(*pair) for pair in zip(machines, rows, strict=True)]
     if as_json:
-        typer.echo(json.dumps(described))
+        echo_json(described)
     else:
         _show(described)
 
@@ -221,8 +220,8 @@ def _range(found: Estimate) -> list[float]:
 
 
 def _show(d: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    console = Console(highlight=False, width=min(console.width, _WIDTH) if console.is_terminal else _WIDTH)
+    console = Console()
+    console = Console(width=min(console.width, _WIDTH) if console.is_terminal else _WIDTH)
     console.print(f"[bold]Estimate[/], from sizes and bandwidths alone: {escape(d['model'])}")
     console.print(_model_line(d), markup=False)
     console.print()

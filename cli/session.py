@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,20 +13,21 @@ from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from moe_local.config import format_size, home
 from moe_local.errors import StorageError
 
+from .interrupts import ignored
+from .output import stderr as stderr
+from .output import write as write
+
 if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.template import TemplateSettings
     from moe_local.generation.text import Generation
     from moe_local.planning import Options
-
-stderr = Console(stderr=True, highlight=False)
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def tell(note: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
-def _packed(model: str, format: str | None = None) -> Path:
-    """The store of a model, made now if need be."""
+def _packed(model: str, format: str | None = None) -> str | Path:
+    """The store of a model, made now if need be; the model itself where there is no room for one."""
     from moe_local.packing import AUTO, ensure_packed
 
     try:
@@ -96,7 +96,7 @@ def _packed(model: str, format: str | None = None) -> Path:
         if format is not None:
             raise
         stderr.print(f"not packed: {error.message}; the original is read", markup=False)
-        return Path(model)
+        return model
     if made:
         stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False)
     return where
@@ -112,7 +112,7 @@ def _quiet_libraries() -> None:
 def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C sets the event; a second one raises KeyboardInterrupt as usual."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or ignored():
         yield event
         return
 
@@ -126,12 +126,6 @@ def interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def write(piece: str) -> None:
-    """A piece of the model's text to stdout, at once, as it is."""
-    sys.stdout.write(piece)
-    sys.stdout.flush()
 
 
 class Reasoning:

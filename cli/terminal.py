@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.color import Color
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.segment import Segment
@@ -30,6 +31,8 @@ from moe_local.bench.parts import (
     run_labels,
     runs,
 )
+
+from .output import Console
 
 Grid = NDArray[np.float64]
 RGB = tuple[int, int, int]
@@ -77,10 +80,10 @@ class HeatMap:
 
     usage: Grid
 
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+    def __rich_measure__(self, console: RichConsole, options: ConsoleOptions) -> Measurement:
         return Measurement(min(8, options.max_width), options.max_width)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         coloured = bool(console.color_system) and not console.no_color and not options.ascii_only
         margin = len(str(max(0, len(self.usage) - 1))) + 1
         width = options.max_width - margin
@@ -148,12 +151,12 @@ def _legend(coloured: bool, margin: int, options: ConsoleOptions) -> RenderResul
     yield Segment.line()
 
 
-def show_routing(report: Mapping[str, Any], console: Console | None = None) -> None:
+def show_routing(report: Mapping[str, Any], console: RichConsole | None = None) -> None:
     """Prints how a report's tokens were routed: a heat map, the balance of the layers, what groups prefer.
 
     Nothing of what the report does not have.
     """
-    console = console or Console(highlight=False)
+    console = console or Console()
     routed = routing(report)
     usage = relative_usage(routed)
     if usage.size:
@@ -170,7 +173,7 @@ def show_routing(report: Mapping[str, Any], console: Console | None = None) -> N
         console.print(marked)
 
 
-def _balance(report: Mapping[str, Any], routed: Part, console: Console) -> Table:
+def _balance(report: Mapping[str, Any], routed: Part, console: RichConsole) -> Table:
     """A row for each measure: mean, range over the layers, and the layers as a sparkline."""
     table = Table(box=None, pad_edge=False)
     table.add_column("of the layers", overflow="fold")
@@ -207,7 +210,7 @@ def _measures(report: Mapping[str, Any], routed: Part) -> list[tuple[str, list[f
     return measures
 
 
-def _marked(groups: Part, console: Console) -> Table:
+def _marked(groups: Part, console: RichConsole) -> Table:
     """A row for each group of prompts: its tokens and the experts it prefers."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group", overflow="fold", max_width=24)
@@ -225,7 +228,7 @@ def _marked(groups: Part, console: Console) -> Table:
     return table
 
 
-def _writable(text: str, console: Console) -> str:
+def _writable(text: str, console: RichConsole) -> str:
     """The text in characters that the console's encoding has."""
     return text.encode("ascii", "replace").decode() if console.options.ascii_only else text
 

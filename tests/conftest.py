@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
 from moe_local.testing import architecture, write_tiny_checkpoint
+from tests.processes import end_all
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +26,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A runner that is told to end, ends what its tests started."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        end_all()
+        pytest.exit("terminated", returncode=128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture(autouse=True, scope="session")

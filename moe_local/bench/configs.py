@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from moe_local.bench.sizes import ModelSizes, model_sizes, short
 from moe_local.checkpoint.json_file import read_json
+from moe_local.checkpoint.names import HubName, parse_hub_name
 from moe_local.errors import CheckpointError, UnsupportedError
 
 _LARGEST_FILE = 1 << 24  # bytes: the longest published config.json has some thousands
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_sizes(model: str) -> ModelSizes:
@@ -24,7 +23,8 @@ def find_sizes(model: str) -> ModelSizes:
     """
     if (file := _local(model)) is not None:
         return model_sizes(read_config(file), model, str(file))
-    described = shipped().get(model.lower())
+    name = parse_hub_name(model)
+    described = shipped().get(name.repo.lower()) if name else None
     if described is not None:
         return model_sizes(described["config"], described["name"], f"{described['name']}'s configuration")
     raise CheckpointError(
@@ -44,19 +44,22 @@ def _local(model: str) -> Path | None:
             return path
     except (OSError, ValueError, RuntimeError):  # no name that a file could have
         return None
-    return _cached(model) if _REPO.fullmatch(model) else None
+    name = parse_hub_name(model)
+    return _cached(name) if name else None
 
 
-def _cached(repo: str) -> Path | None:
-    """A hub id's config.json in the Hugging Face cache, of its main branch or else of any revision."""
-    from huggingface_hub import constants
+def _cached(name: HubName) -> Path | None:
+    """A hub model's config.json in the Hugging Face cache, of the revision asked for, else of main, else of any; or
+    a GGUF file of it."""
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    revision = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
-    candidates = [folder / "snapshots" / revision / "config.json"] if _REPO.fullmatch(f"x/{revision}") else []
-    candidates += sorted(folder.glob("snapshots/*/config.json"))
-    return next((file for file in candidates if file.is_file()), None)
+    if name.quant is None and not name.path:
+        found = try_to_load_from_cache(name.repo, "config.json", revision=name.revision)
+        if isinstance(found, str):
+            return Path(found)
+    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}" / "snapshots"
+    candidates = [*sorted(snapshots.glob("*/config.json")), *sorted(snapshots.glob("*/**/*.gguf"))]
+    return next((file for file in candidates if name.revision is None and file.is_file()), None)
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from moe_local.bench.trace import Trace, id_type, part_of, read_trace
 from moe_local.config import whole
-from moe_local.errors import StorageError, UnsupportedError
+from moe_local.errors import MoeLocalError, StorageError, UnsupportedError
 
 
 class Recorder:
@@ -84,9 +85,13 @@ class Recorder:
             raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        """Makes the trace of what was recorded, if there is any."""
+        """Makes the trace of what was recorded, if there is any.
+
+        Raises StorageError when the disk does not take it; what was recorded is then in `PATH.part`.
+        """
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # what a write could not put down is tried again here, and `_write` has told it
+                file.close()
         if self._tokens:
             write_trace(read_trace(self._folder), self._path)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -97,7 +102,11 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except MoeLocalError:
+            if error is None:
+                raise  # else the first error is the one to tell
 
 
 def _fill(values: np.ndarray[Any, Any], width: int, value: float) -> np.ndarray[Any, Any]:
@@ -117,4 +126,8 @@ def write_trace(trace: Trace, path: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"cannot write the trace {path}: {error.strerror}", remedy="check the folder and its room")
+    part = part_of(path)
+    kept = f"; what was recorded is in {part}" if part.is_dir() else ""
+    return StorageError(
+        f"cannot write the trace {path}: {error.strerror}", remedy=f"check the folder and its room{kept}"
+    )

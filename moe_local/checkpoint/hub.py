@@ -1,108 +1,235 @@
-"""Models by name: local directories, and repositories of the Hugging Face hub."""
+"""Models by name: local paths, and repositories of the Hugging Face hub, from its cache or downloaded into it."""
 
 from __future__ import annotations
 
-import re
+import glob
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from moe_local.checkpoint.files import INDEX, SINGLE
-from moe_local.checkpoint.gguf import SUFFIX
+from moe_local.checkpoint.files import INDEX
+from moe_local.checkpoint.hub_files import choose_gguf, gguf_models, is_gguf, small_files, weight_files
+from moe_local.checkpoint.json_file import read_json
+from moe_local.checkpoint.names import EXAMPLE, GGUF_SUFFIX, HubName, cleaned, parse_hub_name
 from moe_local.errors import (
     CheckpointError,
     DownloadError,
+    MoeLocalError,
     StorageError,
     UnsupportedError,
     first_line,
     is_disk_full,
 )
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _PATIENCE = 10.0  # seconds for the hub's first answer
-_TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_AGAIN = "check the network and run the same command again: it resumes"
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class LocalCopy:
+    """A model of the hub on this machine: its folder or GGUF file, and the files that it takes."""
+
+    path: Path
+    files: tuple[Path, ...]
+    unasked: str | None = None  # why the hub was not asked whether there is a newer one
 
 
 def locate(model: str) -> Path:
-    """A model's directory or GGUF file: a path as it is, a hub id from the local cache or downloaded into it.
+    """A model's directory or GGUF file: a path as it is, a hub's model from the local cache or downloaded into it.
 
     Raises CheckpointError for what is neither, DownloadError when the hub cannot give it.
     """
-    path = Path(model).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == SUFFIX):
+    if (path := _local(model)) is not None:
         return path
-    if path.is_file():
+    name = parse_hub_name(model)
+    if name is None or _is_mistyped_path(name):
         raise CheckpointError(
-            f"{model} is a file", remedy="name the directory that holds the checkpoint, or a GGUF file"
+            f"{model} does not exist", remedy=f"name a checkpoint directory or a hub id like {EXAMPLE}"
         )
-    if not _REPO.fullmatch(model) or model.startswith((".", "~")):
-        raise CheckpointError(
-            f"{model} does not exist",
-            remedy="name a checkpoint directory or a hub id like Qwen/Qwen3-30B-A3B",
-        )
-    return pull(model)
+    return pull(name).path
 
 
-def pull(repo: str, *, revision: str | None = None) -> Path:
-    """Downloads what is needed of a hub repository, resuming where it stopped; returns the local directory.
+def _is_mistyped_path(name: HubName) -> bool:
+    """Whether it looks like a GGUF file in a folder that is here, rather than one of the hub's."""
+    file = f"{name.repo}/{name.path}" if name.path else name.repo
+    return file.endswith(GGUF_SUFFIX) and Path(file).parent.is_dir()
 
-    A complete copy in the cache is used without asking the hub when it cannot be reached. The token comes from
-    `HF_TOKEN` or `hf auth login`. Raises DownloadError or UnsupportedError.
+
+def _local(model: str) -> Path | None:
+    """The path that is meant, if there is one; `folder:QUANT` chooses among a folder's GGUF files."""
+    for text in dict.fromkeys((model, cleaned(model))):
+        if text.startswith("file://"):
+            text = url2pathname(urlsplit(text).path)
+        try:
+            path = Path(text).expanduser()
+            if path.is_dir() or (path.is_file() and path.suffix == GGUF_SUFFIX):
+                return path
+            if path.is_file():
+                raise CheckpointError(
+                    f"{model} is a file", remedy="name the directory that holds the checkpoint, or a GGUF file"
+                )
+            folder, colon, quant = text.rpartition(":")
+            if colon and quant and folder and (within := Path(folder).expanduser()).is_dir():
+                return within / choose_gguf(folder, _listing(within), quant=quant)[0]
+        except (OSError, ValueError, RuntimeError):  # no name that a file could have
+            continue
+    return None
+
+
+def pull(name: HubName) -> LocalCopy:
+    """Downloads what running a hub's model takes, resuming where it stopped.
+
+    Where the hub does not give it, a whole copy in its cache does, whatever put it there. The token comes from
+    `HF_TOKEN` or `hf auth login`. Raises DownloadError, CheckpointError or UnsupportedError.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
     try:
-        info = HfApi().model_info(repo, revision=revision, timeout=_PATIENCE)
-        wanted = needed_files(repo, [file.rfilename for file in info.siblings or []])
-        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted))
-    except UnsupportedError:
+        return _download(name)
+    except MoeLocalError:
         raise
-    except GatedRepoError as error:
-        raise DownloadError(f"{repo} is gated", remedy="accept its terms on the hub, then set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"the hub has no model {repo}, or it is private", remedy="check the name, or set HF_TOKEN"
-        ) from error
     except Exception as error:  # whatever the hub's client and its network library have
         if is_disk_full(error):
             raise StorageError(
-                f"the disk is full: {repo} was not downloaded whole",
+                f"the disk is full: {name} was not downloaded whole",
                 remedy="free some space and run it again: it resumes",
             ) from error
-        if (cached := _cached(repo, revision)) is not None:
-            return cached
-        raise DownloadError(
-            f"{repo} is not here and the hub did not give it ({first_line(error)})",
-            remedy="check the network and run the same command again: it resumes",
-        ) from error
+        if (folder := _cached_folder(name)) is None:
+            raise _refusal(name, error) from error
+        return _cached(name, folder, first_line(error))
 
 
-def needed_files(repo: str, files: Sequence[str]) -> list[str]:
-    """Of a repository's files, those that running it takes: safetensors once, configuration, tokenizer.
+def _download(name: HubName) -> LocalCopy:
+    from huggingface_hub import HfApi
 
-    Raises UnsupportedError for a repository without safetensors.
-    """
-    top = [file for file in files if "/" not in file]
-    weights = [file for file in top if file.endswith(".safetensors")]
-    if not weights:
-        kinds = sorted({Path(file).suffix for file in top} & {".bin", ".pt", ".pth", ".gguf"})
-        raise UnsupportedError(
-            f"{repo} has no safetensors" + (f", only {', '.join(kinds)}" if kinds else ""),
-            remedy="name a repository with safetensors" + (", or a downloaded file" if ".gguf" in kinds else ""),
+    info = HfApi().model_info(name.repo, revision=name.revision, timeout=_PATIENCE)
+    files = [file.rfilename for file in info.siblings or []]
+    if is_gguf(name, files):
+        wanted = choose_gguf(name.repo, files, quant=name.quant, path=name.path)
+        folder = _fetch(name.repo, name.revision, wanted)
+        return LocalCopy(folder / wanted[0], tuple(folder / file for file in wanted))
+    small = small_files(name, files)
+    folder = _fetch(name.repo, name.revision, small)
+    weights = weight_files(name, files, _index(folder / name.path))
+    if absent := sorted(set(weights) - set(files)):
+        raise CheckpointError(
+            f"{name} lacks {_some(absent)}, which its {INDEX} names",
+            remedy="use another revision, or tell whoever published it",
         )
-    if INDEX in top:
-        weights = [file for file in weights if re.fullmatch(r"model-\d+-of-\d+\.safetensors", file)] or weights
-    elif SINGLE in top:
-        weights = [SINGLE]
-    return weights + [file for file in top if file.endswith(_TEXTS)]
+    # Weights come last, and of the same commit: where they are whole, so is the rest.
+    _fetch(name.repo, folder.name, weights)
+    return LocalCopy(folder / name.path, tuple(folder / file for file in (*small, *weights)))
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def _fetch(repo: str, revision: str | None, files: Sequence[str]) -> Path:
+    """The snapshot's folder, with these files in it. The cache remembers which commit the revision meant."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(file) for file in files]))
+
+
+def _index(folder: Path) -> dict[str, object] | None:
+    return read_json(folder / INDEX) if (folder / INDEX).is_file() else None
+
+
+def _listing(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def _cached_folder(name: HubName) -> Path | None:
+    """What the hub's cache holds of a revision, whole or not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return Path(snapshot_download(name.repo, revision=name.revision, local_files_only=True, allow_patterns=[]))
+    except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def _cached(name: HubName, folder: Path, reason: str) -> LocalCopy:
+    """The copy in the hub's cache. Raises DownloadError where something of it is missing."""
+    files = _listing(folder)
+    try:
+        if is_gguf(name, files):
+            wanted = choose_gguf(name.repo, files, quant=name.quant, path=name.path)
+            return LocalCopy(folder / wanted[0], tuple(folder / file for file in wanted), reason)
+        small = small_files(name, files)
+    except (CheckpointError, UnsupportedError) as error:
+        if len(gguf_models(files)) > 1 and not (name.quant or name.path):
+            raise  # several are here to choose from
+        raise DownloadError(
+            f"{name} is here in part ({error.message}) and the hub did not give the rest ({reason})", remedy=_AGAIN
+        ) from error
+    weights = weight_files(name, files, _index(folder / name.path))
+    missing = sorted(set(weights) - set(files))
+    if _lacks_tokenizer(name, folder):
+        missing.insert(0, "its tokenizer")
+    if missing:
+        raise DownloadError(
+            f"{name} is here in part, without {_some(missing)}, and the hub did not give the rest ({reason})",
+            remedy=_AGAIN,
+        )
+    return LocalCopy(folder / name.path, tuple(folder / file for file in (*small, *weights)), reason)
+
+
+def _lacks_tokenizer(name: HubName, folder: Path) -> bool:
+    """Whether the revision has a tokenizer that is not here, as far as the cache knows."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    usual = [f"{name.path}/{file}" if name.path else file for file in _TOKENIZERS]
+    if (folder / usual[0]).is_file():
+        return False
+    try:
+        snapshot_download(name.repo, revision=folder.name, local_files_only=True, allow_patterns=usual)
+    except LocalEntryNotFoundError:
+        return True
+    return False
+
+
+def _refusal(name: HubName, error: Exception) -> DownloadError:
+    """Why there is no such model here, and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    here = _revisions(name.repo)
+    local = f"; here there is {_some(here)}" if here else ""
+    if isinstance(error, GatedRepoError):
+        return DownloadError(f"{name.repo} is gated", remedy="accept its terms on the hub, then set HF_TOKEN")
+    if isinstance(error, RepositoryNotFoundError):
+        return DownloadError(
+            f"the hub has no model {name.repo}, or it is private", remedy="check the name, or set HF_TOKEN"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return DownloadError(
+            f"{name.repo} has no revision {name.revision!r}",
+            remedy=f"check it; a quantisation is chosen like {name.repo}:Q4_K_M",
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return DownloadError(
+            f"{name} is not here and HF_HUB_OFFLINE keeps the hub from being asked{local}",
+            remedy="unset it, or `moe-local pull` the model where there is a network",
+        )
+    return DownloadError(
+        f"{name} is not here and the hub did not give it ({first_line(error)}){local}", remedy=_AGAIN
+    )
+
+
+def _revisions(repo: str) -> list[str]:
+    """Names of a repository's revisions that the cache holds something of."""
+    from huggingface_hub import constants
+
+    refs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs"
+    return [f"{repo}@{ref}" for ref in _listing(refs)] if refs.is_dir() else []
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to three of them."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

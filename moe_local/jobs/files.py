@@ -12,13 +12,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from filelock import FileLock, Timeout
-
-from moe_local.config import whole
+from moe_local.config import locked, whole
 from moe_local.errors import MoeLocalError, StorageError, is_disk_full
 
 STDIO = "-"
@@ -89,8 +88,13 @@ class Stream:
         self._stream = stream
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._stream.write(_encoded(record))
-        self._stream.flush()
+        try:
+            self._stream.write(_encoded(record))
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StorageError(f"stdout cannot be written: {error.strerror}", remedy="give a file with -o") from error
 
     def close(self) -> None:
         pass
@@ -119,22 +123,22 @@ class AnswerFile:
     def __init__(self, path: Path, terms: Terms, *, restart: bool) -> None:
         _assert_place(path)
         self._path = path
-        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        self._lock = ExitStack()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
+            self._lock.enter_context(locked(path.with_name(f"{path.name}.lock")))
+        except BlockingIOError as error:
             raise MoeLocalError(f"another job writes {path}", remedy="wait for it, or choose another -o") from error
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
             self._take_up(terms, restart=restart)
         except BaseException:
-            self._unlock()
+            self._lock.close()
             raise
 
     def _take_up(self, terms: Terms, *, restart: bool) -> None:
         path, note = self._path, self._path.with_name(f"{self._path.name}.job")
-        if restart or not (path.exists() or note.exists()):
+        if restart or not (_has_answers(path) or note.exists()):
             self._begin(note, terms)
         else:
             _assert_same(path, note, terms)
@@ -145,7 +149,9 @@ class AnswerFile:
 
     def _begin(self, note: Path, terms: Terms) -> None:
         try:
-            self._path.write_bytes(b"")
+            # Empty before the note is there: whatever ends us in between, no answer passes for one of this job.
+            if self._path.exists():
+                os.truncate(self._path, 0)
             with whole(note) as stream:
                 stream.write(json.dumps(vars(terms), indent=2).encode())
         except (OSError, ValueError) as error:
@@ -170,11 +176,7 @@ class AnswerFile:
 
     def close(self) -> None:
         self._file.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.close()
 
 
 def _assert_place(path: Path) -> None:
@@ -182,6 +184,14 @@ def _assert_place(path: Path) -> None:
         raise StorageError(f"cannot write {path}: it is not a file", remedy="choose another -o, or - for stdout")
     if not path.parent.is_dir():
         raise StorageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make it first")
+
+
+def _has_answers(path: Path) -> bool:
+    """Whether there is something to go on with, or to lose."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _assert_same(path: Path, note: Path, terms: Terms) -> None:

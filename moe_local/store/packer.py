@@ -6,15 +6,13 @@ import hashlib
 import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from moe_local import __version__
@@ -22,7 +20,7 @@ from moe_local.checkpoint.catalog import LayerCatalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import EncodedTensor, Layout, Source
 from moe_local.checkpoint.tokenizer import load_tokenizer
-from moe_local.config import format_size
+from moe_local.config import format_size, locked
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.formats import packable
 from moe_local.memory.disk import FileReader
@@ -48,19 +46,32 @@ def pack(job: Job, target: Path, report: Report | None = None) -> Path:
     """
     report = report or (lambda stage, fraction: None)
     try:
-        with _only_one(target, report):
+        if _is_made(target, job):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.resolve()
+        with locked(
+            beside.with_name(f"{beside.name}.lock"),
+            waiting=lambda: report("another process is packing it: waiting", 0.0),
+        ):
             return _pack(job, target, report)
     except OSError as error:
         raise StorageError(f"cannot pack into {target} ({error})", remedy="name another folder") from error
 
 
-def _pack(job: Job, target: Path, report: Report) -> Path:
+def _is_made(target: Path, job: Job) -> bool:
+    """Whether the store is there. Raises MoeLocalError when something else is."""
     if is_store(target):
         _assert_same(target, job.identity)
-        return target
+        return True
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise MoeLocalError(f"{target} exists and is not a store", remedy="name another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def _pack(job: Job, target: Path, report: Report) -> Path:
+    if _is_made(target, job):  # by whom we waited for
+        return target
     partial = target.with_name(f"{target.name}.partial")
     if not _is_finished(partial, job):
         journal = Journal.open(partial, job.identity)
@@ -80,22 +91,6 @@ def _is_finished(partial: Path, job: Job) -> bool:
         return False
     _assert_same(partial, job.identity)
     return True
-
-
-@contextmanager
-def _only_one(target: Path, report: Report) -> Iterator[None]:
-    """Holds a lock that the system gives back when the process ends, however it does."""
-    digest = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"moe-local-pack-{digest}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report("another process is packing it: waiting", 0.0)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _assert_same(target: Path, identity: dict[str, str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -36,6 +34,7 @@ from moe_local.config import GIB, MIB
 from moe_local.errors import BudgetError, MoeLocalError
 from moe_local.memory.placement import make_plan
 from moe_local.profiles import get_profile, profiles
+from tests.processes import python
 
 QWEN = find_sizes("Qwen/Qwen3-30B-A3B")
 BY_HAND = Locality("by hand", 64, 6, (0.125, 0.25, 0.5), (0.269, 0.474, 0.727), "")
@@ -292,4 +291,4 @@ def test_torch_is_not_imported() -> None:
         "import sys; import moe_local.bench.estimate, moe_local.bench.locality;"
         "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)

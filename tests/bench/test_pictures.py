@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
@@ -22,6 +21,7 @@ from moe_local.bench.pictures.speed import Span, covered, stacked
 from moe_local.bench.pictures.theme import LIGHT, settings, svg
 from moe_local.errors import MoeLocalError, StorageError
 from tests.bench.reports import emptied, live, nulled, poisoned, replay
+from tests.processes import python
 
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
@@ -127,7 +127,7 @@ def test_without_matplotlib_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch, 
 
 def test_matplotlib_is_imported_when_asked_for() -> None:
     code = "import sys, moe_local.bench.page, moe_local.cli.terminal; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)
 
 
 def test_runs_are_told_apart_by_what_differs() -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import os
-import signal
-import subprocess
 import sys
-import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from moe_local.bench.record import Recorder, write_trace
 from moe_local.bench.trace import Trace, part_of, read_trace
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.testing.traces import small_traces
+from tests.processes import small_disk, start, wait_until
 
 SAME_FOLDER = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -101,16 +99,15 @@ from pathlib import Path
 from moe_local.bench.record import Recorder
 recorder = Recorder(Path({str(tmp_path / "trace.npz")!r}), layers=3, experts=9, top_k=2, meta={{"model": "x"}})
 recorder.prompt("endless")
-print("begun", flush=True)
 while True:
     for layer in range(3):
         recorder(layer, torch.tensor([[layer, 8]]), torch.tensor([[0.5, 0.5]]))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(0.3)
-        os.kill(child.pid, signal.SIGKILL)
+    child = start([sys.executable, "-c", script])
+    written = part_of(tmp_path / "trace.npz") / "forwards"
+    wait_until(lambda: written.exists() and written.stat().st_size > 200, child)
+    child.kill()
+    child.wait()
     found = read_trace(part_of(tmp_path / "trace.npz"))
     assert found.tokens > 10
     assert (found.ids == np.array([[0, 8], [1, 8], [2, 8]])).all()
@@ -196,3 +193,34 @@ def test_the_first_prompts() -> None:
     trace = Trace(np.arange(6, dtype=np.uint8).reshape(6, 1, 1), np.array([2, 3, 1], np.int32), ("a", "b", "c"), 6)
     assert trace.first(2).ids.ravel().tolist() == [0, 1, 2, 3, 4]
     assert trace.first(9).tokens == 6
+
+
+@pytest.mark.parametrize("room", [4, 12, 40])
+def test_a_full_disk_is_said_once(tmp_path: Path, room: int) -> None:
+    """Wherever it fills up: while the routing is written, or only when the trace is made of it."""
+    with small_disk(tmp_path / "small", room << 10) as disk:
+        path = disk / "t.npz"
+        with pytest.raises(StorageError, match=r"cannot write the trace .*: No space left"):  # noqa: SIM117
+            with Recorder(path, layers=2, experts=900, top_k=4, meta={"model": "x"}) as recorder:
+                recorder.prompt("one")
+                for _ in range(1000):
+                    for layer in range(2):
+                        recorder(layer, torch.randint(0, 900, (8, 4)), torch.rand(8, 4))
+        assert not path.exists()
+        if room == 40:
+            assert read_trace(part_of(path)).tokens > 0
+
+
+def test_a_disk_that_is_full_at_the_end_only(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 64 << 10) as disk:
+        recorder = Recorder(disk / "t.npz", layers=1, experts=900, top_k=4, meta={"model": "x"})
+        recorder.prompt("one")
+        for _ in range(100):
+            recorder(0, torch.randint(0, 900, (8, 4)), torch.rand(8, 4))
+        with suppress(OSError), (disk / "other").open("wb", buffering=0) as other:
+            while other.write(bytes(4096)):
+                pass
+        with pytest.raises(StorageError, match=r"what was recorded is in .*t\.npz\.part"):
+            recorder.close()
+        (disk / "other").unlink()
+        assert read_trace(disk / "t.npz.part").tokens == 800

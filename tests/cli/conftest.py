@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_local.cli.main import app
+from tests.processes import MOE, start
 
 Result = Any  # typer's runner has no public name for it
 Run = Callable[..., Result]
@@ -35,9 +35,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 def process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts `moe-local` as a process of its own, with pipes."""
 
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "moe_local.cli.main", *map(str, arguments)],
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        return start(
+            [*MOE, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -50,7 +50,7 @@ def process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             },
         )
 
-    return start
+    return begin
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from moe_local.config import MIB
+from tests.processes import run as run_process
+from tests.processes import small_disk, wait_until
 
 from .conftest import Run, expect_error
 
@@ -86,9 +88,7 @@ def test_killed_at_any_moment_it_goes_on(
 def test_ctrl_c_leaves_whole_lines_and_says_so(process: Start, qwen: Path, questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     started = process("batch", questions, qwen, "-o", out, "--batch-size", "2", *QUICK)
-    while not (out.exists() and out.stat().st_size):
-        time.sleep(0.02)
-        assert started.poll() is None
+    wait_until(lambda: out.exists() and out.stat().st_size, started)
     started.send_signal(signal.SIGINT)
     _, stderr = started.communicate(timeout=60)
     assert started.returncode == 130
@@ -168,25 +168,20 @@ def test_openai_files(run: Run, qwen: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", 16 << 10) as folder:
+        yield folder
 
 
 def test_a_full_disk_ends_it_and_it_goes_on(
-    run: Run, qwen: Path, questions: Path, small_disk: Path, undisturbed: dict[Any, Any]
+    run: Run, qwen: Path, questions: Path, disk: Path, undisturbed: dict[Any, Any]
 ) -> None:
-    out = small_disk / "out.jsonl"
+    out = disk / "out.jsonl"
     full = run("batch", questions, qwen, "-o", out, *QUICK)
     expect_error(full, "no room to write", code=6)
     answered = len(_records(out))
     assert 0 < answered < 200
-    subprocess.run(["mount", "-o", f"remount,size={MIB}", small_disk], check=True)
+    assert run_process(["mount", "-o", f"remount,size={MIB}", disk]).returncode == 0
     result = run("batch", questions, qwen, "-o", out, "--json", *QUICK)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["answered_before"] == answered

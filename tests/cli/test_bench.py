@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from moe_local.bench.record import write_trace
 from moe_local.bench.trace import Trace, read_trace
+from tests.processes import wait_until
 
 from .conftest import Run, expect_error
 
@@ -155,10 +155,7 @@ def test_an_interrupted_recording_is_kept(endless: Path, process: Callable[..., 
     kept = tmp_path / "kept.npz"
     child = process("bench", endless, "--no-pack", "--new-tokens", 100_000, "--record", kept, "--context", 200_000)
     part = tmp_path / "kept.npz.part" / "forwards"
-    for _ in range(600):
-        if part.exists() and part.stat().st_size > 200:
-            break
-        time.sleep(0.1)
+    wait_until(lambda: part.exists() and part.stat().st_size > 200, child)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import select
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.processes import MOE, Terminal
 
 from .conftest import Run, expect_error
 
@@ -63,46 +62,10 @@ def test_the_end_of_input_leaves(run: Run, qwen: Path) -> None:
     assert run("chat", qwen, *QUICK, stdin="").exit_code == 0
 
 
-pty = pytest.importorskip("pty") if sys.platform != "win32" else None
-
-
-class Terminal:
-    """`moe-local` on a terminal of its own."""
-
-    def __init__(self, *arguments: object, home: Path) -> None:
-        self.pid, self.fd = os.forkpty()
-        if self.pid == 0:
-            environment = {**os.environ, "MOE_LOCAL_HOME": str(home), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "moe_local.cli.main", *map(str, arguments)]
-            os.execve(sys.executable, command, environment)
-        self.screen = ""
-
-    def wait_for(self, pattern: str, seconds: float = 40) -> str:
-        """Reads until the pattern has come after what was waited for before; returns what came."""
-        deadline = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.screen)):
-            readable, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
-            assert readable, f"no {pattern!r} in {self.screen!r}"
-            self.screen += os.read(self.fd, 4096).decode(errors="replace")
-        seen, self.screen = self.screen[: found.end()], self.screen[found.end() :]
-        return seen
-
-    def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def finish(self) -> int:
-        while True:
-            try:
-                if not os.read(self.fd, 4096):
-                    break
-            except OSError:
-                break
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
 def test_at_a_terminal(endless: Path, tmp_path: Path) -> None:
     """A status line; Ctrl-C stops the answer and not the chat; errors do not end it; history is kept."""
-    terminal = Terminal("chat", endless, "--context", "100000", home=tmp_path)
+    terminal = Terminal([*MOE, "chat", endless, "--context", "100000"], env={"MOE_LOCAL_HOME": str(tmp_path)})
     terminal.wait_for(r"/help for help.*\n")
     terminal.wait_for("> ")
     terminal.type("/dance\n")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from moe_local.testing import architecture, write_tiny_checkpoint
+from tests.processes import read_until
 
 from .conftest import Run, expect_error
 
@@ -111,8 +111,7 @@ def test_ctrl_c(process: Callable[..., subprocess.Popen[str]], qwen: Path, tmp_p
     file.write_text(TEXT * 200)
     started = process("eval", qwen, "--against", qwen, "--text", file, "--stride", "1")
     assert started.stderr is not None
-    assert "predictions take" in started.stderr.readline()
-    time.sleep(1)
+    read_until(started.stderr, "predictions take")
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
     assert (out, err) == ("", "error: interrupted\n")

@@ -156,7 +156,7 @@ def test_ctrl_c_keeps_what_was_written(process: Callable[..., subprocess.Popen[s
 
 def test_ctrl_c_while_loading(process: Callable[..., subprocess.Popen[str]], endless: Path) -> None:
     started = process("generate", endless, "-p", "hello", "--context", "100000", "--no-pack")
-    time.sleep(1)
+    time.sleep(1)  # somewhere in the imports; wherever it is
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=60)
     assert err == "error: interrupted\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run, expect_error
+from tests.processes import small_disk
 
 
 def test_pack_verify_and_use(run: Run, qwen: Path, tmp_path: Path) -> None:
@@ -71,28 +71,21 @@ def test_formats_that_do_not_exist(run: Run, qwen: Path, arguments: tuple[str, .
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 300 kilobytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs root to mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_disk(tmp_path / "small", 300 << 10) as folder:
+        yield folder
 
 
-def test_a_disk_that_is_too_small(run: Run, qwen: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expect_error(run("pack", qwen, "-o", small_disk / "store"), "of disk", code=6)
+def test_a_disk_that_is_too_small(run: Run, qwen: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expect_error(run("pack", qwen, "-o", disk / "store"), "of disk", code=6)
     monkeypatch.setattr("moe_local.store.packer._assert_room", lambda *given: None)
-    expect_error(run("pack", qwen, "-o", small_disk / "store", "--format", "fp32"), "disk is full", code=6)
-    assert "Traceback" not in run("pack", qwen, "-o", small_disk / "store").stderr
+    expect_error(run("pack", qwen, "-o", disk / "store", "--format", "fp32"), "disk is full", code=6)
+    assert "Traceback" not in run("pack", qwen, "-o", disk / "store").stderr
 
 
-def test_without_room_the_original_is_read(
-    run: Run, qwen: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MOE_LOCAL_HOME", str(small_disk))
+def test_without_room_the_original_is_read(run: Run, qwen: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(disk))
     result = run("generate", qwen, "-p", "hello", "-n", "4", "--json")
     assert "not packed: " in result.stderr
     assert json.loads(result.stdout)["new_tokens"] == 4

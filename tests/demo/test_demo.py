@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -18,6 +17,7 @@ from moe_local import demo
 from moe_local.demo import convert, source
 from moe_local.demo.source import DenseModel
 from moe_local.errors import StorageError
+from tests.processes import python
 
 from .conftest import CONFIG, tiny_carving
 
@@ -132,7 +132,5 @@ def test_changed_hub_weights_fall_back_to_the_pinned_wheel(
 
 
 def test_importing_the_demo_is_light() -> None:
-    import subprocess
-
     program = "import sys, moe_local.demo; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    python(program)

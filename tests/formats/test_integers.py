@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from moe_local.formats import format_of, packed_encoding
 from moe_local.formats.base import Affine
 from moe_local.formats.int4 import MANY_ROWS, Int4, native_rows
 from moe_local.formats.int8 import Int8
+from tests.processes import python
 
 GROUPS = (32, 64, 128)
 SCALES = st.floats(1e-6, 1e4)
@@ -80,7 +79,7 @@ def test_int4_on_lesser_processors(capability: str) -> None:
         "    torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.2)\n"
     )
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    python(code, env=environment)
 
 
 def test_int4_holds_the_integers_of_others() -> None:

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_local.errors import MoeLocalError
+from moe_local.errors import MoeLocalError, StorageError
 from moe_local.generation.batch import Answer, Request
 from moe_local.generation.sampling import Sampling
 from moe_local.jobs.files import AnswerFile, Source, Terms
 from moe_local.jobs.job import Job
 from moe_local.jobs.lines import FORMATS, Defaults
+from tests.processes import small_disk
 
 
 def _terms(source: Source, **options: Any) -> Terms:
@@ -188,4 +189,39 @@ def test_a_byte_order_mark_and_a_pipe(tmp_path: Path) -> None:
     os.close(writing)
     source = Source(f"/dev/fd/{reading}", io.BytesIO())
     assert list(source) == [(1, b'{"prompt": "a"}\n')]
+    source.close()
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
+    """What it says then is true: with room, the same job goes on, whether or not the output is there already."""
+    _write(tmp_path, 3)
+    with small_disk(tmp_path / "small", 4096) as disk:
+        (disk / "other").write_bytes(bytes(4096))
+        source = Source(str(tmp_path / "in.jsonl"), io.BytesIO())
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"no room to write .*it goes on"):
+                AnswerFile(disk / "out.jsonl", _terms(source), restart=False)
+        (disk / "out.jsonl").touch()
+        with pytest.raises(StorageError, match="no room to write"):
+            AnswerFile(disk / "out.jsonl", _terms(source), restart=False)
+        (disk / "other").unlink()
+        target = AnswerFile(disk / "out.jsonl", _terms(source), restart=False)
+        assert target.done == frozenset()
+        target.close()
+        source.close()
+
+
+def test_a_restart_that_fails_leaves_no_old_answers(tmp_path: Path) -> None:
+    """Answers of other terms must never pass for those of the new ones."""
+    _write(tmp_path, 3)
+    job, target = _job(tmp_path)
+    job.run(_echo)
+    target.close()
+    note = tmp_path / "out.jsonl.job"
+    note.unlink()
+    note.mkdir()  # nothing can be written there
+    source = Source(str(tmp_path / "in.jsonl"), io.BytesIO())
+    with pytest.raises(StorageError):
+        AnswerFile(tmp_path / "out.jsonl", _terms(source, seed=2), restart=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
     source.close()

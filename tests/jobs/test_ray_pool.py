@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.processes import MOE, run, start, wait_until
 
 pytest.importorskip("ray", reason="needs moe-local[ray]")
 
@@ -27,7 +28,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     command[0] = str(Path(sys.executable).with_name("ray"))
     command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    started = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield f"127.0.0.1:{port}"
     for process in (*psutil.Process(started.pid).children(recursive=True), started):
         with suppress(psutil.NoSuchProcess):
@@ -38,24 +39,13 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 def test_two_workers_one_of_them_killed(cluster: str, qwen: Path, tmp_path: Path) -> None:
     lines = [{"id": n, "prompt": "why " * (n % 9 + 1), "max_new_tokens": 20 + n % 7} for n in range(200)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    command = [
-        sys.executable,
-        "-m",
-        "moe_local.cli.main",
-        "batch",
-        str(tmp_path / "in.jsonl"),
-        str(qwen),
-        "--no-pack",
-    ]
+    command = [*MOE, "batch", str(tmp_path / "in.jsonl"), str(qwen), "--no-pack"]
     command += ["--context", "128", "--temperature", "0", "--batch-size", "2", "--json"]
     out, alone = tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MOE_LOCAL_HOME": str(tmp_path / "home")}
     on_ray = ["-o", str(out), "--ray", cluster, "--workers", "2", "--ram", "1GiB"]
-    started = subprocess.Popen([*command, *on_ray], stdout=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 120
-    while not (out.exists() and out.read_bytes().count(b"\n") > 20):
-        assert started.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    started = start([*command, *on_ray], stdout=subprocess.PIPE, text=True, env=environment)
+    wait_until(lambda: out.exists() and out.read_bytes().count(b"\n") > 20, started)
     workers = [p for p in psutil.process_iter(["cmdline"]) if "ray::Worker" in " ".join(p.info["cmdline"] or [])]
     ours = [worker for worker in workers if _belongs(worker, cluster)]
     assert len(ours) == 2
@@ -63,7 +53,7 @@ def test_two_workers_one_of_them_killed(cluster: str, qwen: Path, tmp_path: Path
     stdout, _ = started.communicate(timeout=120)
     assert started.returncode == 0
     assert json.loads(stdout)["workers_lost"] == 1
-    subprocess.run([*command, "-o", str(alone)], check=True, stdout=subprocess.DEVNULL, env=environment)
+    assert run([*command, "-o", str(alone)], env=environment).returncode == 0
     assert _texts(out) == _texts(alone)
 
 
@@ -82,8 +72,7 @@ def _texts(file: Path) -> dict[int, str]:
 
 def test_no_cluster_is_said(tmp_path: Path, qwen: Path) -> None:
     (tmp_path / "in.txt").write_text("hello\n")
-    command = [sys.executable, "-m", "moe_local.cli.main", "batch", str(tmp_path / "in.txt"), str(qwen)]
-    done = subprocess.run([*command, "--ray", "127.0.0.1:1"], capture_output=True, text=True, check=False)
+    done = run([*MOE, "batch", tmp_path / "in.txt", qwen, "--ray", "127.0.0.1:1"])
     assert done.returncode == 1
     assert "there is no Ray cluster at 127.0.0.1:1" in done.stderr
     assert "ray start --head" in done.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import psutil
 import pytest
 
 from moe_local.memory import limits
+from tests.processes import python
 
 GROUP = Path("/sys/fs/cgroup/memory/moe-local-test")
 LIMIT = 512 << 20
@@ -64,7 +62,6 @@ def test_a_real_control_group_is_seen(group: Path) -> None:
         f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid()))\n"
         "from moe_local.memory import limits; print(limits.memory_limit(), limits.memory_available())"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
-    limit, available = map(int, out.stdout.split())
+    limit, available = map(int, python(code).stdout.split())
     assert limit == LIMIT
     assert 0 < available < LIMIT

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from moe_local.planning import Options, prepare
 from moe_local.store import is_store, open_store, pack, shelf, verify
 from moe_local.store.manifest import MANIFEST
 from moe_local.testing import architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
+from tests.processes import MOE, start
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0)
 CANNOT = ("diffusion_gemma", "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts")
@@ -115,11 +115,9 @@ def test_a_folder_that_is_something_else_is_left_alone(qwen: Path, tmp_path: Pat
 
 
 def _packing(source: Path, target: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "moe_local.cli.main", "pack", source, "-o", target, "--format", "int8"]
+    command = [*MOE, "pack", source, "-o", target, "--format", "int8", "--dense-format", "int8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MOE_LOCAL_HOME": str(target.parent / "home")}
-    return subprocess.Popen(
-        [*map(str, command), "--dense-format", "int8"], stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return start(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_killed_and_resumed_to_the_same_bytes(qwen: Path, store: Path, tmp_path: Path) -> None:
@@ -289,3 +287,20 @@ def test_killed_just_before_the_end(journal: bool, qwen: Path, store: Path, tmp_
     assert sorted(file.name for file in target.iterdir()) == sorted(file.name for file in store.iterdir())
     for file in sorted(store.iterdir()):
         assert file.read_bytes() == (target / file.name).read_bytes(), file.name
+
+
+def test_packing_leaves_nothing_beside_the_store(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lock, there or among temporary files; a store that is there takes no lock at all."""
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    where = tmp_path / "stores"
+    _packed(qwen, where / "one", "int8")
+    assert [file.name for file in where.iterdir()] == ["one"]
+    (where / "one.lock").symlink_to(tmp_path / "elsewhere")
+    _packed(qwen, where / "one", "int8")
+    with pytest.raises(StorageError, match="cannot pack into"):
+        (where / "two.lock").symlink_to(tmp_path / "elsewhere")
+        _packed(qwen, where / "two", "int8")
+    assert not (tmp_path / "elsewhere").exists()
+    assert not list(temporary.iterdir())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from moe_local.testing import (
     write_tiny_checkpoint,
 )
 from moe_local.testing.tiny import NUM_EXPERTS
+from tests.processes import python
 
 EVERY = (*architectures(), *whole_architectures())
 
@@ -183,7 +182,7 @@ def test_tokenizer_agrees_with_the_config() -> None:
 
 def test_importing_the_package_imports_no_torch() -> None:
     check = "import sys, moe_local.testing; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+    python(check)
 
 
 def run(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

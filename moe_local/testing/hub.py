@@ -1,0 +1,149 @@
+"""A hub on loopback that speaks the protocol of the real one, as far as downloading models needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+_API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/(?P<kind>revision|tree)/(?P<revision>[^/]+))?")
+_FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+
+
+class LocalHub(ThreadingHTTPServer):
+    """Serves folders `owner/name` of a folder as models; `owner/name@v1` is the same one's revision v1.
+
+    `cut` is how many bytes of the next large file are sent. `served` has every file that was sent, with the range
+    that was asked for; `tokens` who asked.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root = root
+        self.cut: int | None = None
+        self.served: list[tuple[str, str | None]] = []
+        self.tokens: set[str | None] = set()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """What makes Hugging Face's client use this hub and this cache."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+            "HF_HUB_OFFLINE": "0",
+        }
+
+    def folder(self, repo: str, revision: str) -> Path | None:
+        """Where a revision is: by its name, or its commit."""
+        for folder in self.root.glob(f"{repo}*"):
+            base, _, name = folder.relative_to(self.root).as_posix().partition("@")
+            if base == repo and revision in (name or "main", commit(folder)):
+                return folder
+        return None
+
+
+@contextmanager
+def local_hub(root: Path) -> Iterator[LocalHub]:
+    """A hub that serves until the block ends."""
+    with LocalHub(root) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def commit(folder: Path) -> str:
+    """The commit that a folder is served as."""
+    return hashlib.sha1(folder.name.encode()).hexdigest()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _etag(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        self.server.tokens.add(self.headers.get("Authorization"))
+        path = self.path.partition("?")[0]
+        asked = _API.fullmatch(path) or _FILE.fullmatch(path)
+        if asked is None or not (self.server.root / asked["repo"]).is_dir():
+            return self._refuse("RepoNotFound")
+        folder = self.server.folder(asked["repo"], unquote(asked["revision"] or "main"))
+        if folder is None:
+            return self._refuse("RevisionNotFound")
+        if "file" not in asked.groupdict():
+            return self._send(json.dumps(_described(asked["repo"], folder, asked["kind"])).encode(), body)
+        file = folder / unquote(asked["file"])
+        return self._send_file(file, commit(folder), body) if file.is_file() else self._refuse("EntryNotFound")
+
+    def _refuse(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, content: bytes, body: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def _send_file(self, file: Path, sha: str, body: bool) -> None:
+        content, asked = file.read_bytes(), re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("ETag", f'"{_etag(file)}"')
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if body:
+            self.server.served.append((file.name, asked and asked[0]))
+            stop, cut = len(content), self.server.cut
+            if cut is not None and file.suffix == ".safetensors":
+                stop = min(stop, start + cut)
+            self.wfile.write(content[start:stop])
+            if stop < len(content):
+                self.close_connection = True
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: tests look at `served`."""
+
+
+def _described(repo: str, folder: Path, kind: str | None) -> object:
+    """What the hub's API tells of a revision: its files, or its tree."""
+    if kind == "tree":
+        files = [(name, folder / name) for name in _names(folder)]
+        return [{"type": "file", "path": n, "size": f.stat().st_size, "oid": _etag(f)} for n, f in files]
+    return {"id": repo, "sha": commit(folder), "siblings": [{"rfilename": name} for name in _names(folder)]}
