@@ -185,17 +185,17 @@ class _Commands:
 
     def do_fold(self, argument: str) -> None:
         self._folded = not self._folded
-        typer.echo("(reasoning is folded)" if self._folded else "(reasoning is shown)")
+        echo("(reasoning is folded)" if self._folded else "(reasoning is shown)")
 
     def do_reasoning(self, argument: str) -> None:
-        typer.echo(self._reasoning or "(the last answer had no reasoning)")
+        echo(self._reasoning or "(the last answer had no reasoning)")
 
     def do_think(self, argument: str) -> None:
         from dataclasses import replace
 
         generator = self._engine.generator
         generator.use_template(replace(generator.template.settings, level=argument or None))
-        typer.echo(f"(thinking: {argument or 'as the model does by itself'})")
+        echo(f"(thinking: {argument or 'as the model does by itself'})")
 
     def do_exit(self, argument: str) -> None:
         self.finished = True

@@ -140,12 +140,11 @@ class Reasoning:
     def piece(self, text: str) -> None:
         if not self._shown:
             return
-        self._begun = self._begun or perf_counter()
+        if self._begun is None:
+            self._begun = perf_counter()
+            stderr.print("reasoning ... " if self._folded else "", style="dim", end="")
         self._length += len(text)
-        if self._folded:
-            seconds = perf_counter() - self._begun
-            stderr.print(f"\rreasoning: {self._length} characters, {seconds:.0f} s ", style="dim", end="")
-        else:
+        if not self._folded:
             stderr.print(text, style="dim", end="", markup=False, soft_wrap=True)
 
     def then(self, write: Callable[[str], None]) -> Callable[[str], None]:
@@ -159,8 +158,9 @@ class Reasoning:
 
     def end(self) -> None:
         if self._begun is not None:
-            stderr.print("\n" if not self._folded else "")
-            self._begun = None
+            seconds = perf_counter() - self._begun
+            stderr.print(f"{self._length} characters, {seconds:.0f} s" if self._folded else "\n", style="dim")
+            self._begun, self._length = None, 0
 
 
 @contextmanager
