@@ -91,7 +91,7 @@ class Understood:
     @property
     def expert_format(self) -> str:
         """How the experts are held."""
-        return " and ".join(map(str, self.catalog.layers[0].layout.encodings))
+        return " and ".join(map(str, self.catalog.encodings))
 
     @property
     def config_hash(self) -> str:
@@ -207,12 +207,13 @@ def _context(config: PreTrainedConfig, wanted: int | None) -> int:
 
 def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
     for layer in catalog.layers:
-        if not supports(layer.layout):
-            raise UnsupportedError(
-                f"{checkpoint.directory} holds the experts of {layer.path} as"
-                f" {' and '.join(map(str, layer.layout.encodings))}, which cannot be read",
-                remedy="use the model's bf16, fp16 or fp32 weights",
-            )
+        for layout in layer.kinds:
+            if not supports(layout):
+                raise UnsupportedError(
+                    f"{checkpoint.directory} holds the experts of {layer.path} as"
+                    f" {' and '.join(map(str, layout.encodings))}, which cannot be read",
+                    remedy="use the model's bf16, fp16 or fp32 weights",
+                )
 
 
 def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:

@@ -50,9 +50,17 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{checkpoint.config_file} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
-    if hasattr(config, "quantization_config"):  # ours to read: transformers would load its own kernels for it
-        del config.quantization_config
+    _drop_quantization(config)
     return cast("PreTrainedConfig", config)
+
+
+def _drop_quantization(config: PreTrainedConfig) -> None:
+    """Takes settings of quantisation out: ours to read, transformers would load its own kernels for them."""
+    for name, value in list(vars(config).items()):
+        if name in ("quantization_config", "compression_config"):
+            delattr(config, name)
+        elif isinstance(value, PreTrainedConfig):
+            _drop_quantization(value)
 
 
 def _assert_plausible(checkpoint: Checkpoint) -> None:

@@ -166,9 +166,17 @@ def place_record(
 
 
 def _plain(source: Source) -> TensorEntry:
-    if isinstance(source, EncodedTensor):
-        raise UntraceableError("a parameter that is quantised in part")
+    assert isinstance(source, TensorEntry)
     return source
+
+
+def _encoded(source: Source) -> EncodedTensor:
+    """A plain matrix beside encoded ones, which quantisers leave where it costs too much, as one of them."""
+    if isinstance(source, EncodedTensor):
+        return source
+    if source.dtype not in PLAIN or len(source.shape) not in (2, 3):
+        raise UntraceableError("a parameter that is quantised in part")
+    return EncodedTensor(source.name, source.shape, PLAIN[source.dtype], {"weight": source})
 
 
 def _place_encoded(
@@ -178,9 +186,7 @@ def _place_encoded(
     rows = np.full(traced.shape[0], -1, dtype=np.int64)  # where the matrices' outputs have each row
     done = 0
     for block in sorted(traced.blocks, key=lambda block: block.axes[0].start):
-        source = sources[block.source]
-        if not isinstance(source, EncodedTensor):
-            raise UntraceableError("a parameter that is quantised in part")
+        source = _encoded(sources[block.source])
         out, width = source.shape[-2:]
         expert, within = divmod(block.offset, out * width)
         row, column = block.axes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,20 @@ class Packable(Format):
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """Arrays for a matrix [out, in] of any float type: always the same names, types and shapes for one shape."""
+
+
+class Mergeable(Packable):
+    """A packable format in which other matrices of the very same encoding are held as they are.
+
+    Encoding decoded numbers would not give them back.
+    """
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Arrays]) -> dict[str, Tensor]:
+        """The arrays of matrices one below the other, of the shapes and types that `encode` gives.
+
+        In each, rows have an axis of their own, the first.
+        """
 
 
 _CHUNK = 1 << 19  # elements: what stays in a core's cache while it is encoded

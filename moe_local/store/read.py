@@ -60,12 +60,12 @@ class Store:
         records = []
         for expert in range(len(layer.checksums)):
             entry = entries.get(str(expert))
-            if entry is None or entry.length != layer.layout.size:
+            if entry is None or entry.length != layer.layouts[expert].size:
                 raise CheckpointError(
                     f"{self.directory / layer.file} has no whole record of expert {expert}", remedy=_AGAIN
                 )
             records.append((Extent(entry.file, entry.offset, entry.length, 0),))
-        return LayerCatalog(layer.path, layer.layout, tuple(records))
+        return LayerCatalog(layer.path, layer.layouts, tuple(records))
 
     def _matrix(self, matrix: StoredMatrix) -> EncodedTensor:
         prefix = f"{matrix.path}::"

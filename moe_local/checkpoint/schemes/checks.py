@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
-from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.header import TensorEntry, assert_known
 from moe_local.errors import UnsupportedError
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_LONGEST = 10_000  # characters of a pattern: published ones that list every expert have some thousand
 
 
 def expect(
@@ -21,11 +23,12 @@ def expect(
 ) -> TensorEntry:
     """The tensor `name`, if it has one of `dtypes` and, where there are any, of `shapes`.
 
-    Raises ValueError naming it.
+    Raises ValueError naming it, UnsupportedError for one of a type that is not known.
     """
     entry = tensors.get(name)
     if entry is None:
         raise ValueError(f"tensor {name!r} is missing")
+    assert_known(entry)
     if entry.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"tensor {name!r} is of type {str(entry.dtype).removeprefix('torch.')}, not {wanted}")
@@ -89,3 +92,13 @@ def boolean(config: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{key} is {value!r}")
     return value
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A regular expression of the configuration. Raises ValueError for what is none, or longer than any real one."""
+    if len(pattern) > _LONGEST:
+        raise ValueError(f"a pattern has {len(pattern)} characters")
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is not a pattern ({error})") from error

@@ -26,6 +26,10 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "symmetric": False, "
 
 # Every scheme with a sound matrix of its own, "a.weight" [16, 32]: its configuration and its tensors.
 SOUND: dict[str, tuple[dict[str, Any], dict[str, tuple[torch.dtype, tuple[int, ...]]]]] = {
+    "auto-round": (
+        {"bits": 4, "group_size": 8, "packing_format": "auto_round:auto_gptq", "extra_config": {"a": {"bits": 4}}},
+        {"qweight": (I32, (4, 16)), "qzeros": (I32, (4, 2)), "scales": (F32, (4, 16))},
+    ),
     "awq": (
         {"bits": 4, "group_size": 8, "version": "gemm"},
         {"qweight": (I32, (32, 2)), "qzeros": (I32, (4, 2)), "scales": (F32, (4, 16))},
@@ -56,6 +60,14 @@ SOUND: dict[str, tuple[dict[str, Any], dict[str, tuple[torch.dtype, tuple[int, .
     "gptq": (
         {"bits": 4, "group_size": 8, "checkpoint_format": "gptq", "dynamic": {}},
         {"qweight": (I32, (4, 16)), "qzeros": (I32, (4, 2)), "scales": (F32, (4, 16)), "g_idx": (I32, (32,))},
+    ),
+    "mlx": (
+        {"bits": 4, "group_size": 8, "mode": "affine", "a": {"bits": 4}},
+        {"weight": (torch.uint32, (16, 4)), "scales": (F32, (16, 4)), "biases": (F32, (16, 4))},
+    ),
+    "modelopt": (
+        {"quant_algo": "NVFP4", "exclude_modules": []},
+        {"weight": (U8, (16, 16)), "weight_scale": (torch.float8_e4m3fn, (16, 2)), "weight_scale_2": (F32, ())},
     ),
     "mxfp4": ({}, {"weight_blocks": (U8, (2, 16, 1, 16)), "weight_scales": (U8, (2, 16, 1))}),
 }
