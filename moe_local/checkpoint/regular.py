@@ -31,7 +31,23 @@ def read_regular(file: Path, most: int) -> bytes:
     with open_regular(file) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
-        raise CheckpointError(
-            f"{file} has more than {format_size(most)}, which no file of its kind has", remedy="download it again"
-        )
+        raise too_large(file, most)
     return data
+
+
+def assert_regular(file: Path, most: int) -> None:
+    """As `read_regular`, without reading: for files that other code opens. One that is not there passes."""
+    try:
+        status = file.stat()
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"cannot read {file}: it is not a regular file", remedy="name a file")
+    if status.st_size > most:
+        raise too_large(file, most)
+
+
+def too_large(file: Path, most: int) -> CheckpointError:
+    return CheckpointError(
+        f"{file} has more than {format_size(most)}, which no file of its kind has", remedy="download it again"
+    )
