@@ -29,7 +29,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """
     model_type = checkpoint.config.get("model_type")
     where = f"{checkpoint.directory} (model_type {model_type!r})"
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         if "auto_map" in checkpoint.config:
             raise UnsupportedError(
                 f"{where} needs code from its own repository, which moe-local never runs",
@@ -78,7 +78,10 @@ def _assert_plausible(checkpoint: Checkpoint) -> None:
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class to load: the one that `architectures` names, else the generating one for its configuration."""
-    name = next(iter(config.architectures or []), "")
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"config.json has the architectures {names!r}", remedy="download it again")
+    name = next(iter(names), "")
     named = _class_named(name)
     if named is not None and named.can_generate():
         return named
@@ -121,13 +124,13 @@ def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: 
             for context in cls.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model: PreTrainedModel = cls(config)
+        model.tie_weights()
+        return model.eval()
     except Exception as error:
         raise CheckpointError(
             f"{cls.__name__} cannot be built from config.json ({first_line(error)})",
             remedy="download it again",
         ) from error
-    model.tie_weights()
-    return model.eval()
 
 
 def is_experts(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from moe_local.errors import CheckpointError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_LONGEST = 200  # letters of a file's name
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -110,8 +111,11 @@ def _chosen(copies: list[TensorEntry], shard: str | None) -> TensorEntry | None:
 
 
 def _shard(index: Path, name: str) -> Path:
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file beside it")
+    if Path(name).name != name or not name.endswith(".safetensors") or len(name) > _LONGEST or "\0" in name:
+        shown = name if len(name) <= _LONGEST else f"{name[:40]}..."
+        raise CheckpointError(
+            f"{index} names {shown!r}, which is not a safetensors file beside it", remedy="download it again"
+        )
     shard = index.parent / name
     if not shard.exists():
         raise CheckpointError(f"{shard} is missing", remedy=f"download it again: {INDEX} lists it")

@@ -6,7 +6,6 @@ then the tensors, which must cover the rest of the file without gaps or overlaps
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -16,11 +15,15 @@ from typing import Any, NoReturn, TypeGuard
 
 import torch
 
+from moe_local.checkpoint.json_file import MOST as MOST_JSON
+from moe_local.checkpoint.json_file import parse_json
+from moe_local.checkpoint.regular import open_regular
 from moe_local.errors import CheckpointError, UnsupportedError
 
-# Bytes. The format allows 100 MB; the largest published header, of a model of 60 layers of 384 experts quantised into
-# four tensors each in one file, would have 40. Parsed, a header takes up to ten times its size.
-MAX_HEADER = 50_000_000
+# Bytes. The format allows 100 MB; the largest header that a published model could have, of 60 layers of 384 experts
+# quantised into four tensors a matrix, all in one file, would have 40.
+MAX_HEADER = MOST_JSON
+_MOST_AXES = 16
 MOST = 1 << 60  # of any axis, offset, or product of axes
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # of a type
 _AGAIN = "download it again, or check the disk"
@@ -81,7 +84,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     Raises CheckpointError, naming the file, when any of it is not as the format demands.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             length = _header_length(file, stream.read(8), size)
             text = stream.read(length)
@@ -113,8 +116,8 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         _damaged(file, "is not a safetensors file (its header is not JSON)")
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, _unique)
+    except ValueError as error:
         raise CheckpointError(f"{file} has a damaged header ({error})", remedy=_AGAIN) from error
     return dict(header)
 
@@ -175,4 +178,6 @@ def _product(shape: list[int]) -> int:
 
 
 def _naturals(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MOST for item in value)
+    if not isinstance(value, list) or len(value) > _MOST_AXES:
+        return False
+    return all(type(item) is int and 0 <= item <= MOST for item in value)

@@ -77,7 +77,7 @@ def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, set_split_regex
 
     # AutoTokenizer would ask for the configuration first, which transformers cannot make of most MoE files. Its
-    # reader maps the file, and a map of a file that is cut meanwhile ends the process: it gets a copy of the metadata.
+    # reader maps the file, and a map of a file that is cut ends the process: it gets a copy of the metadata.
     with tempfile.TemporaryDirectory(prefix="moe-local-") as folder:
         (Path(folder) / file.name).write_bytes(metadata_alone(file))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=file.name, local_files_only=True)
