@@ -73,7 +73,8 @@ def test_without_a_file_the_models_tokens_are_kept(tmp_path: Path) -> None:
     "wrong",
     [
         {"eos_token_id": 2**63}, {"eos_token_id": [-5]}, {"pad_token_id": True}, {"top_k": 1.5},
-        {"temperature": 1e400}, {"max_new_tokens": 2**40}, {"suppress_tokens": [2**70]}, {"min_new_tokens": True}, {"top_k": 10**400},
+        {"temperature": 1e400}, {"max_new_tokens": 2**40}, {"suppress_tokens": [2**70]}, {"min_new_tokens": True},
+        {"top_k": 10**400},
     ],
 )  # fmt: skip
 def test_numbers_that_fit_nothing_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
