@@ -16,7 +16,7 @@ from moe_local.checkpoint.architecture import (
     load_config,
     model_class,
 )
-from moe_local.checkpoint.catalog import Catalog, build_catalog
+from moe_local.checkpoint.catalog import Catalog, assert_choices, assert_dense_shapes, build_catalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
 from moe_local.config import MIB, format_size
@@ -173,6 +173,8 @@ def understand(model: str | Path, dtype: str = "auto") -> Understood:
     assert_all_captured(skeleton)
     catalog = store.catalog(skeleton) if store else build_catalog(checkpoint, skeleton)
     _assert_supported(catalog, checkpoint)
+    assert_dense_shapes(catalog, skeleton, checkpoint.directory)
+    assert_choices(catalog, config, checkpoint.directory)
     return Understood(checkpoint, config, skeleton, catalog, chosen)
 
 

@@ -6,13 +6,15 @@ every architecture that its experts interface covers; no list of names is kept h
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -38,6 +40,9 @@ from moe_local.checkpoint.record import (
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError, UnsupportedError
+
+_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_SPARE = 1 << 26  # weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,42 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     layers = tuple(_layer(_stored(paths, traced), modules, traced, sources, checkpoint) for paths in tied)
     layer_of = {path: layer for layer, paths in enumerate(tied) for path in paths}
     return Catalog(layers, layer_of, dense, conversions.unchanged(dense))
+
+
+def assert_dense_shapes(catalog: Catalog, skeleton: PreTrainedModel, directory: Path) -> None:
+    """Raises CheckpointError where the configuration is of a larger model than the dense tensors are of.
+
+    Loading would find it out too, after making room for that model.
+    """
+    state = skeleton.state_dict()
+    renamed = catalog.parameters or _Conversions(skeleton, set()).unchanged(catalog.dense)
+    for name, target in renamed.items():
+        found, wanted = tuple(trace(catalog.dense[name]).shape), tuple(state[target].shape)
+        if found != wanted:
+            raise CheckpointError(
+                f"{directory} holds {target} of shape {found}, and config.json says {wanted}",
+                remedy="download it again",
+            )
+    apart = {id(p) for module in experts_modules(skeleton).values() for p in module.parameters(recurse=False)}
+    apart |= {id(skeleton.get_submodule(path).weight) for path in catalog.encoded}
+    needed = sum(parameter.numel() for parameter in skeleton.parameters() if id(parameter) not in apart)
+    there = sum(math.prod(source.shape) for source in catalog.dense.values())
+    if needed > 2 * there + _SPARE:  # some models have parameters that are in no checkpoint
+        raise CheckpointError(
+            f"{directory} holds {there} dense weights, and config.json describes {needed}", remedy="download it again"
+        )
+
+
+def assert_choices(catalog: Catalog, config: PreTrainedConfig, directory: Path) -> None:
+    """Raises CheckpointError for a token that would choose more experts than there are."""
+    for name in _CHOICES:
+        chosen = vars(config.get_text_config()).get(name)
+        fewest = min(layer.experts for layer in catalog.layers)
+        if type(chosen) is int and chosen > fewest:
+            raise CheckpointError(
+                f"config.json of {directory} says {name} {chosen}, and a layer has {fewest} experts",
+                remedy="download it again",
+            )
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> list[list[str]]:

@@ -17,6 +17,7 @@ from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.errors import CheckpointError, UnsupportedError
 
 _STACK = ".switch_mlp."
+_SPLIT = ".embed_q."  # of DeepSeek's attention, since 2026
 _SAME = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 _MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 # Models of which MLX changes no more than this, with what they call an expert's projections.
@@ -28,16 +29,16 @@ _PROJECTIONS = {
 }
 
 
-def published(config: Mapping[str, Any], sources: Mapping[str, Source]) -> dict[str, Source]:
-    """The same tensors, every stack of MLX's taken apart.
+def published(config: Mapping[str, Any], sources: Mapping[str, Source], *, mlx: bool) -> dict[str, Source]:
+    """The same tensors, every stack of MLX's taken apart. `mlx` says that they are MLX's, stacks or none.
 
     Raises UnsupportedError for models of which MLX changes more, CheckpointError for a stack that is none.
     """
-    if not any(_STACK in name for name in sources):
+    if not mlx and not any(_STACK in name for name in sources):
         return dict(sources)
     model_type = config.get("model_type")
     names = _PROJECTIONS.get(model_type) if isinstance(model_type, str) else None
-    if names is None:
+    if names is None or any(_SPLIT in name for name in sources):
         raise UnsupportedError(
             f"MLX's weights of models of type {model_type!r} cannot be read",
             remedy=f"use the original checkpoint, or MLX's of one of {', '.join(sorted(_PROJECTIONS))}",

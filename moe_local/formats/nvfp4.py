@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_local.formats.base import Arrays, Mergeable, Shape
+from moe_local.formats.base import Arrays, Mergeable, Shape, stacked
 from moe_local.formats.lookup import look_up_halves
 from moe_local.formats.mxfp4 import VALUES, nearest_codes
 
@@ -51,11 +51,11 @@ class Nvfp4(Mergeable):
         numbers = look_up_halves(values, weight, low_first=True).view(*scale.shape, BLOCK)
         return numbers.mul_(scale.unsqueeze(-1)).view(shape).to(dtype)
 
-    def merge(self, parts: Sequence[Arrays]) -> dict[str, Tensor]:
+    def merge(self, parts: Sequence[Arrays], order: Sequence[int] | None) -> dict[str, Tensor]:
         return {
-            "weight": torch.cat([part["weight"] for part in parts]),
-            "scale": torch.cat([part["scale"] for part in parts]),
-            "whole": torch.cat([_by_row(part) for part in parts]),
+            "weight": stacked([part["weight"] for part in parts], order),
+            "scale": stacked([part["scale"] for part in parts], order),
+            "whole": stacked([_by_row(part) for part in parts], order),
         }
 
 

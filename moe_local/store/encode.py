@@ -94,9 +94,9 @@ def encode_projection(projection: Projection, record: Tensor, encoding: Encoding
     if isinstance(target, Int4) and (same := _same_integers(projection, record, target)) is not None:
         return target.hold(same)
     if isinstance(target, Mergeable) and all(matrix.encoding == encoding for matrix in projection.matrices):
-        merged = target.merge([views(matrix, record) for matrix in projection.matrices])
-        order = slice(None) if projection.order is None else list(projection.order)
-        return {name: array[order].contiguous() for name, array in merged.items()}
+        merged = target.merge([views(matrix, record) for matrix in projection.matrices], projection.order)
+        if merged is not None:
+            return merged
     plain = all(matrix.encoding in PLAIN.values() for matrix in projection.matrices)
     dtype = projection.matrices[0].arrays["weight"].dtype if plain else torch.float32
     return target.encode(decode_projection(projection, record, dtype))
@@ -111,7 +111,9 @@ def encode_tensor(
     if isinstance(target, Int4) and (same := _integers(source.encoding, arrays, shape, target)) is not None:
         return target.hold(same)
     if isinstance(target, Mergeable) and source.encoding == encoding:
-        return target.merge([arrays])
+        merged = target.merge([arrays], None)
+        if merged is not None:
+            return merged
     return target.encode(decode_tensor(source, arrays, dtype))
 
 

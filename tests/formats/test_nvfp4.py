@@ -37,10 +37,13 @@ def test_merging_loses_nothing() -> None:
     scheme = Nvfp4()
     arrays = [scheme.encode(first), scheme.encode(second)]
     arrays[1]["whole"] = arrays[1]["whole"][:1]  # as checkpoints have it
-    merged = scheme.merge(arrays)
+    merged = scheme.merge(arrays, None)
     specs = scheme.encode(torch.empty(5, 32, device="meta"))
     assert {name: (array.shape, array.dtype) for name, array in merged.items()} == {
         name: (array.shape, array.dtype) for name, array in specs.items()
     }
     apart = [scheme.decode(part, (rows, 32), torch.float32) for part, rows in zip(arrays, (3, 2), strict=True)]
     assert torch.equal(scheme.decode(merged, (5, 32), torch.float32), torch.cat(apart))
+    order = [4, 0, 3, 1, 2]
+    turned = scheme.merge(arrays, order)
+    assert torch.equal(scheme.decode(turned, (5, 32), torch.float32), torch.cat(apart)[order])

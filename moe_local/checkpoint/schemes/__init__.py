@@ -53,7 +53,7 @@ def understood(checkpoint: Checkpoint) -> dict[str, Source]:
     """
     found = quantization_of(checkpoint.config)
     if found is None:
-        return published(checkpoint.config, dict(checkpoint.tensors))
+        return published(checkpoint.config, dict(checkpoint.tensors), mlx=False)
     name, config = found
     if name not in SCHEMES:
         raise UnsupportedError(
@@ -70,4 +70,5 @@ def understood(checkpoint: Checkpoint) -> dict[str, Source]:
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
     used |= {name for tensor in encoded for name in tensor.beside}
     plain = {name: entry for name, entry in checkpoint.tensors.items() if name not in used}
-    return published(checkpoint.config, {**plain, **{tensor.name: tensor for tensor in encoded}})
+    sources: dict[str, Source] = {**plain, **{tensor.name: tensor for tensor in encoded}}
+    return published(checkpoint.config, sources, mlx=name == "mlx")

@@ -108,7 +108,7 @@ def test_what_is_sound_decodes(method: str, tmp_path: Path) -> None:
     file = tmp_path / "tensors"
     file.write_bytes(STATE)
     config, entries = _sound(method, file)
-    sources = understood(Checkpoint(tmp_path, {"quantization_config": config}, entries))
+    sources = understood(Checkpoint(tmp_path, {"model_type": "qwen3_moe", "quantization_config": config}, entries))
     decoded = [_decoded(source) for source in sources.values() if isinstance(source, EncodedTensor)]
     assert [tensor.shape[-2:].numel() for tensor in decoded] == [512]
 
@@ -133,7 +133,9 @@ def test_what_is_not_is_refused_or_decodes(
             shape = data.draw(st.just(entries[name].shape) | shapes, label="shape")
             entries[name] = replace(_entry(name, file, dtype, shape), offset=0)
     try:
-        sources = understood(Checkpoint(directory, {"quantization_config": config}, entries))
+        sources = understood(
+            Checkpoint(directory, {"model_type": "qwen3_moe", "quantization_config": config}, entries)
+        )
     except MoeLocalError as error:
         assert error.remedy
         return

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_local import packing
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.schemes import understood
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 from moe_local.planning import prepare
 from moe_local.store import pack, verify
 from moe_local.testing import architecture, write_tiny_checkpoint
-from moe_local.testing.quantised import assert_runs_as, is_linear
+from moe_local.testing.quantised import assert_runs_as, decode_checkpoint, is_linear
 
 MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
@@ -162,3 +164,33 @@ def test_models_of_which_mlx_changes_more_are_refused(tmp_path: Path) -> None:
     save_file(tensors, original / "model.safetensors")
     with pytest.raises(UnsupportedError, match="qwen3_next"):
         prepare(original)
+
+
+@pytest.mark.parametrize("change", ["another model", "attention taken apart"])
+def test_changes_without_a_stack_are_refused(change: str, tmp_path: Path) -> None:
+    quantised, _ = write("qwen3_moe", tmp_path, {"group_size": 32, "bits": 4})
+    if change == "another model":
+        config = json.loads((quantised / "config.json").read_text()) | {"model_type": "gpt_oss"}
+        (quantised / "config.json").write_text(json.dumps(config))
+    else:
+        tensors = load_file(quantised / "model.safetensors")
+        tensors["model.layers.0.self_attn.embed_q.weight"] = torch.ones(2, 2, 2)
+        save_file(tensors, quantised / "model.safetensors")
+    with pytest.raises(UnsupportedError, match="MLX's weights"):
+        understood(Checkpoint.open(quantised))
+
+
+@pytest.mark.parametrize(("mode", "group"), [("mxfp4", 32), ("nvfp4", 16)])
+def test_floats_of_4_bits(mode: str, group: int, tmp_path: Path) -> None:
+    """Words of the codes 0 to 7, and one scale for all: 2."""
+    shutil.copy(write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "original") / "config.json", tmp_path)
+    scale = 128 if mode == "mxfp4" else int(torch.tensor(2.0).to(torch.float8_e4m3fn).view(torch.uint8))
+    words = torch.full((4, 8), 0x76543210, dtype=torch.int64).to(torch.uint32)
+    scales = torch.full((4, 64 // group), scale, dtype=torch.uint8)
+    save_file({"a.weight": words, "a.scales": scales}, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization"] = {"group_size": group, "bits": 4, "mode": mode}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    decoded = decode_checkpoint(tmp_path, torch.float32)
+    assert decoded["a.weight"][0, :8].tolist() == [0, 1, 2, 3, 4, 6, 8, 12]
+    assert decoded["a.weight"].shape == (4, 64)
