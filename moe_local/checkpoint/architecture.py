@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -19,6 +20,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
+_MOST_MODULES = 50_000  # the largest published models have about 5,000
 _FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
 
 
@@ -121,6 +123,7 @@ def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: 
     config = deepcopy(config)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_bounded())
             for context in cls.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model: PreTrainedModel = cls(config)
@@ -131,6 +134,26 @@ def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: 
             f"{cls.__name__} cannot be built from config.json ({first_line(error)})",
             remedy="download it again",
         ) from error
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """While inside, no more modules are made than any model has: a configuration may ask for any number of layers,
+    under any name. Raises ValueError.
+    """
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_MODULES:
+            raise ValueError(f"it would have more than {_MOST_MODULES} modules")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def is_experts(module: nn.Module) -> bool:

@@ -166,11 +166,11 @@ def assert_dense_shapes(catalog: Catalog, skeleton: PreTrainedModel, directory: 
 
 
 def assert_choices(catalog: Catalog, config: PreTrainedConfig, directory: Path) -> None:
-    """Raises CheckpointError for a token that would choose more experts than there are."""
+    """Raises CheckpointError for a token that would choose no expert, or more than there are."""
     for name in _CHOICES:
         chosen = vars(config.get_text_config()).get(name)
         fewest = min(layer.experts for layer in catalog.layers)
-        if type(chosen) is int and chosen > fewest:
+        if type(chosen) is int and not 1 <= chosen <= fewest:
             raise CheckpointError(
                 f"config.json of {directory} says {name} {chosen}, and a layer has {fewest} experts",
                 remedy="download it again",

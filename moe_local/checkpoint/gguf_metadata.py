@@ -18,6 +18,11 @@ from moe_local.errors import CheckpointError, UnsupportedError
 # Which transformers takes in other forms, or not at all
 _UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
 
+_MAY_BE_NONE = (
+    "expert_count", "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
+    "leading_dense_block_count", "nextn_predict_layers",
+)  # fmt: skip
+_MOST = 1 << 40  # of any count
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_FACTORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
@@ -35,7 +40,11 @@ class Metadata:
     rope_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of tensors that divide frequencies
 
     def integer(self, key: str, default: int | None = None) -> int:
-        return self._one(key, int, default)
+        """A count: at least 1, where none of it would make no model."""
+        value = self._one(key, int, default)
+        if not (0 if key in _MAY_BE_NONE else 1) <= value <= _MOST:
+            raise self._strange(key, f"is {value}")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         # Written as float32: 1e-06 comes out as 9.999999974752427e-07
@@ -52,9 +61,13 @@ class Metadata:
         value = _as(kind, self.values.get(full, default))
         if value is None:
             value = self.values.get(full)
-            said = "is missing" if value is None else f"is {value!r}"
-            raise CheckpointError(f"{self.file} cannot be understood: its {full} {said}", remedy="download it again")
+            raise self._strange(key, "is missing" if value is None else f"is {value!r}")
         return value
+
+    def _strange(self, key: str, said: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file} cannot be understood: its {self.architecture}.{key} {said}", remedy="download it again"
+        )
 
     def token(self, name: str) -> int | None:
         return _as(int, self.values.get(f"tokenizer.ggml.{name}_token_id"))

@@ -16,6 +16,7 @@ from moe_local.checkpoint.json_file import parse_json, read_json
 from moe_local.checkpoint.regular import assert_regular, read_regular
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.planning import prepare
+from moe_local.testing import architecture, write_tiny_checkpoint
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 
@@ -113,6 +114,16 @@ def test_odd_values_of_a_configuration(name: str, value: object, qwen: Path, tmp
         prepare(copy)
     except MoeLocalError as error:
         assert error.remedy
+
+
+def test_layers_without_end_under_any_name(tmp_path: Path) -> None:
+    """Here of the part that sees: as many modules are made as any model has, and no more."""
+    model = write_tiny_checkpoint(architecture("qwen3_vl_moe"), tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    config["vision_config"]["depth"] = 10**30
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="more than 50000 modules"):
+        prepare(model)
 
 
 def test_a_shard_of_a_name_that_no_file_has(qwen: Path, tmp_path: Path) -> None:
