@@ -28,8 +28,9 @@ def nvfp4_matrix(
     *lead, out, half = weight.shape
     width = half * 2
     scales = expect(tensors, scale, [torch.float8_e4m3fn], (*lead, out, width // _BLOCK))
-    shapes = [(*lead,), (*lead, 1), (*lead, 1, 1)] if lead else [(), (1,), (1, 1)]
-    number = expect(tensors, whole, [torch.float32], *shapes)
-    parts = {"weight": weight, "scale": scales, "whole": replace(number, shape=(*lead, 1))}
+    one, each = [(), (1,), (1, 1)], [(*lead,), (*lead, 1), (*lead, 1, 1)]
+    number = expect(tensors, whole, [torch.float32], *(each if lead else []), *one)
+    shape = (*lead, 1) if number.shape in each else (1,)
+    parts = {"weight": weight, "scale": scales, "whole": replace(number, shape=shape)}
     encoding = Encoding("nvfp4", (("divides", 1),) if divides else ())
     return EncodedTensor(name, (*lead, out, width), encoding, parts)

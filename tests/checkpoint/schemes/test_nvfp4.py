@@ -146,14 +146,21 @@ def test_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
     assert not (store / "hf_quant_config.json").exists()
 
 
-def test_fused_experts(tmp_path: Path) -> None:
-    """granitemoe has an axis of experts: so have the tensors of each."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_fused_experts(shared: bool, tmp_path: Path) -> None:
+    """granitemoe has an axis of experts: so have the tensors of each, or all share their one number."""
     wanted: dict[str, Tensor] = {}
 
     def quantise(name: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
         if tensor.ndim != 3:
             return None
         made = [Nvfp4(matrix) for matrix in tensor]
+        if shared:
+            whole = Nvfp4(tensor.flatten(0, 1))
+            parts = {"": whole.packed, "_scale": whole.scale}
+            wanted[name] = whole.weight.view(tensor.shape)
+            stacked = {name + key: part.view(len(tensor), -1, part.shape[1]) for key, part in parts.items()}
+            return {**stacked, f"{name}_scale_2": whole.whole.view(())}
         wanted[name] = torch.stack([m.weight for m in made])
         return {
             name: torch.stack([m.packed for m in made]),
