@@ -17,7 +17,7 @@ from typing import Any
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes.awq import awq_matrices
-from moe_local.checkpoint.schemes.checks import bits_of, compiled, group_size, section
+from moe_local.checkpoint.schemes.checks import ModulePattern, bits_of, group_size, section
 from moe_local.checkpoint.schemes.gptq import gptq_matrices
 from moe_local.errors import UnsupportedError
 
@@ -58,18 +58,20 @@ class _Settings:
 
     common: Mapping[str, Any]
     named: Mapping[str, Mapping[str, Any]]
+    patterns: tuple[tuple[ModulePattern, Mapping[str, Any]], ...]
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> _Settings:
         named = section(config, "extra_config")
-        return cls(config, {name: section(named, name) for name in named})
+        settings = {name: section(named, name) for name in named}
+        special = ((name, its) for name, its in settings.items() if _SPECIAL & set(name))
+        return cls(config, settings, tuple((ModulePattern(name), its) for name, its in special))
 
     def of(self, module: str) -> Mapping[str, Any]:
         """The settings of a module: its name counts before expressions, the first of those that is found in it."""
         change = self.named.get(module)
         if change is None:
-            patterns = (name for name in self.named if _SPECIAL & set(name))
-            change = next((self.named[name] for name in patterns if compiled(name).search(module)), {})
+            change = next((its for pattern, its in self.patterns if pattern.search(module)), {})
         return {**self.common, **{key: value for key, value in change.items() if value is not None}}
 
     def awq_group(self, module: str) -> int:

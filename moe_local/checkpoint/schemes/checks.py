@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from time import perf_counter
 from typing import Any
 
+import regex  # type: ignore[import-untyped]  # it comes with transformers, and has no types
 import torch
 
 from moe_local.checkpoint.header import TensorEntry, assert_known
 from moe_local.errors import UnsupportedError
 
+_PATIENCE = 5.0  # seconds that a pattern may take for all modules: real ones take a tenth of one
+_LEAST = 0.01
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _LONGEST = 10_000  # characters of a pattern: published ones that list every expert have some thousand
 
@@ -94,11 +97,35 @@ def boolean(config: Mapping[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A regular expression of the configuration. Raises ValueError for what is none, or longer than any real one."""
-    if len(pattern) > _LONGEST:
-        raise ValueError(f"a pattern has {len(pattern)} characters")
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is not a pattern ({error})") from error
+class ModulePattern:
+    """A regular expression of the configuration, for the names of modules.
+
+    A few letters can keep an expression busy for ever, so that it has a time for all its answers together; `re` knows
+    no such thing. Raises ValueError for what is no expression, is longer than any real one, or takes too long.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        if len(pattern) > _LONGEST:
+            raise ValueError(f"a pattern has {len(pattern)} characters")
+        self._left = _PATIENCE
+        try:
+            self._compiled = regex.compile(pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{pattern!r} is not a pattern ({error})") from error
+
+    def match(self, module: str) -> bool:
+        """Whether it fits the beginning of a name."""
+        return self._timed(self._compiled.match, module)
+
+    def search(self, module: str) -> bool:
+        """Whether it fits some part of a name."""
+        return self._timed(self._compiled.search, module)
+
+    def _timed(self, answer: Callable[..., object], module: str) -> bool:
+        began = perf_counter()
+        try:
+            found = answer(module, timeout=max(_LEAST, self._left))
+        except TimeoutError as error:
+            raise ValueError(f"the pattern {self._compiled.pattern!r} takes too long") from error
+        self._left -= perf_counter() - began
+        return found is not None

@@ -15,7 +15,6 @@ https://github.com/vllm-project/compressed-tensors
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Encoding
 from moe_local.checkpoint.schemes.checks import (
     FLOATS,
+    ModulePattern,
     assert_none_left,
     bits_of,
     boolean,
@@ -108,6 +108,7 @@ class _Group:
         if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
             raise ValueError(f"targets are {targets!r}")
         self._targets: list[str] = targets
+        self._patterns = [ModulePattern(t.removeprefix("re:")) for t in targets if t.startswith("re:")]
         self.format = group.get("format") or common_format
         if self.format not in _FORMATS:
             raise UnsupportedError(
@@ -133,11 +134,7 @@ class _Group:
         return module in self._targets
 
     def describes(self, module: str) -> bool:
-        patterns = (target.removeprefix("re:") for target in self._targets if target.startswith("re:"))
-        try:
-            return any(re.match(pattern, module) for pattern in patterns)
-        except re.error as error:
-            raise ValueError(f"targets are {self._targets!r}") from error
+        return any(pattern.match(module) for pattern in self._patterns)
 
     def takes_linear(self, module: str) -> bool:
         return "Linear" in self._targets

@@ -12,7 +12,6 @@ https://github.com/ModelCloud/GPTQModel, https://github.com/AutoGPTQ/AutoGPTQ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,9 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Encoding
 from moe_local.checkpoint.schemes.checks import (
     FLOATS,
+    ModulePattern,
     assert_none_left,
     bits_of,
-    compiled,
     expect,
     expect_matrix,
     group_size,
@@ -60,7 +59,7 @@ def gptq_matrices(
 class Exceptions:
     """Settings of their own for the modules whose names match a pattern from their start."""
 
-    patterns: tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]
+    patterns: tuple[tuple[ModulePattern, Mapping[str, Any]], ...]
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Exceptions:
@@ -71,7 +70,7 @@ class Exceptions:
                 raise ValueError(f"the settings of modules {pattern!r} are {change!r}")
             left_alone = pattern.startswith("-:")
             found.append(
-                (compiled(pattern.removeprefix("-:").removeprefix("+:")), {} if left_alone else change or {})
+                (ModulePattern(pattern.removeprefix("-:").removeprefix("+:")), {} if left_alone else change or {})
             )
         return cls(tuple(found))
 

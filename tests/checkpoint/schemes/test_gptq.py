@@ -168,3 +168,14 @@ def test_bad_tensors_are_named(qwen: Path, tmp_path: Path, changes: dict[str, Te
     rewrite_checkpoint(qwen, tmp_path, replace, writer.config)
     with pytest.raises(CheckpointError, match=message):
         understood(Checkpoint.open(tmp_path))
+
+
+def test_a_pattern_that_never_ends_is_given_up(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_local.checkpoint.schemes import checks
+
+    monkeypatch.setattr(checks, "_PATIENCE", 0.2)
+    writer = WRITERS["4-bits"]
+    config = {**writer.config, "dynamic": {r"+:(\w|\w\w|.)+\s": {"bits": 8}}}
+    rewrite_checkpoint(qwen, tmp_path, lambda n, t: writer.quantise(n, t) or {n: t}, config)
+    with pytest.raises(CheckpointError, match="takes too long"):
+        understood(Checkpoint.open(tmp_path))
