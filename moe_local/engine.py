@@ -178,8 +178,10 @@ class Engine:
         if self._tokenizer is None:
             checkpoint = self.prepared.checkpoint
             elsewhere = "use the model's safetensors repository"
+            _, reasons = load_tokenizer(checkpoint)
+            why = f" ({reasons[0]})" if reasons else ""
             raise CheckpointError(
-                f"{checkpoint.directory} has no tokenizer that transformers can load",
+                f"{checkpoint.directory} has no tokenizer that transformers can load{why}",
                 remedy=elsewhere if checkpoint.gguf else "add tokenizer.json and tokenizer_config.json",
             )
         if not self.model.can_generate():

@@ -15,7 +15,14 @@ from moe_local.store.packer import Report
 AUTO = "auto"
 DENSE = ("keep", "int8", "int4")  # embeddings are int8 in both
 _ROUNDING = 0.004  # relative: what is lost when scales become bf16
-_EXACT_OR_NOT = ("gptq", "awq", "compressed-tensors")  # their numbers are kept, or the checkpoint is read as it is
+_EXACT_OR_NOT = (
+    "gptq",
+    "awq",
+    "auto-round",
+    "compressed-tensors",
+    "mlx",
+    "modelopt",
+)  # their numbers are kept, or the checkpoint is read as it is
 _WORTH_IT = (None, "gguf", *_EXACT_OR_NOT)  # schemes that run faster once they are packed
 
 

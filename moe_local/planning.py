@@ -16,7 +16,7 @@ from moe_local.checkpoint.architecture import (
     load_config,
     model_class,
 )
-from moe_local.checkpoint.catalog import Catalog, build_catalog
+from moe_local.checkpoint.catalog import Catalog, assert_choices, assert_dense_shapes, build_catalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
 from moe_local.config import MIB, format_size
@@ -95,7 +95,7 @@ class Understood:
     @property
     def expert_format(self) -> str:
         """How the experts are held."""
-        return " and ".join(map(str, self.catalog.layers[0].layout.encodings))
+        return " and ".join(map(str, self.catalog.encodings))
 
     @property
     def config_hash(self) -> str:
@@ -182,6 +182,8 @@ def understand(model: str | Path, dtype: str = "auto") -> Understood:
     assert_all_captured(skeleton)
     catalog = store.catalog(skeleton) if store else build_catalog(checkpoint, skeleton)
     _assert_supported(catalog, checkpoint)
+    assert_dense_shapes(catalog, skeleton, checkpoint.directory)
+    assert_choices(catalog, config, checkpoint.directory)
     return Understood(checkpoint, config, skeleton, catalog, chosen)
 
 
@@ -216,12 +218,13 @@ def _context(config: PreTrainedConfig, wanted: int | None) -> int:
 
 def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
     for layer in catalog.layers:
-        if not supports(layer.layout):
-            raise UnsupportedError(
-                f"{checkpoint.directory} holds the experts of {layer.path} as"
-                f" {' and '.join(map(str, layer.layout.encodings))}, which cannot be read",
-                remedy="use the model's bf16, fp16 or fp32 weights",
-            )
+        for layout in layer.kinds:
+            if not supports(layout):
+                raise UnsupportedError(
+                    f"{checkpoint.directory} holds the experts of {layer.path} as"
+                    f" {' and '.join(map(str, layout.encodings))}, which cannot be read",
+                    remedy="use the model's bf16, fp16 or fp32 weights",
+                )
 
 
 def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from moe_local.config import GIB
 from moe_local.errors import MoeLocalError
 
+_MOST = 1e9  # of any number: GiB, or GB/s
 CPU_ONLY = "cpu-only"
 LOCALITIES = "localities.toml"  # beside the profiles, and none itself
 
@@ -48,11 +49,29 @@ def profiles() -> dict[str, Profile]:
 
 
 def _parse(name: str, text: str) -> Profile:
-    content = tomllib.loads(text)
-    content["sources"] = tuple(content["sources"])
-    if content.keys() != {field.name for field in fields(Profile)} - {"name"}:
-        raise MoeLocalError(f"hardware profile {name} does not have the fields of a profile")
-    return Profile(name=name, **content)
+    """Raises MoeLocalError for what is no profile."""
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MoeLocalError(f"hardware profile {name} is not TOML ({error})", remedy="correct it") from error
+    wanted = {field.name: str(field.type) for field in fields(Profile) if field.name != "name"}
+    if content.keys() != wanted.keys():
+        raise MoeLocalError(
+            f"hardware profile {name} does not have the fields of a profile", remedy=f"give {', '.join(wanted)}"
+        )
+    for key, value in content.items():
+        if not _is_a(wanted[key], value):
+            raise MoeLocalError(f"hardware profile {name} says {key} {value!r}", remedy="correct it")
+    return Profile(name=name, **{**content, "sources": tuple(content["sources"])})
+
+
+def _is_a(kind: str, value: object) -> bool:
+    """Whether a value is one of a field of this type."""
+    if kind == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
+    if kind == "str":
+        return isinstance(value, str)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def get_profile(name: str) -> Profile:

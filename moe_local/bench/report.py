@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_local.checkpoint.json_file import parse_json
+from moe_local.checkpoint.regular import read_regular
 from moe_local.config import whole
-from moe_local.errors import MoeLocalError, StorageError
+from moe_local.errors import MoeLocalError, StorageError, first_line
 
+_MOST = 48 << 20  # bytes of a report
 SCHEMA = "moe-local-bench/1"
 
 
@@ -40,14 +42,20 @@ def live_report(version: str, model: Mapping[str, Any], runs: Sequence[Mapping[s
 def read_report(path: Path) -> dict[str, Any]:
     """Raises MoeLocalError for anything but a report of this schema."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_regular(path, _MOST))
     except OSError as error:
         raise MoeLocalError(f"cannot read {path}: {error.strerror}", remedy="check the name") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MoeLocalError(f"{path} is not JSON ({error})", remedy="give what `bench --json` printed") from error
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA or found.get("kind") not in ("live", "replay"):
         raise MoeLocalError(f"{path} is not a report of schema {SCHEMA}", remedy="give what `bench --json` printed")
+    try:
+        rows(found)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise MoeLocalError(
+            f"{path} is not a whole report ({first_line(error)})", remedy="give what `bench --json` printed"
+        ) from error
     return dict(found)
 
 

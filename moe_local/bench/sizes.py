@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_local.checkpoint.quantization import quantization_of
 from moe_local.errors import CheckpointError, UnsupportedError
 
 _MOST = 1 << 24  # of any field: beyond every model
@@ -308,9 +309,8 @@ def _times(matrices: list[Matrices], layers: int) -> list[Matrices]:
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:
-    scheme = config.get("quantization_config")
-    method = scheme.get("quant_method") if isinstance(scheme, dict) else None
-    return method if isinstance(method, str) else None
+    found = quantization_of(config)
+    return None if found is None else found[0]
 
 
 def _notes(config: Mapping[str, Any]) -> list[str]:

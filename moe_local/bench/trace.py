@@ -21,10 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_local.checkpoint.regular import read_regular
+from moe_local.config import format_size
 from moe_local.errors import MoeLocalError
 
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
-_DAMAGE = (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, lzma.LZMAError)
+_MOST_FILE = 256 << 20  # bytes, after `.xz`
+_MOST_ARRAYS = 384 << 20  # bytes of them all: 300,000 tokens of 48 layers, 8 experts and their weights each
+_MOST_TOKENS = 1 << 25
+_MOST_DICTIONARY = 128 << 20  # bytes that xz may need
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,24 @@ class Trace:
             raise MoeLocalError(f"its ids are {self.ids.dtype} {list(self.ids.shape)}, not [tokens, layers, k]")
         if not self.ids.size:
             raise MoeLocalError("it has no tokens")
+        if self.tokens > _MOST_TOKENS:
+            raise MoeLocalError(f"it has {self.tokens} tokens")
         if not 1 <= self.experts <= 1 << 16:
             raise MoeLocalError(f"it has {self.experts} experts a layer")
         if int(self.ids.max()) > self.experts:
             raise MoeLocalError(f"it names expert {self.ids.max()} of {self.experts}")
         for name, parts in (("lens", self.lens), ("forwards", self.steps)):
-            if parts.ndim != 1 or not len(parts) or parts.min() < 1 or int(parts.sum()) != self.tokens:
+            if parts.dtype.kind not in "iu" or parts.ndim != 1 or not len(parts):
+                raise MoeLocalError(f"its {name} are {parts.dtype} {list(parts.shape)}")
+            if parts.min() < 1 or parts.max() > self.tokens or int(parts.sum()) != self.tokens:
                 raise MoeLocalError(f"its {name} do not add up to its {self.tokens} tokens")
         if len(self.names) != len(self.lens):
             raise MoeLocalError(f"it has {len(self.names)} names for {len(self.lens)} prompts")
-        if self.weights is not None and self.weights.shape != self.ids.shape:
-            raise MoeLocalError(f"its weights are {list(self.weights.shape)} and its ids {list(self.ids.shape)}")
+        weights = self.weights
+        if weights is not None and (weights.shape != self.ids.shape or weights.dtype.kind != "f"):
+            raise MoeLocalError(
+                f"its weights are {weights.dtype} {list(weights.shape)} and its ids {list(self.ids.shape)}"
+            )
 
     @property
     def tokens(self) -> int:
@@ -105,18 +117,17 @@ def read_trace(path: Path) -> Trace:
         raise MoeLocalError(f"there is no trace {path}", remedy=remedy) from None
     except MoeLocalError as error:
         raise MoeLocalError(f"{path} is not a trace: {error.message}", remedy="record it again") from error
-    except _DAMAGE as error:
+    except Exception as error:  # numpy, zipfile and lzma have errors of a dozen kinds for damage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MoeLocalError(f"{path} is not a trace, or damaged: {reason[:200]}", remedy="record it again") from error
 
 
 def _read_file(path: Path) -> Trace:
-    content = path.read_bytes()
+    content = read_regular(path, _MOST_FILE)
     if path.suffix == ".xz":
-        content = lzma.decompress(content)
+        content = _decompressed(content)
+    _assert_small(content)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        if not hasattr(arrays, "files"):
-            raise MoeLocalError("it is a single array")
         if absent := {"ids", "lens", "meta"} - set(arrays.files):
             raise MoeLocalError(f"it lacks {', '.join(sorted(absent))}")
         optional = {name: arrays[name] for name in ("weights", "forwards") if name in arrays.files}
@@ -124,8 +135,28 @@ def _read_file(path: Path) -> Trace:
         return _trace(arrays["ids"], arrays["lens"], names, json.loads(str(arrays["meta"])), **optional)
 
 
+def _decompressed(content: bytes) -> bytes:
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_DICTIONARY)
+    plain = decompressor.decompress(content, max_length=_MOST_FILE + 1)
+    if len(plain) > _MOST_FILE:
+        raise MoeLocalError(f"it has more than {format_size(_MOST_FILE)}")
+    if not decompressor.eof:
+        raise MoeLocalError("it is cut off")
+    return plain
+
+
+def _assert_small(content: bytes) -> None:
+    """Raises ValueError for what is no archive, MoeLocalError for arrays that are too large together."""
+    if not content.startswith(b"PK"):
+        raise ValueError("it is no archive of arrays")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        total = sum(part.file_size for part in archive.infolist())
+    if total > _MOST_ARRAYS:
+        raise MoeLocalError(f"its arrays take {format_size(total)}, and {format_size(_MOST_ARRAYS)} at most are read")
+
+
 def _trace(ids: Any, lens: Any, names: Sequence[Any] | None, meta: Any, **optional: Any) -> Trace:
-    if not isinstance(meta, dict) or not isinstance(meta.get("experts"), int):
+    if not isinstance(meta, dict) or type(meta.get("experts")) is not int:
         raise MoeLocalError("its meta does not tell the number of experts")
     named = tuple(map(str, range(len(lens)) if names is None else names))
     return Trace(ids, lens, named, meta["experts"], meta=meta, **optional)
@@ -161,7 +192,7 @@ def _read_parts(folder: Path) -> Trace:
 
 
 def _whole_rows(file: Path, kind: Any, row: int) -> NDArray[Any]:
-    content = file.read_bytes()
+    content = read_regular(file, _MOST_FILE)
     size = row * np.dtype(kind).itemsize
     return np.frombuffer(content[: len(content) // size * size], dtype=kind)
 

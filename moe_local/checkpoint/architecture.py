@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -19,6 +20,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
+_MOST_MODULES = 50_000  # the largest published models have about 5,000
 _FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
 
 
@@ -29,7 +31,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """
     model_type = checkpoint.config.get("model_type")
     where = f"{checkpoint.directory} (model_type {model_type!r})"
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         if "auto_map" in checkpoint.config:
             raise UnsupportedError(
                 f"{where} needs code from its own repository, which moe-local never runs",
@@ -50,9 +52,17 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{checkpoint.config_file} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
-    if hasattr(config, "quantization_config"):  # ours to read: transformers would load its own kernels for it
-        del config.quantization_config
+    _drop_quantization(config)
     return cast("PreTrainedConfig", config)
+
+
+def _drop_quantization(config: PreTrainedConfig) -> None:
+    """Takes settings of quantisation out: ours to read, transformers would load its own kernels for them."""
+    for name, value in list(vars(config).items()):
+        if name in ("quantization_config", "compression_config"):
+            delattr(config, name)
+        elif isinstance(value, PreTrainedConfig):
+            _drop_quantization(value)
 
 
 def _assert_plausible(checkpoint: Checkpoint) -> None:
@@ -70,7 +80,10 @@ def _assert_plausible(checkpoint: Checkpoint) -> None:
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class to load: the one that `architectures` names, else the generating one for its configuration."""
-    name = next(iter(config.architectures or []), "")
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"config.json has the architectures {names!r}", remedy="download it again")
+    name = next(iter(names), "")
     named = _class_named(name)
     if named is not None and named.can_generate():
         return named
@@ -110,16 +123,37 @@ def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: 
     config = deepcopy(config)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_bounded())
             for context in cls.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model: PreTrainedModel = cls(config)
+        model.tie_weights()
+        return model.eval()
     except Exception as error:
         raise CheckpointError(
             f"{cls.__name__} cannot be built from config.json ({first_line(error)})",
             remedy="download it again",
         ) from error
-    model.tie_weights()
-    return model.eval()
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """While inside, no more modules are made than any model has: a configuration may ask for any number of layers,
+    under any name. Raises ValueError.
+    """
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_MODULES:
+            raise ValueError(f"it would have more than {_MOST_MODULES} modules")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def is_experts(module: nn.Module) -> bool:

@@ -6,13 +6,15 @@ every architecture that its experts interface covers; no list of names is kept h
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -24,23 +26,54 @@ from transformers.core_model_loading import (
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.checkpoint.record import EncodedTensor, Extent, Layout, Source, place_record, trace
+from moe_local.checkpoint.header import TensorEntry, assert_known
+from moe_local.checkpoint.record import (
+    EncodedTensor,
+    Encoding,
+    Extent,
+    Layout,
+    Matrix,
+    Source,
+    place_record,
+    trace,
+)
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError, UnsupportedError
 
+_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_SPARE = 1 << 26  # weights
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCatalog:
-    """One experts module: its path in the model, the layout its records share, and each expert's extents."""
+    """One experts module: its path in the model, and the layout and the extents of each expert's record.
+
+    Experts that are laid out alike, mostly all of them, share one layout: the very same object.
+    """
 
     path: str
-    layout: Layout
+    layouts: tuple[Layout, ...]  # [experts]
     records: tuple[tuple[Extent, ...], ...]  # [experts]
 
     @property
     def experts(self) -> int:
         return len(self.records)
+
+    @property
+    def kinds(self) -> tuple[Layout, ...]:
+        """The layouts in use, each once."""
+        return distinct(self.layouts)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the largest record."""
+        return max(layout.size for layout in self.kinds)
+
+
+def distinct(layouts: Iterable[Layout]) -> tuple[Layout, ...]:
+    """Each object once, in the order in which they come first."""
+    return tuple({id(layout): layout for layout in layouts}.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +96,7 @@ class Catalog:
     @property
     def record_size(self) -> int:
         """Bytes of the largest record: the size of a slot."""
-        return max(layer.layout.size for layer in self.layers)
+        return max(layer.size for layer in self.layers)
 
     @property
     def experts(self) -> int:
@@ -71,7 +104,20 @@ class Catalog:
 
     @property
     def expert_bytes(self) -> int:
-        return sum(layer.experts * layer.layout.size for layer in self.layers)
+        return sum(layout.size for layer in self.layers for layout in layer.layouts)
+
+    @property
+    def encodings(self) -> list[Encoding]:
+        """How experts are held, each encoding once."""
+        found = (encoding for layer in self.layers for layout in layer.kinds for encoding in layout.encodings)
+        return list(dict.fromkeys(found))
+
+    def matrices(self) -> Iterator[Matrix]:
+        """The matrices of every layout of every layer."""
+        for layer in self.layers:
+            for layout in layer.kinds:
+                for projection in layout.projections.values():
+                    yield from projection.matrices
 
 
 def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
@@ -87,11 +133,48 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     conversions = _Conversions(skeleton, parameters, checkpoint.conversions)
     sources = understood(checkpoint)
     dense = {name: source for name, source in sources.items() if not conversions.take(source)}
+    dense = {name: source for name, source in dense.items() if not conversions.is_stray(source)}
     traced = conversions.run(checkpoint)
     tied = _tied(modules)
     layers = tuple(_layer(_stored(paths, traced), modules, traced, sources, checkpoint) for paths in tied)
     layer_of = {path: layer for layer, paths in enumerate(tied) for path in paths}
     return Catalog(layers, layer_of, dense, conversions.unchanged(dense))
+
+
+def assert_dense_shapes(catalog: Catalog, skeleton: PreTrainedModel, directory: Path) -> None:
+    """Raises CheckpointError where the configuration is of a larger model than the dense tensors are of.
+
+    Loading would find it out too, after making room for that model.
+    """
+    state = skeleton.state_dict()
+    renamed = catalog.parameters or _Conversions(skeleton, set()).unchanged(catalog.dense)
+    for name, target in renamed.items():
+        found, wanted = tuple(trace(catalog.dense[name]).shape), tuple(state[target].shape)
+        if found != wanted:
+            raise CheckpointError(
+                f"{directory} holds {target} of shape {found}, and config.json says {wanted}",
+                remedy="download it again",
+            )
+    apart = {id(p) for module in experts_modules(skeleton).values() for p in module.parameters(recurse=False)}
+    apart |= {id(skeleton.get_submodule(path).weight) for path in catalog.encoded}
+    needed = sum(parameter.numel() for parameter in skeleton.parameters() if id(parameter) not in apart)
+    there = sum(math.prod(source.shape) for source in catalog.dense.values())
+    if needed > 2 * there + _SPARE:  # some models have parameters that are in no checkpoint
+        raise CheckpointError(
+            f"{directory} holds {there} dense weights, and config.json describes {needed}", remedy="download it again"
+        )
+
+
+def assert_choices(catalog: Catalog, config: PreTrainedConfig, directory: Path) -> None:
+    """Raises CheckpointError for a token that would choose no expert, or more than there are."""
+    for name in _CHOICES:
+        chosen = vars(config.get_text_config()).get(name)
+        fewest = min(layer.experts for layer in catalog.layers)
+        if type(chosen) is int and not 1 <= chosen <= fewest:
+            raise CheckpointError(
+                f"config.json of {directory} says {name} {chosen}, and a layer has {fewest} experts",
+                remedy="download it again",
+            )
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> list[list[str]]:
@@ -129,10 +212,24 @@ class _Conversions:
         target, pattern = self._renamed(entry.name)
         if target not in self.parameters:
             return False
+        if isinstance(entry, TensorEntry):
+            assert_known(entry)
         if target not in self.pending:
             rename = WeightRenaming(entry.name, target)
             self.pending[target] = rename if pattern is None else deepcopy(self.by_pattern[pattern])
         self.sources.setdefault(target, {}).setdefault(pattern or entry.name, []).append(entry)
+        return True
+
+    def is_stray(self, source: Source) -> bool:
+        """Whether it is a tensor that cannot be read, and that the model does not have.
+
+        Raises UnsupportedError if it has it.
+        """
+        if not isinstance(source, TensorEntry) or source.unknown is None:
+            return False
+        target, _ = self._renamed(source.name)
+        if target in self.state:
+            assert_known(source)
         return True
 
     def unchanged(self, names: Iterable[str]) -> dict[str, str]:
@@ -213,11 +310,22 @@ def _layer(
             expert[name] = part.transpose(0, 1) if _is_transposed(module) and part.ndim == 2 else part
     try:
         placed = [place_record(expert, sources) for expert in experts]
-        if any(layout != placed[0][0] for layout, _ in placed):
-            raise UntraceableError("its experts differ in layout")
     except UntraceableError as error:
         raise _unreadable(path, checkpoint, error) from error
-    return LayerCatalog(path, placed[0][0], tuple(extents for _, extents in placed))
+    layouts = shared([layout for layout, _ in placed])
+    return LayerCatalog(path, layouts, tuple(extents for _, extents in placed))
+
+
+def shared(layouts: Sequence[Layout]) -> tuple[Layout, ...]:
+    """The same layouts, equal ones as one object."""
+    known: list[Layout] = []
+    found = []
+    for layout in layouts:
+        same = next((other for other in known if other == layout), None)
+        if same is None:
+            known.append(layout)
+        found.append(same or layout)
+    return tuple(found)
 
 
 def _is_transposed(module: nn.Module) -> bool:

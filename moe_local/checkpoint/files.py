@@ -12,10 +12,12 @@ from transformers.core_model_loading import WeightTransform
 from moe_local.checkpoint.gguf import SUFFIX, gguf_set, only_gguf, read_gguf
 from moe_local.checkpoint.header import TensorEntry, read_header
 from moe_local.checkpoint.json_file import read_json
+from moe_local.checkpoint.quantization import QUANT_FILE, quantization_of
 from moe_local.errors import CheckpointError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_LONGEST = 200  # letters of a file's name
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -42,8 +44,7 @@ class Checkpoint:
         if file is not None:
             files = gguf_set(file)
             return cls(files[0], *read_gguf(files))
-        config = read_json(path / "config.json")
-        return cls(path, config, _read_tensors(path))
+        return cls(path, _read_config(path), _read_tensors(path))
 
     @property
     def gguf(self) -> Path | None:
@@ -64,6 +65,14 @@ class Checkpoint:
         return sum(entry.length for entry in self.tensors.values())
 
 
+def _read_config(directory: Path) -> dict[str, Any]:
+    """config.json, with the settings of quantisation that some checkpoints keep in a file of their own."""
+    config = read_json(directory / "config.json")
+    if (directory / QUANT_FILE).exists() and quantization_of(config) is None:
+        config["quantization_config"] = read_json(directory / QUANT_FILE)
+    return config
+
+
 def _read_tensors(directory: Path) -> dict[str, TensorEntry]:
     if (directory / INDEX).exists():
         return _read_sharded(directory)
@@ -77,13 +86,12 @@ def _read_sharded(directory: Path) -> dict[str, TensorEntry]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map", remedy="download it again")
-    tensors: dict[str, TensorEntry] = {}
+    found: dict[str, list[TensorEntry]] = {}
     for name in sorted(set(weight_map.values())):
         for entry in read_header(_shard(index, name)).values():
-            if entry.name in tensors:
-                twice = f"{tensors[entry.name].file.name} and {name}"
-                raise CheckpointError(f"tensor {entry.name!r} is in both {twice} of {directory}")
-            tensors[entry.name] = entry
+            found.setdefault(entry.name, []).append(entry)
+    chosen = {name: _chosen(copies, weight_map.get(name)) for name, copies in found.items()}
+    tensors = {name: entry for name, entry in chosen.items() if entry is not None}
     for tensor, name in weight_map.items():
         if tensor not in tensors:
             raise CheckpointError(
@@ -93,9 +101,21 @@ def _read_sharded(directory: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
+def _chosen(copies: list[TensorEntry], shard: str | None) -> TensorEntry | None:
+    """The one of several tensors of a name that is in the shard that the index says.
+
+    None where there are several and it says nothing of them: whoever needs that tensor finds it missing.
+    """
+    listed = [entry for entry in copies if entry.file.name == shard]
+    return listed[0] if listed else copies[0] if len(copies) == 1 else None
+
+
 def _shard(index: Path, name: str) -> Path:
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file beside it")
+    if Path(name).name != name or not name.endswith(".safetensors") or len(name) > _LONGEST or "\0" in name:
+        shown = name if len(name) <= _LONGEST else f"{name[:40]}..."
+        raise CheckpointError(
+            f"{index} names {shown!r}, which is not a safetensors file beside it", remedy="download it again"
+        )
     shard = index.parent / name
     if not shard.exists():
         raise CheckpointError(f"{shard} is missing", remedy=f"download it again: {INDEX} lists it")

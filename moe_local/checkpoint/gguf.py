@@ -6,6 +6,7 @@ they are (see `schemes.gguf`). Experts, which GGUF stacks by projection, become 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from transformers.core_model_loading import WeightTransform
 
 from moe_local.checkpoint.gguf_architectures import KNOWN, GgufArchitecture
 from moe_local.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
-from moe_local.checkpoint.gguf_metadata import Metadata
+from moe_local.checkpoint.gguf_metadata import ROPE_FACTORS, Metadata
 from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.regular import open_regular
 from moe_local.errors import CheckpointError, UnsupportedError
 
 SUFFIX = ".gguf"
@@ -25,6 +27,11 @@ PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat1
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _IN_LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>[\w.]+)\.(?P<kind>weight|bias)")
+_ONE_EXPERT = re.compile(  # before April 2024
+    r"blk\.(?P<layer>\d+)\.ffn_(?P<projection>gate|up|down)\.(?P<expert>\d{1,5})\.(?P<kind>weight|bias)"
+)
+_UNUSED = ("attn_rot_embd",)  # tables of rotary frequencies, of old files: computed instead
+_MOST_FACTORS = 1 << 12
 _GLOBAL = re.compile(r"(?P<part>\w+)\.(?P<kind>weight|bias)")
 _EXPERTS = {  # -> the projections (gate, up, down: 0, 1, 2) whose rows follow each other in it
     "ffn_gate_exps": (0,),
@@ -66,7 +73,8 @@ def read_gguf(files: list[Path]) -> tuple[dict[str, Any], dict[str, TensorEntry]
         )
     known = KNOWN[name]
     raw = _together(headers)
-    given = Metadata(headers[0].file, name, headers[0].metadata, frozenset(raw))
+    factors = {name: _factors(raw.pop(name)) for name in ROPE_FACTORS if known.rope_factors and name in raw}
+    given = Metadata(headers[0].file, name, headers[0].metadata, raw, factors)
     config = _config(known, given, raw)
     tensors: dict[str, TensorEntry] = {}
     types: dict[str, dict[str, str | int]] = {}
@@ -85,8 +93,22 @@ def _of_layers(tensors: dict[str, GgufTensor], layers: int, given: Metadata) -> 
     extra = given.integer("nextn_predict_layers", 0)
     for tensor in tensors.values():
         match = _IN_LAYER.match(tensor.name)
-        if not (match and layers <= int(match["layer"]) < layers + extra):
+        if not (match and (layers <= int(match["layer"]) < layers + extra or match["part"] in _UNUSED)):
             yield tensor
+
+
+def _factors(tensor: GgufTensor) -> tuple[float, ...]:
+    """The numbers of a short vector. Raises CheckpointError if it is none, or they are not above zero."""
+    dtype = PLAIN_TYPES.get(tensor.type)
+    if dtype is None or len(tensor.shape) != 1 or tensor.shape[0] > _MOST_FACTORS:
+        raise _unknown(tensor)
+    with open_regular(tensor.file) as stream:
+        stream.seek(tensor.offset)
+        data = bytearray(stream.read(tensor.length))
+    numbers = torch.frombuffer(data, dtype=dtype).tolist() if len(data) == tensor.length else []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise CheckpointError(f"{tensor.file} has a damaged tensor {tensor.name!r}", remedy="download it again")
+    return tuple(numbers)
 
 
 def gguf_set(file: Path) -> list[Path]:
@@ -155,6 +177,10 @@ def _permuted_heads(known: GgufArchitecture, config: dict[str, Any], tensor: Ggu
 def _entries(known: GgufArchitecture, tensor: GgufTensor, *, as_blocks: bool) -> Iterator[TensorEntry]:
     """A tensor under its name in Hugging Face's checkpoint; one for each expert where it stacks them."""
     whole = _entry(tensor, as_blocks=as_blocks)
+    if (alone := _ONE_EXPERT.fullmatch(tensor.name)) and f"ffn_{alone['projection']}_exps" not in known.names:
+        pattern = known.experts[_EXPERTS[f"ffn_{alone['projection']}_exps"][0]].format(int(alone["expert"]))
+        yield _named(whole, f"model.layers.{alone['layer']}.{pattern}.{alone['kind']}")
+        return
     match = _IN_LAYER.fullmatch(tensor.name)
     if match is None:
         yield _named(whole, _global_name(known, tensor))

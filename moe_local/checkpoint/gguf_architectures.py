@@ -44,6 +44,7 @@ class GgufArchitecture:
     names: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)  # of all layers
     rotary_permuted: bool = False  # rows of q and k: each head's rotary halves interleaved
+    rope_factors: bool = False  # tensors of the file may divide rotary frequencies
     conversions: Callable[[], tuple[WeightTransform, ...]] = tuple
 
 
@@ -73,9 +74,9 @@ def _qwen3(given: Metadata) -> dict[str, Any]:
     return {
         **decoder_config(given),
         "head_dim": head_dim(given),
-        "intermediate_size": given.integer("feed_forward_length", 0) or given.integer("expert_feed_forward_length"),
-        "moe_intermediate_size": given.integer("expert_feed_forward_length"),
-        "num_experts": given.integer("expert_count"),
+        "intermediate_size": given.integer("feed_forward_length", 0) or given.expert_width(),
+        "moe_intermediate_size": given.expert_width(),
+        "num_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "norm_topk_prob": given.flag("expert_weights_norm", True),  # as llama.cpp does where the file does not say
     }
@@ -84,25 +85,25 @@ def _qwen3(given: Metadata) -> dict[str, Any]:
 def _qwen2(given: Metadata) -> dict[str, Any]:
     return {
         **decoder_config(given),
-        "intermediate_size": given.integer("feed_forward_length"),
-        "moe_intermediate_size": given.integer("expert_feed_forward_length"),
-        "shared_expert_intermediate_size": given.integer("expert_shared_feed_forward_length"),
-        "num_experts": given.integer("expert_count"),
+        "intermediate_size": given.integer("feed_forward_length", 0) or given.shared_width(),
+        "moe_intermediate_size": given.expert_width(),
+        "shared_expert_intermediate_size": given.shared_width(),
+        "num_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "norm_topk_prob": given.flag("expert_weights_norm", False),
     }
 
 
 def _mixtral(given: Metadata) -> dict[str, Any]:
-    if not given.has("expert_count"):
+    if given.integer("expert_count", 0) == 0:
         raise UnsupportedError(
             f"{given.file} is a dense model: it has no experts to page", remedy="name a Mixture-of-Experts model"
         )
     return {
         **decoder_config(given),
         "head_dim": head_dim(given),
-        "intermediate_size": given.integer("feed_forward_length"),
-        "num_local_experts": given.integer("expert_count"),
+        "intermediate_size": given.expert_width("feed_forward_length"),
+        "num_local_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "sliding_window": None,
     }
@@ -111,8 +112,8 @@ def _mixtral(given: Metadata) -> dict[str, Any]:
 def _olmoe(given: Metadata) -> dict[str, Any]:
     return {
         **decoder_config(given),
-        "intermediate_size": given.integer("feed_forward_length"),
-        "num_experts": given.integer("expert_count"),
+        "intermediate_size": given.expert_width("feed_forward_length"),
+        "num_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "clip_qkv": given.number("attention.clamp_kqv") if given.has("attention.clamp_kqv") else None,
         "norm_topk_prob": False,
@@ -126,8 +127,8 @@ def _gpt_oss(given: Metadata) -> dict[str, Any]:
     return {
         **base,
         "head_dim": head_dim(given),
-        "intermediate_size": given.integer("expert_feed_forward_length"),
-        "num_local_experts": given.integer("expert_count"),
+        "intermediate_size": given.expert_width(),
+        "num_local_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "sliding_window": given.integer("attention.sliding_window"),
     }
@@ -165,8 +166,8 @@ def _glm4(given: Metadata) -> dict[str, Any]:
         **base,
         "head_dim": head_dim(given),
         "intermediate_size": given.integer("feed_forward_length"),
-        "moe_intermediate_size": given.integer("expert_feed_forward_length"),
-        "n_routed_experts": given.integer("expert_count"),
+        "moe_intermediate_size": given.expert_width(),
+        "n_routed_experts": given.expert_count(),
         "n_shared_experts": given.integer("expert_shared_count"),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "first_k_dense_replace": given.integer("leading_dense_block_count", 0),
@@ -193,8 +194,8 @@ def _lfm2(given: Metadata) -> dict[str, Any]:
         "conv_L_cache": given.integer("shortconv.l_cache"),
         "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in given.tensors),
         "intermediate_size": given.integer("feed_forward_length"),
-        "moe_intermediate_size": given.integer("expert_feed_forward_length"),
-        "num_experts": given.integer("expert_count"),
+        "moe_intermediate_size": given.expert_width(),
+        "num_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
         "num_dense_layers": given.integer("leading_dense_block_count", 0),
         "use_expert_bias": any(name.endswith("exp_probs_b.bias") for name in given.tensors),
@@ -213,8 +214,8 @@ def _granite(given: Metadata) -> dict[str, Any]:
     return {
         **decoder_config(given),
         **{name: given.number(key) for name, key in scales.items()},
-        "intermediate_size": given.integer("feed_forward_length"),
-        "num_local_experts": given.integer("expert_count"),
+        "intermediate_size": given.expert_width("feed_forward_length"),
+        "num_local_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
     }
 
@@ -243,6 +244,7 @@ KNOWN: dict[str, GgufArchitecture] = {
         ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"),
         {**ATTENTION, "ffn_gate_inp": "block_sparse_moe.gate"},
         rotary_permuted=True,
+        rope_factors=True,
     ),
     "olmoe": GgufArchitecture("olmoe", "OlmoeForCausalLM", _olmoe, names={**ATTENTION, **QK_NORMS, **ROUTER}),
     "gpt-oss": GgufArchitecture(
@@ -288,6 +290,7 @@ KNOWN: dict[str, GgufArchitecture] = {
             "ffn_down_exps": "block_sparse_moe.experts.stacked_down",
         },
         rotary_permuted=True,
+        rope_factors=True,
         conversions=_one_after_the_other,
     ),
     "lfm2moe": GgufArchitecture(

@@ -8,21 +8,25 @@ Names and sizes of the types of tensors come from the `gguf` package.
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
+from moe_local.checkpoint.regular import open_regular
 from moe_local.errors import CheckpointError, UnsupportedError
 
-MAX_HEADER = 100_000_000  # bytes; the vocabulary of a large model takes about ten million
+MAX_HEADER = 64_000_000  # bytes; the vocabulary of a large model takes about ten million
+_PIECE = 1 << 20  # bytes read at once
+_MOST_ENTRIES = 1 << 12  # of metadata; a file has about fifty
+_MOST_TENSORS = 1 << 18  # with every projection of every expert for itself, the largest models have about 70,000
 _AGAIN = "download it again, or check the disk"
 _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4  # ggml's own limit
-_LONGEST_LIST = 1 << 16  # longer ones are the vocabulary's, which are not read here
+_LONGEST_LIST = 1 << 12  # longer ones are the vocabulary's, which are not read here
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -75,14 +79,20 @@ def read_gguf_header(file: Path) -> GgufHeader:
     """Reads the header only. Raises CheckpointError, naming the file, when any of it is not as the format demands."""
     block_sizes()
     try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(_Cursor(file, data))
+        with open_regular(file) as stream:
+            return _parse(_Cursor(file, stream))
     except OSError as error:
         raise CheckpointError(
             f"cannot read {file}: {error.strerror or error}", remedy="check the path and permissions"
         ) from error
-    except ValueError:  # mmap of an empty file
-        _damaged(file, "is truncated: it is empty")
+
+
+def metadata_alone(file: Path) -> bytes:
+    """The file's metadata as a GGUF file without tensors. Raises CheckpointError."""
+    with open_regular(file) as stream:
+        cursor = _Cursor(file, stream)
+        _parse(cursor)
+    return cursor.metadata_alone()
 
 
 def _damaged(file: Path, what: str) -> NoReturn:
@@ -90,13 +100,22 @@ def _damaged(file: Path, what: str) -> NoReturn:
 
 
 class _Cursor:
-    """A place in a file's header; nothing is read from beyond its end."""
+    """A place in a file's header; nothing is read from beyond its end.
 
-    def __init__(self, file: Path, data: mmap.mmap) -> None:
+    The file is not mapped: where it is cut while it is read, a read comes back short and a map ends the process.
+    """
+
+    def __init__(self, file: Path, stream: BinaryIO) -> None:
         self.file = file
-        self.size = len(data)
+        self.size = os.fstat(stream.fileno()).st_size
         self.at = 0
-        self._data = data
+        self.end_of_metadata = 0
+        self._stream = stream
+        self._data = bytearray()  # from the file's beginning
+
+    def metadata_alone(self) -> bytes:
+        version, _, entries = struct.unpack_from("<IQQ", self._data, 4)
+        return struct.pack("<4sIQQ", b"GGUF", version, 0, entries) + bytes(self._data[24 : self.end_of_metadata])
 
     def skip(self, count: int) -> int:
         """Moves on by `count` bytes; returns where they begin."""
@@ -105,6 +124,11 @@ class _Cursor:
             _damaged(self.file, "is truncated inside its header")
         if self.at > MAX_HEADER:
             _damaged(self.file, f"is damaged: its header would be larger than {MAX_HEADER} bytes")
+        while len(self._data) < self.at:
+            piece = self._stream.read(max(_PIECE, self.at - len(self._data)))
+            if not piece:
+                _damaged(self.file, "is truncated inside its header")
+            self._data += piece
         return at
 
     def take(self, form: str) -> tuple[Any, ...]:
@@ -154,12 +178,17 @@ def _parse(cursor: _Cursor) -> GgufHeader:
             remedy="use a newer conversion of the model",
         )
     tensors, entries = cursor.take("QQ")
+    if cursor.at + 12 * entries + 25 * tensors > cursor.size:  # what they take at least
+        _damaged(file, "is truncated inside its header")
+    if entries > _MOST_ENTRIES or tensors > _MOST_TENSORS:
+        _damaged(file, f"is damaged: it would have {entries} entries of metadata and {tensors} tensors")
     metadata: dict[str, Any] = {}
     for _ in range(entries):
         key = cursor.string()
         if key in metadata:
             _damaged(file, f"is damaged: its metadata has {key!r} twice")
         metadata[key] = cursor.value(cursor.take("I")[0])
+    cursor.end_of_metadata = cursor.at
     raw = [_raw_tensor(cursor) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):

@@ -5,15 +5,26 @@ The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from moe_local.checkpoint.gguf_header import GgufTensor
 from moe_local.errors import CheckpointError, UnsupportedError
 
 # Which transformers takes in other forms, or not at all
 _UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
+
+_MAY_BE_NONE = (
+    "expert_count", "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
+    "leading_dense_block_count", "nextn_predict_layers",
+)  # fmt: skip
+_MOST = 1 << 40  # of any count
+ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+ROPE_FACTORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
 T = TypeVar("T", int, float, bool)
 
@@ -25,10 +36,15 @@ class Metadata:
     file: Path
     architecture: str
     values: Mapping[str, Any]
-    tensors: frozenset[str]  # the names of all
+    tensors: Mapping[str, GgufTensor]
+    rope_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of tensors that divide frequencies
 
     def integer(self, key: str, default: int | None = None) -> int:
-        return self._one(key, int, default)
+        """A count: at least 1, where none of it would make no model."""
+        value = self._one(key, int, default)
+        if not (0 if key in _MAY_BE_NONE else 1) <= value <= _MOST:
+            raise self._strange(key, f"is {value}")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         # Written as float32: 1e-06 comes out as 9.999999974752427e-07
@@ -42,15 +58,50 @@ class Metadata:
 
     def _one(self, key: str, kind: type[T], default: T | None) -> T:
         full = f"{self.architecture}.{key}"
-        value = self.values.get(full, default)
-        if type(value) is not kind:
-            said = "is missing" if value is None else f"is {value!r}"
-            raise CheckpointError(f"{self.file} cannot be understood: its {full} {said}", remedy="download it again")
+        value = _as(kind, self.values.get(full, default))
+        if value is None:
+            value = self.values.get(full)
+            raise self._strange(key, "is missing" if value is None else f"is {value!r}")
         return value
 
+    def _strange(self, key: str, said: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file} cannot be understood: its {self.architecture}.{key} {said}", remedy="download it again"
+        )
+
     def token(self, name: str) -> int | None:
-        value = self.values.get(f"tokenizer.ggml.{name}_token_id")
-        return value if type(value) is int else None
+        return _as(int, self.values.get(f"tokenizer.ggml.{name}_token_id"))
+
+    def expert_width(self, key: str = "expert_feed_forward_length") -> int:
+        """The inner width of an expert; where the file does not say, that of its tensors."""
+        return self.integer(key, self._last_axis(r"blk\.\d+\.ffn_down(_exps|\.\d+)\.weight"))
+
+    def shared_width(self) -> int:
+        """The same of the expert that serves every token."""
+        found = self._last_axis(r"blk\.\d+\.ffn_down_shexp\.weight")
+        return self.integer("expert_shared_feed_forward_length", found)
+
+    def expert_count(self) -> int:
+        router = next((t for name, t in self.tensors.items() if name.endswith("ffn_gate_inp.weight")), None)
+        return self.integer("expert_count", None if router is None else router.shape[0])
+
+    def _last_axis(self, pattern: str) -> int | None:
+        return next((t.shape[-1] for name, t in self.tensors.items() if re.fullmatch(pattern, name)), None)
+
+
+def _as(kind: type[T], value: Any) -> T | None:
+    """A number of metadata as another type that can hold it; None where it cannot, or there is none.
+
+    Conversions differ in the types of numbers that they write, and llama.cpp reads most of them.
+    """
+    if isinstance(value, list) and value and all(item == value[0] for item in value):
+        value = value[0]  # one a layer, and the same
+    if type(value) not in (int, float, bool):
+        return None
+    if kind is not bool and isinstance(value, bool):
+        return None
+    converted = kind(value) if math.isfinite(value) else None
+    return converted if converted == value else None
 
 
 def decoder_config(given: Metadata) -> dict[str, Any]:
@@ -80,10 +131,17 @@ def head_dim(given: Metadata) -> int:
 
 def _rope_scaling(given: Metadata) -> dict[str, Any]:
     prefix = f"{given.architecture}.rope.scaling"
-    kind = given.values.get(f"{prefix}.type", "none")
+    kind, factor = given.values.get(f"{prefix}.type"), _linear_factor(given)
+    if kind is None:
+        kind = "none" if factor == 1 else "linear"  # as llama.cpp does where a file says nothing, or the older key
+    if given.rope_factors and kind in ("none", "linear", "longrope"):
+        return _rope_by_factors(given, 1.0 if kind == "none" else factor)
     if kind == "none":
         return {"rope_type": "default"}
+    if kind == "linear" and not given.has("rope.scaling.factor"):
+        return {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
     special = [name for name in _UNSUPPORTED_SCALING if f"{prefix}.{name}" in given.values]
+    special += sorted(given.rope_factors)
     if kind not in ("linear", "yarn") or special:
         raise UnsupportedError(
             f"{given.file} scales positions by {' with '.join([repr(kind), *special])}, which is not supported for"
@@ -97,3 +155,31 @@ def _rope_scaling(given: Metadata) -> dict[str, Any]:
         if given.has(f"rope.scaling.yarn_{name}"):
             scaling[name] = given.number(f"rope.scaling.yarn_{name}")
     return scaling
+
+
+def _linear_factor(given: Metadata) -> float:
+    key = "rope.scaling.factor" if given.has("rope.scaling.factor") else "rope.scale_linear"
+    return given.number(key, 1.0) or 1.0
+
+
+def _rope_by_factors(given: Metadata, factor: float) -> dict[str, Any]:
+    """Frequencies divided by tensors of the file: transformers calls that longrope, which has two sets of divisors.
+
+    Llama 3's are one set, made of its rule of four numbers.
+    """
+    one = given.rope_factors.get(ROPE_FREQS)
+    short, long = one or given.rope_factors.get(ROPE_SHORT), one or given.rope_factors.get(ROPE_LONG)
+    wanted = given.integer("rope.dimension_count", head_dim(given)) // 2
+    if short is None or long is None or {len(short), len(long)} != {wanted}:
+        raise CheckpointError(
+            f"{given.file} has no {wanted} factors of positions in each of {', '.join(given.rope_factors)}",
+            remedy="download it again",
+        )
+    context = given.integer("context_length")
+    return {
+        "rope_type": "longrope",
+        "short_factor": [factor * each for each in short],
+        "long_factor": [factor * each for each in long],
+        "attention_factor": given.number("rope.scaling.attn_factor", 1.0),
+        "original_max_position_embeddings": given.integer("rope.scaling.original_context_length", context),
+    }

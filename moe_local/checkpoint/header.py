@@ -6,9 +6,8 @@ then the tensors, which must cover the rest of the file without gaps or overlaps
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,17 @@ from typing import Any, NoReturn, TypeGuard
 
 import torch
 
-from moe_local.errors import CheckpointError
+from moe_local.checkpoint.json_file import MOST as MOST_JSON
+from moe_local.checkpoint.json_file import parse_json
+from moe_local.checkpoint.regular import open_regular
+from moe_local.errors import CheckpointError, UnsupportedError
 
-MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+# Bytes. The format allows 100 MB; the largest header that a published model could have, of 60 layers of 384 experts
+# quantised into four tensors a matrix, all in one file, would have 40.
+MAX_HEADER = MOST_JSON
+_MOST_AXES = 16
+MOST = 1 << 60  # of any axis, offset, or product of axes
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # of a type
 _AGAIN = "download it again, or check the disk"
 
 DTYPES: dict[str, torch.dtype] = {
@@ -42,9 +49,16 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+# Types that torch does not have as numbers of their own; those of the format, with their bits.
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file: `length` bytes from absolute file position `offset`, row-major."""
+    """One tensor of a file: `length` bytes from absolute file position `offset`, row-major.
+
+    A tensor of a type that is not known has that in `unknown`, and is bytes of no shape: nobody may need it.
+    """
 
     name: str
     file: Path
@@ -52,6 +66,16 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     length: int
+    unknown: str | None = None
+
+
+def assert_known(entry: TensorEntry) -> None:
+    """Raises UnsupportedError for a tensor that is needed and whose type is not known."""
+    if entry.unknown is not None:
+        raise UnsupportedError(
+            f"tensor {entry.name!r} of {entry.file} is of type {entry.unknown}, which cannot be read",
+            remedy="use the model's bf16, fp16 or fp32 weights",
+        )
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -60,7 +84,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     Raises CheckpointError, naming the file, when any of it is not as the format demands.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             length = _header_length(file, stream.read(8), size)
             text = stream.read(length)
@@ -92,8 +116,8 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         _damaged(file, "is not a safetensors file (its header is not JSON)")
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, _unique)
+    except ValueError as error:
         raise CheckpointError(f"{file} has a damaged header ({error})", remedy=_AGAIN) from error
     return dict(header)
 
@@ -123,18 +147,37 @@ def _entries(file: Path, header: dict[str, Any], *, start: int, size: int) -> di
 def _entry(file: Path, name: str, raw: Any, start: int) -> TensorEntry:
     if not isinstance(raw, dict):
         _damaged(file, f"has a damaged header: tensor {name!r} is not described by an object")
-    dtype = DTYPES.get(raw["dtype"]) if isinstance(raw.get("dtype"), str) else None
-    if dtype is None:
-        _damaged(file, f"has tensor {name!r} of unknown type {raw.get('dtype')!r}")
+    kind = raw.get("dtype")
+    if not isinstance(kind, str) or not _NAME.fullmatch(kind):
+        _damaged(file, f"has tensor {name!r} of unknown type {str(kind)[:40]!r}")
     shape, offsets = raw.get("shape"), raw.get("data_offsets")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _damaged(file, f"has a damaged header: tensor {name!r} has no valid shape and offsets")
     begin, end = offsets
-    needed = math.prod(shape) * dtype.itemsize
-    if end - begin != needed:
-        _damaged(file, f"is damaged: tensor {name!r} of shape {shape} needs {needed} bytes, not {end - begin}")
+    dtype = DTYPES.get(kind)
+    bits = _BITS.get(kind) if dtype is None else 8 * dtype.itemsize
+    if bits is not None and 8 * (end - begin) != (needed := _product(shape) * bits):
+        _damaged(
+            file, f"is damaged: tensor {name!r} of shape {shape} needs {needed / 8:.15g} bytes, not {end - begin}"
+        )
+    if dtype is None:
+        return TensorEntry(name, file, torch.uint8, (end - begin,), start + begin, end - begin, unknown=kind)
     return TensorEntry(name, file, dtype, tuple(shape), start + begin, end - begin)
 
 
+def _product(shape: list[int]) -> int:
+    """How many elements; soon more than any file has, however many and large the axes are."""
+    if 0 in shape:
+        return 0
+    product = 1
+    for count in shape:
+        product *= count
+        if product > MOST:
+            break
+    return product
+
+
 def _naturals(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list) or len(value) > _MOST_AXES:
+        return False
+    return all(type(item) is int and 0 <= item <= MOST for item in value)

@@ -101,7 +101,8 @@ class Layout:
 class EncodedTensor:
     """A matrix, or one an expert stacked, that a quantised checkpoint holds in several tensors.
 
-    `shape` is [out, in] or [experts, out, in]; `parts` are the arrays of the encoding, with the same leading axis.
+    `shape` is [out, in] or [experts, out, in]; `parts` are the arrays of the encoding, with the same leading axis, or
+    without one where all experts share an array.
     `name` is what the unquantised checkpoint calls it; it has the last two axes swapped there if `transposed`.
     """
 
@@ -115,6 +116,10 @@ class EncodedTensor:
     @property
     def length(self) -> int:
         return sum(part.length for part in self.parts.values())
+
+    def is_stacked(self, name: str) -> bool:
+        """Whether a part has an array for each expert."""
+        return len(self.shape) == 3 and self.parts[name].shape[:1] == self.shape[:1]
 
 
 Source = TensorEntry | EncodedTensor
@@ -166,9 +171,17 @@ def place_record(
 
 
 def _plain(source: Source) -> TensorEntry:
-    if isinstance(source, EncodedTensor):
-        raise UntraceableError("a parameter that is quantised in part")
+    assert isinstance(source, TensorEntry)
     return source
+
+
+def _encoded(source: Source) -> EncodedTensor:
+    """A plain matrix beside encoded ones, which quantisers leave where it costs too much, as one of them."""
+    if isinstance(source, EncodedTensor):
+        return source
+    if source.dtype not in PLAIN or len(source.shape) not in (2, 3):
+        raise UntraceableError("a parameter that is quantised in part")
+    return EncodedTensor(source.name, source.shape, PLAIN[source.dtype], {"weight": source})
 
 
 def _place_encoded(
@@ -178,9 +191,7 @@ def _place_encoded(
     rows = np.full(traced.shape[0], -1, dtype=np.int64)  # where the matrices' outputs have each row
     done = 0
     for block in sorted(traced.blocks, key=lambda block: block.axes[0].start):
-        source = sources[block.source]
-        if not isinstance(source, EncodedTensor):
-            raise UntraceableError("a parameter that is quantised in part")
+        source = _encoded(sources[block.source])
         out, width = source.shape[-2:]
         expert, within = divmod(block.offset, out * width)
         row, column = block.axes
@@ -200,13 +211,13 @@ def _place_encoded(
 
 def _place_parts(source: EncodedTensor, expert: int, position: int) -> tuple[Matrix, list[Extent]]:
     """One matrix of `source`, its arrays one after the other from `position`."""
-    count = source.shape[0] if len(source.shape) == 3 else 1
     arrays, runs = {}, []
     for name, part in source.parts.items():
-        shape = part.shape[1:] if len(source.shape) == 3 else part.shape
-        length = part.length // count
+        stacked = source.is_stacked(name)
+        shape = part.shape[1:] if stacked else part.shape
+        length = part.length // source.shape[0] if stacked else part.length
         arrays[name] = Array(part.dtype, tuple(shape), row_major(shape), position)
-        runs.append(Extent(part.file, part.offset + expert * length, length, position))
+        runs.append(Extent(part.file, part.offset + expert * length * stacked, length, position))
         position = aligned(position + length)
     return Matrix(source.encoding, (source.shape[-2], source.shape[-1]), arrays), runs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,26 @@ class Packable(Format):
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """Arrays for a matrix [out, in] of any float type: always the same names, types and shapes for one shape."""
+
+
+class Mergeable(Packable):
+    """A packable format in which other matrices of the very same encoding are held as they are.
+
+    Encoding decoded numbers would not always give them back.
+    """
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Arrays], order: Sequence[int] | None) -> dict[str, Tensor] | None:
+        """The arrays of matrices one below the other, then rows put in `order`, of the shapes and types that `encode`
+        gives. None where it cannot be done without a change.
+        """
+
+
+def stacked(arrays: Sequence[Tensor], order: Sequence[int] | None) -> Tensor:
+    """Arrays [rows, ...] of one type as one, contiguous, its rows in `order`."""
+    joined = torch.cat([array.view(torch.uint8) if array.element_size() == 1 else array for array in arrays])
+    ordered = joined if order is None else joined[list(order)]
+    return ordered.view(arrays[0].dtype)
 
 
 _CHUNK = 1 << 19  # elements: what stays in a core's cache while it is encoded

@@ -94,6 +94,9 @@ def decode_tensor(source: EncodedTensor, arrays: Mapping[str, Tensor], dtype: to
     if len(source.shape) == 2:
         weight = scheme.decode(arrays, shape, dtype)
     else:
-        each = ({name: array[i] for name, array in arrays.items()} for i in range(source.shape[0]))
+        each = (
+            {name: array[i] if source.is_stacked(name) else array for name, array in arrays.items()}
+            for i in range(source.shape[0])
+        )
         weight = torch.stack([scheme.decode(parts, shape, dtype) for parts in each])
     return weight.transpose(-1, -2) if source.transposed else weight

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_local.formats.base import Arrays, Packable, Shape
+from moe_local.formats.base import Arrays, Mergeable, Shape, stacked
 from moe_local.formats.lookup import look_up
 
 _MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
-class Fp8(Packable):
+class Fp8(Mergeable):
     """`weight` [out, in] float8, and `scale` to multiply it with, of any float type or in U8 exponents (E8M0).
 
     With a `block` of rows, and as many columns unless `columns` says otherwise, `scale` is [blocks down, blocks
@@ -54,16 +54,30 @@ class Fp8(Packable):
         tall = scale.repeat_interleave(self._rows, dim=0)[:out]
         return tall.repeat_interleave(self._columns, dim=1)[:, :width]
 
+    def merge(self, parts: Sequence[Arrays], order: Sequence[int] | None) -> dict[str, Tensor] | None:
+        if any(part["weight"].dtype != torch.float8_e4m3fn for part in parts):
+            return None
+        weight = stacked([part["weight"] for part in parts], order)
+        scales = [_exact(part["scale"]) for part in parts]
+        if self._rows is None:
+            by_row = [s.reshape(-1, 1).expand(len(p["weight"]), 1) for s, p in zip(scales, parts, strict=True)]
+            return {"weight": weight, "scale": stacked(by_row, order)}
+        if order is not None or any(len(part["weight"]) % self._rows for part in parts[:-1]):
+            return None  # blocks would be torn
+        return {"weight": weight, "scale": stacked(scales, None)}
+
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
-        weight, scale = _widened(arrays["weight"]), arrays["scale"]
-        if scale.dtype == torch.uint8:
-            scale = scale.view(torch.float8_e8m0fnu)
-        scale = scale.to(torch.float32)
+        weight, scale = _widened(arrays["weight"]), _exact(arrays["scale"])
         if self._rows is None or self._columns is None or shape[1] % self._columns:
             return weight.mul_(self._spread(scale, shape)).to(dtype)
         rows = scale.repeat_interleave(self._rows, dim=0)[: shape[0]]
         weight.view(shape[0], -1, self._columns).mul_(rows.unsqueeze(-1))
         return weight.to(dtype)
+
+
+def _exact(scale: Tensor) -> Tensor:
+    """A scale of any type in float32."""
+    return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(torch.float32)
 
 
 def _widened(weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from moe_local.formats.lookup import look_up_halves
 
 BLOCK = 32
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_VALUES = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
+VALUES = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
 _LARGEST_EXPONENT = 2  # of E2M1: 6 is 1.5 * 2**2
 _BIAS = 127
 
@@ -30,17 +30,22 @@ class Mxfp4(Packable):
         exponents = torch.frexp(wide.abs().amax(dim=-1)).exponent - 1 - _LARGEST_EXPONENT
         exponents = exponents.clamp(-_BIAS, _BIAS)
         scaled = torch.ldexp(wide, -exponents.unsqueeze(-1))
-        codes = torch.bucketize(scaled.abs(), _bounds(scaled.device)).to(torch.uint8)
-        codes |= (scaled < 0).to(torch.uint8) << 3
+        codes = nearest_codes(scaled)
         return {"blocks": codes[..., ::2] | codes[..., 1::2] << 4, "scales": (exponents + _BIAS).to(torch.uint8)}
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         blocks = arrays["blocks"]
-        values = torch.tensor(_VALUES, device=blocks.device)
+        values = torch.tensor(VALUES, device=blocks.device)
         numbers = look_up_halves(values, blocks, low_first=True)  # [out, in / 32, 32]
         exponents = arrays["scales"].to(torch.int32) - _BIAS
         scales = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents)
         return numbers.mul_(scales.unsqueeze(-1)).flatten(1).to(dtype)
+
+
+def nearest_codes(numbers: Tensor) -> Tensor:
+    """The codes [...] uint8 of the nearest 4-bit floats, ties to even."""
+    codes = torch.bucketize(numbers.abs(), _bounds(numbers.device)).to(torch.uint8)
+    return codes | (numbers < 0).to(torch.uint8) << 3
 
 
 def _bounds(device: torch.device) -> Tensor:

@@ -16,8 +16,10 @@ from moe_local.formats.gguf import Gguf
 from moe_local.formats.gptq import Gptq
 from moe_local.formats.int4 import Int4, native_rows
 from moe_local.formats.int8 import Int8
+from moe_local.formats.mlx import Mlx
 from moe_local.formats.mxfp4 import Mxfp4
 from moe_local.formats.nf4 import Nf4
+from moe_local.formats.nvfp4 import Nvfp4
 from moe_local.formats.packed import Packed
 from moe_local.formats.plain import Plain
 from moe_local.formats.signed import AbsmaxInt8, SignedInt8
@@ -33,8 +35,10 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "fp8": Fp8,
     "gptq": Gptq,
     "signed-int8": SignedInt8,
+    "mlx": Mlx,
     "mxfp4": Mxfp4,
     "nf4": Nf4,
+    "nvfp4": Nvfp4,
     "packed": Packed,
     "gguf": Gguf,
 }
@@ -59,6 +63,7 @@ PACKED: dict[str, Callable[[int], Encoding]] = {
     "fp8": lambda group: Encoding("fp8", (("block", 128),)),
     "mxfp4": lambda group: Encoding("mxfp4"),
     "nf4": lambda group: Encoding("nf4"),
+    "nvfp4": lambda group: Encoding("nvfp4"),
     "int4": lambda group: Encoding("int4", (("group", group), ("rows", native_rows() or 64))),
 }
 GROUP_SIZES = (32, 64, 128)

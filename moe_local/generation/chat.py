@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_local.checkpoint.json_file import parse_json
+from moe_local.checkpoint.regular import read_regular
 from moe_local.config import whole
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
@@ -16,6 +18,7 @@ from moe_local.generation.template import REASONING_KEYS, Message
 from moe_local.generation.text import Generation, KVState, TextGenerator
 
 _SHARE = 4  # of the context: the part of it that an answer is left, at least
+_MOST = 48 << 20  # bytes of a saved conversation
 
 
 class ChatSession:
@@ -136,10 +139,10 @@ class ChatSession:
     def load(self, file: Path) -> None:
         """Takes up messages that `save` wrote. Raises MoeLocalError for any other file."""
         try:
-            messages = json.loads(file.read_text(encoding="utf-8"))
+            messages = parse_json(read_regular(file, _MOST))
         except OSError as error:
             raise MoeLocalError(f"cannot read {file}: {error.strerror}", remedy="check the name") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise MoeLocalError(f"{file} is not JSON ({error})", remedy="load what /save wrote") from error
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise MoeLocalError(f"{file} does not hold chat messages", remedy="load what /save wrote")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.checkpoint.json_file import read_json
+from moe_local.errors import CheckpointError, MoeLocalError, first_line
 from moe_local.generation.sampling import Sampling
 
+_REMEDY = "download it again, correct it or delete it"
+_MOST = 2**31 - 1  # of any number here
 FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")  # one id or several
@@ -29,21 +31,28 @@ def generation_defaults(directory: Path, config: PreTrainedConfig) -> tuple[Gene
     """
     file = directory / FILE
     if not file.exists():
-        return _checked(GenerationConfig.from_model_config(config).to_diff_dict(), str(directory / "config.json")), ()
+        return _from_model(config, str(directory / "config.json")), ()
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(given, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise _invalid(str(file), str(error)) from error
+        given = read_json(file)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, remedy=_REMEDY) from error
     return _checked(given, str(file)), tuple(_notes(given))
+
+
+def _from_model(config: PreTrainedConfig, source: str) -> GenerationConfig:
+    try:
+        given = GenerationConfig.from_model_config(config).to_diff_dict()
+    except Exception as error:  # whatever transformers makes of odd values
+        raise _invalid(source, first_line(error)) from error
+    return _checked(given, source)
 
 
 def _checked(given: dict[str, Any], source: str) -> GenerationConfig:
     present = {name: value for name, value in given.items() if value is not None}
     sampling = {name: present[name] for name in _SAMPLING if name in present}
     for name, value in sampling.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        whole = name in ("top_k", "max_new_tokens")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or abs(value) > _MOST:
             raise _invalid(source, f"{name} is {value!r}")
     try:
         chosen = Sampling(**sampling).for_transformers()
@@ -56,17 +65,23 @@ def _checked(given: dict[str, Any], source: str) -> GenerationConfig:
             raise _invalid(source, f"{name} is {value!r}")
     if "max_new_tokens" in sampling:
         chosen["max_new_tokens"] = sampling["max_new_tokens"]
-    return GenerationConfig(**chosen, **kept)
+    try:
+        return GenerationConfig(**chosen, **kept)
+    except Exception as error:  # transformers has rules of its own
+        raise _invalid(source, first_line(error)) from error
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return type(value) is int and 0 <= value <= _MOST
 
 
 def _are_tokens(value: object, *, one: bool) -> bool:
-    return (one and isinstance(value, int)) or (
-        isinstance(value, list) and all(isinstance(token, int) for token in value)
-    )
+    """Ids, -1 among them: some configurations say so that there is none."""
+    return (one and _is_token(value)) or (isinstance(value, list) and all(map(_is_token, value)))
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and -1 <= value <= _MOST
 
 
 def _notes(given: dict[str, Any]) -> list[str]:
@@ -79,4 +94,4 @@ def _notes(given: dict[str, Any]) -> list[str]:
 
 
 def _invalid(source: str, reason: str) -> CheckpointError:
-    return CheckpointError(f"{source} is not valid ({reason})", remedy="download it again, correct it or delete it")
+    return CheckpointError(f"{source} is not valid ({reason})", remedy=_REMEDY)

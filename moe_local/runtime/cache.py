@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from moe_local.checkpoint.catalog import Catalog
+from moe_local.checkpoint.record import Layout
 from moe_local.errors import MoeLocalError
 from moe_local.formats import Expert, open_expert
 from moe_local.memory.disk import Arrival, RecordReader
@@ -117,8 +118,7 @@ class ExpertCache:
         self._staged: set[Key] = set()  # prefetched, in flight or there, and not asked for yet
         self._unwanted: set[Key] = set()  # prefetched for nothing, and still in flight
         self._opened: dict[tuple[int, int], Expert] = {}  # (device slot, layout) -> views
-        layouts = [layer.layout for layer in catalog.layers]
-        self._layout_of = [layouts.index(layout) for layout in layouts]
+        self._layout_of = _numbered_layouts(catalog)
         self._spans: list[Span] | None = None
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._room: Room | None = None  # of the device tier; None: what it was made with
@@ -316,10 +316,12 @@ class ExpertCache:
 
     def _open(self, layer: int, expert: int) -> Expert:
         slot = self._device.slots[layer, expert]
-        key = slot, self._layout_of[layer]
+        key = slot, self._layout_of[layer][expert]
         opened = self._opened.get(key)
         if opened is None:
-            opened = self._opened[key] = open_expert(self._catalog.layers[layer].layout, self._device.slab[slot])
+            opened = self._opened[key] = open_expert(
+                self._catalog.layers[layer].layouts[expert], self._device.slab[slot]
+            )
         return opened
 
     def _request(self, missing: deque[Key]) -> None:
@@ -374,3 +376,19 @@ class ExpertCache:
         self._opened.clear()
         for tier in filter(None, (self._device, self._host)):
             tier.slab.close()
+
+
+def _numbered_layouts(catalog: Catalog) -> list[list[int]]:
+    """The number of the layout of each expert of each layer: equal layouts have the same."""
+    known: list[Layout] = []
+
+    def number(layout: Layout) -> int:
+        if layout not in known:
+            known.append(layout)
+        return known.index(layout)
+
+    found = []
+    for layer in catalog.layers:
+        numbers = {id(kind): number(kind) for kind in layer.kinds}
+        found.append([numbers[id(layout)] for layout in layer.layouts])
+    return found

@@ -172,7 +172,7 @@ def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, t
 
     Embeddings are decoded row by row, and very large matrices not at all.
     """
-    experts = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
+    experts = list(catalog.matrices())
     shapes = [m.shape for m in experts if m.encoding not in PLAIN.values() and format_of(m.encoding).decodes(tokens)]
     for path, tensor in catalog.encoded.items():
         small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
@@ -183,8 +183,7 @@ def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, t
 
 def _programs(skeleton: PreTrainedModel, catalog: Catalog) -> int:
     """What a CPU's matrix library keeps for matrices that are multiplied as they are: measured, with large ones."""
-    held = [m for layer in catalog.layers for p in layer.layout.projections.values() for m in p.matrices]
-    sizes = [m.shape[0] * m.shape[1] * 2 for m in held if m.encoding in PLAIN.values()]
+    sizes = [m.shape[0] * m.shape[1] * 2 for m in catalog.matrices() if m.encoding in PLAIN.values()]
     head = skeleton.get_output_embeddings()
     for path, module in skeleton.named_modules():
         if isinstance(module, nn.Linear) and module is not head and path not in catalog.encoded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -20,7 +20,7 @@ from moe_local.checkpoint.record import (
 )
 from moe_local.checkpoint.tracing import row_major
 from moe_local.formats import decode_bias, decode_projection, decode_tensor, format_of, packable, views
-from moe_local.formats.base import Affine, HasAffine
+from moe_local.formats.base import Affine, HasAffine, Mergeable
 from moe_local.formats.int4 import Int4
 from moe_local.store.dense import fitting
 from moe_local.store.writer import PAGE, Planned
@@ -48,12 +48,18 @@ def packed_layout(source: Layout, choose: Callable[[Encoding], Encoding]) -> Lay
         return array
 
     for name, projection in source.projections.items():
-        chosen = fitting(choose(projection.matrices[0].encoding), projection.shape)
+        chosen = _widest([choose(matrix.encoding) for matrix in projection.matrices], projection.shape)
         arrays = {key: place(spec) for key, spec in encoded_specs(chosen, projection.shape).items()}
         bias = projection.bias
         placed = None if bias is None else place(Planned(bias.dtype, bias.shape))
         projections[name] = Projection((Matrix(chosen, projection.shape, arrays),), bias=placed)
     return Layout(projections, aligned(position, PAGE))
+
+
+def _widest(encodings: Sequence[Encoding], shape: tuple[int, int]) -> Encoding:
+    """Of what the parts of a projection would be packed into, that which takes the most bytes: it loses the least."""
+    fit = dict.fromkeys(fitting(encoding, shape) for encoding in encodings)
+    return max(fit, key=lambda encoding: sum(spec.length for spec in encoded_specs(encoding, shape).values()))
 
 
 def encode_record(source: Layout, target: Layout, record: Tensor) -> list[Tensor]:
@@ -87,7 +93,11 @@ def encode_projection(projection: Projection, record: Tensor, encoding: Encoding
     target = packable(encoding)
     if isinstance(target, Int4) and (same := _same_integers(projection, record, target)) is not None:
         return target.hold(same)
-    plain = projection.matrices[0].encoding in PLAIN.values()
+    if isinstance(target, Mergeable) and all(matrix.encoding == encoding for matrix in projection.matrices):
+        merged = target.merge([views(matrix, record) for matrix in projection.matrices], projection.order)
+        if merged is not None:
+            return merged
+    plain = all(matrix.encoding in PLAIN.values() for matrix in projection.matrices)
     dtype = projection.matrices[0].arrays["weight"].dtype if plain else torch.float32
     return target.encode(decode_projection(projection, record, dtype))
 
@@ -100,6 +110,10 @@ def encode_tensor(
     shape = (source.shape[0], source.shape[1])
     if isinstance(target, Int4) and (same := _integers(source.encoding, arrays, shape, target)) is not None:
         return target.hold(same)
+    if isinstance(target, Mergeable) and source.encoding == encoding:
+        merged = target.merge([arrays], None)
+        if merged is not None:
+            return merged
     return target.encode(decode_tensor(source, arrays, dtype))
 
 
@@ -109,7 +123,7 @@ def _integers(
     """The integers of a matrix if `target` can hold the very same."""
     scheme = format_of(encoding)
     found = scheme.affine(arrays, shape) if isinstance(scheme, HasAffine) else None
-    same = found is not None and found.bits == 4 and shape[1] // found.scales.shape[1] == target.group
+    same = found is not None and found.bits <= 4 and shape[1] // found.scales.shape[1] == target.group
     return found if same else None
 
 

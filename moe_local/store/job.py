@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_local.checkpoint.catalog import Catalog
+from moe_local.checkpoint.catalog import Catalog, LayerCatalog, distinct, shared
 from moe_local.checkpoint.files import INDEX, Checkpoint
 from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.quantization import QUANT_FILE
 from moe_local.checkpoint.record import Encoding, Layout, Source
 from moe_local.formats import decode_projection
 from moe_local.memory.disk import FileReader
@@ -27,7 +30,7 @@ from moe_local.store.source import read_record
 from moe_local.store.writer import Planned
 
 _SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-_OTHERS = (INDEX, "config.json", MANIFEST)  # made anew, or of no use
+_OTHERS = (INDEX, "config.json", QUANT_FILE, MANIFEST)  # made anew, or of no use
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Job:
 
     checkpoint: Checkpoint
     catalog: Catalog
-    layouts: tuple[Layout, ...]
+    layouts: tuple[tuple[Layout, ...], ...]  # [layers][experts], equal ones the very same
     dense: DensePlan
     packing: Packing
     dtype: torch.dtype  # of dense tensors that the checkpoint holds encoded
@@ -63,15 +66,15 @@ class Job:
     @property
     def total(self) -> int:
         """Bytes of the store's large files."""
-        experts = sum(
-            layer.experts * layout.size for layer, layout in zip(self.catalog.layers, self.layouts, strict=True)
-        )
+        experts = sum(layout.size for layouts in self.layouts for layout in layouts)
         return experts + sum(planned.length for planned in self.dense_tensors.values())
 
     @property
     def expert_formats(self) -> str:
         """What the experts are packed into, each format once."""
-        found = (encoding for layout in self.layouts for encoding in layout.encodings)
+        found = (
+            encoding for layouts in self.layouts for layout in distinct(layouts) for encoding in layout.encodings
+        )
         return " and ".join(dict.fromkeys(map(str, found)))
 
     @property
@@ -110,9 +113,15 @@ def plan_packing(
     checkpoint: Checkpoint, catalog: Catalog, skeleton: PreTrainedModel, packing: Packing, dtype: torch.dtype
 ) -> Job:
     """What packing will make, and how much of it. Reads nothing."""
-    layouts = tuple(packed_layout(layer.layout, packing.of_expert) for layer in catalog.layers)
+    layouts = tuple(_packed_layouts(layer, packing) for layer in catalog.layers)
     dense = plan_dense(catalog, skeleton, None if packing.dense is None else packing.of_dense)
     return Job(checkpoint, catalog, layouts, dense, packing, dtype)
+
+
+def _packed_layouts(layer: LayerCatalog, packing: Packing) -> tuple[Layout, ...]:
+    """The layout of every expert of a layer once it is packed."""
+    packed = {id(layout): packed_layout(layout, packing.of_expert) for layout in layer.kinds}
+    return shared([packed[id(layout)] for layout in layer.layouts])
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -135,17 +144,27 @@ def small_files(checkpoint: Checkpoint) -> list[Path]:
 
 
 def relative_error(job: Job) -> float:
-    """What packing costs: the root mean square of the change over that of the numbers, from one expert a layer."""
+    """What packing costs: the root mean square of the change over that of the numbers.
+
+    From one expert of every layout of a layer.
+    """
     files = FileReader()
     files.open(job.checkpoint.files)
     change = energy = 0.0
     with closing(files):
-        for layer, layout in zip(job.catalog.layers, job.layouts, strict=True):
-            record = read_record(layer, 0, files)
-            packed = torch.cat(encode_record(layer.layout, layout, record))
-            for name, projection in layer.layout.projections.items():
-                new = layout.projections[name]
-                before, after = (decode_projection(*p, torch.float32) for p in ((projection, record), (new, packed)))
+        for source, target, record in _samples(job, files):
+            packed = torch.cat(encode_record(source, target, record))
+            for name, projection in source.projections.items():
+                before = decode_projection(projection, record, torch.float32)
+                after = decode_projection(target.projections[name], packed, torch.float32)
                 change += float((after - before).square().sum())
                 energy += float(before.square().sum())
     return math.sqrt(change / energy) if energy else 0.0
+
+
+def _samples(job: Job, files: FileReader) -> Iterator[tuple[Layout, Layout, Tensor]]:
+    """The first record of every layout of a layer, as it is and as it will be laid out."""
+    for layer, layouts in zip(job.catalog.layers, job.layouts, strict=True):
+        for source in layer.kinds:
+            expert = next(expert for expert, layout in enumerate(layer.layouts) if layout is source)
+            yield source, layouts[expert], read_record(layer, expert, files)

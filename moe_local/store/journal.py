@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from moe_local.errors import MoeLocalError
+from moe_local.checkpoint.json_file import parse_json
+from moe_local.checkpoint.regular import read_regular
+from moe_local.errors import CheckpointError, MoeLocalError
 
 JOURNAL = "journal.jsonl"
+_MOST = 64 << 20  # bytes: eleven a record
+_NAME = re.compile(r"[\w-]{1,100}\.safetensors")
 
 
 class Journal:
@@ -32,8 +37,8 @@ class Journal:
             journal = cls(file, {})
             journal._append(identity)
             return journal
-        whole = {line["file"]: line["checksums"] for line in lines[1:] if (partial / line["file"]).exists()}
-        return cls(file, whole)
+        whole = {line["file"]: line["checksums"] for line in lines[1:] if _is_entry(line)}
+        return cls(file, {name: checksums for name, checksums in whole.items() if (partial / name).is_file()})
 
     def add(self, name: str, checksums: list[int]) -> None:
         self.done[name] = checksums
@@ -55,10 +60,20 @@ def is_unfinished(directory: Path) -> bool:
 def _json_lines(file: Path) -> list[dict[str, Any]]:
     """The lines that are whole: a kill may cut the last."""
     lines: list[dict[str, Any]] = []
-    if file.exists():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
+    if not file.is_file():
+        return lines
+    try:
+        for line in read_regular(file, _MOST).splitlines():
+            lines.append(parse_json(line))
+    except (OSError, ValueError, CheckpointError):
+        pass  # what cannot be read was not finished
     return lines
+
+
+def _is_entry(line: Any) -> bool:
+    """Whether a line is what `add` writes: damage costs the work that it stood for, and no more."""
+    if not isinstance(line, dict) or line.keys() != {"file", "checksums"}:
+        return False
+    name, checksums = line["file"], line["checksums"]
+    named = isinstance(name, str) and _NAME.fullmatch(name) is not None
+    return named and isinstance(checksums, list) and all(type(c) is int and 0 <= c < 1 << 32 for c in checksums)

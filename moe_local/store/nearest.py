@@ -6,7 +6,7 @@ from moe_local.checkpoint.record import PLAIN, Encoding
 from moe_local.formats import packed_encoding
 from moe_local.formats.registry import GROUP_SIZES
 
-_OWN = ("int8", "int4", "nf4", "mxfp4", "fp8")  # held as they are
+_OWN = ("int8", "int4", "nf4", "mxfp4", "nvfp4", "fp8")  # held as they are
 _BYTES = ("signed-int8", "absmax-int8")
 _GGUF = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K"), ("int4", 32)),
@@ -24,9 +24,9 @@ def nearest(encoding: Encoding, otherwise: Encoding) -> Encoding:
     options = dict(encoding.options)
     if encoding in PLAIN.values():
         return otherwise
-    if encoding.format in _OWN and not options.keys() - {"group", "rows", "block"}:
+    if encoding.format in _OWN and not options.keys() - {"group", "rows", "block", "divides"}:
         return encoding
-    if encoding.format in _BYTES or options.get("bits") == 8:
+    if encoding.format in _BYTES or int(options.get("bits", 4)) > 4:
         return packed_encoding("int8")
     if encoding.format == "gguf":
         return packed_encoding(*_GGUF.get(str(options["type"]), ("int8", 32)))

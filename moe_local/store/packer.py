@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from moe_local import __version__
 from moe_local.checkpoint.catalog import LayerCatalog
 from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.quantization import without_quantization
 from moe_local.checkpoint.record import EncodedTensor, Layout, Source
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.config import format_size, locked
@@ -120,7 +121,7 @@ def _write_all(job: Job, partial: Path, journal: Journal, report: Report) -> Non
             name = experts_file(number)
             progress.stage = f"packing layer {number + 1} of {len(job.catalog.layers)}"
             if name in journal.done:
-                progress.add(layer.experts * job.layouts[number].size)
+                progress.add(sum(layout.size for layout in job.layouts[number]))
             else:
                 journal.add(name, _write_layer(layer, job.layouts[number], files, partial / name, progress))
         progress.stage = "packing the dense weights"
@@ -146,11 +147,13 @@ class Progress:
         self._report(self.stage, min(1.0, self._done / max(1, self._total)))
 
 
-def _write_layer(layer: LayerCatalog, layout: Layout, files: FileReader, file: Path, progress: Progress) -> list[int]:
-    planned = {str(expert): Planned(torch.uint8, (layout.size,)) for expert in range(layer.experts)}
+def _write_layer(
+    layer: LayerCatalog, layouts: Sequence[Layout], files: FileReader, file: Path, progress: Progress
+) -> list[int]:
+    planned = {str(expert): Planned(torch.uint8, (layout.size,)) for expert, layout in enumerate(layouts)}
     with written_whole(file, planned) as writer, Behind(writer) as behind:
-        for record in records(layer, files):
-            behind.write(*encode_record(layer.layout, layout, record))
+        for source, layout, record in zip(layer.layouts, layouts, records(layer, files), strict=True):
+            behind.write(*encode_record(source, layout, record))
             progress.add(layout.size)
     return writer.checksums
 
@@ -182,8 +185,8 @@ def _finish(job: Job, partial: Path, journal: Journal) -> None:
     """Copies the small files and writes the manifest, which makes the store whole."""
     small = _copy_small(job.checkpoint, partial)
     layers = tuple(
-        StoredLayer(layer.path, experts_file(number), layout, tuple(journal.done[experts_file(number)]))
-        for number, (layer, layout) in enumerate(zip(job.catalog.layers, job.layouts, strict=True))
+        StoredLayer(layer.path, experts_file(number), layouts, tuple(journal.done[experts_file(number)]))
+        for number, (layer, layouts) in enumerate(zip(job.catalog.layers, job.layouts, strict=True))
     )
     planned = job.dense_tensors
     headers = {layer.file: header_checksum(partial / layer.file) for layer in layers}
@@ -223,7 +226,7 @@ def _copy_small(checkpoint: Checkpoint, partial: Path) -> dict[str, str]:
             tokenizer.save_pretrained(partial)
     for file in small_files(checkpoint):
         shutil.copyfile(file, partial / file.name)
-    config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
+    config = without_quantization(checkpoint.config)
     (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     others = (JOURNAL, MANIFEST, SHARD, ".partial")
     copied = sorted(file for file in partial.iterdir() if not file.name.endswith(others))

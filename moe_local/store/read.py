@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -11,12 +13,15 @@ from transformers import PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.checkpoint.header import TensorEntry, read_header
+from moe_local.checkpoint.header import MAX_HEADER, TensorEntry, read_header
 from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.record import EncodedTensor, Extent
-from moe_local.errors import CheckpointError
-from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
+from moe_local.checkpoint.regular import open_regular, read_regular
+from moe_local.errors import CheckpointError, first_line
+from moe_local.store.checks import assert_of_model, assert_sound, assert_stored
+from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix
 
+_MOST_SMALL = 256 << 20  # bytes
 _AGAIN = "`moe-local verify` tells which parts; pack it again"
 
 
@@ -26,6 +31,8 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.manifest = Manifest.read(directory)
+        with _told_of(directory):
+            assert_sound(self.manifest)
         self.entries = {name: self._header(name, checksum) for name, checksum in self.manifest.headers.items()}
         for name, digest in self.manifest.files.items():
             if small_digest(directory / name) != digest:
@@ -48,7 +55,11 @@ class Store:
         """Where everything is. Raises CheckpointError when it is not this model."""
         paths, numbers = set(self.manifest.layer_of), set(self.manifest.layer_of.values())
         if paths != set(experts_modules(skeleton)) or numbers != set(range(len(self.manifest.layers))):
-            raise CheckpointError(f"{self.directory} has other MoE layers than {type(skeleton).__name__}")
+            raise CheckpointError(
+                f"{self.directory} has other MoE layers than {type(skeleton).__name__}", remedy="pack it again"
+            )
+        with _told_of(self.directory):
+            assert_of_model(self.manifest, skeleton)
         layers = tuple(self._layer(layer) for layer in self.manifest.layers)
         encoded = {matrix.path: self._matrix(matrix) for matrix in self.manifest.matrices}
         used = {part.name for tensor in encoded.values() for part in tensor.parts.values()}
@@ -60,12 +71,12 @@ class Store:
         records = []
         for expert in range(len(layer.checksums)):
             entry = entries.get(str(expert))
-            if entry is None or entry.length != layer.layout.size:
+            if entry is None or entry.length != layer.layouts[expert].size:
                 raise CheckpointError(
                     f"{self.directory / layer.file} has no whole record of expert {expert}", remedy=_AGAIN
                 )
             records.append((Extent(entry.file, entry.offset, entry.length, 0),))
-        return LayerCatalog(layer.path, layer.layout, tuple(records))
+        return LayerCatalog(layer.path, layer.layouts, tuple(records))
 
     def _matrix(self, matrix: StoredMatrix) -> EncodedTensor:
         prefix = f"{matrix.path}::"
@@ -74,7 +85,20 @@ class Store:
         }
         if not parts:
             raise CheckpointError(f"{self.directory / DENSE} lacks the matrix of {matrix.path}", remedy=_AGAIN)
+        with _told_of(self.directory):
+            assert_stored(matrix, parts)
         return EncodedTensor(f"{matrix.path}.weight", matrix.shape, matrix.encoding, parts)
+
+
+@contextmanager
+def _told_of(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory / MANIFEST} makes no sense ({first_line(error)})",
+            remedy=f"delete {directory} and pack it again",
+        ) from error
 
 
 def open_store(directory: Path) -> Store:
@@ -83,14 +107,15 @@ def open_store(directory: Path) -> Store:
 
 def header_checksum(file: Path) -> int:
     """CRC-32 of a safetensors header, its length included."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         prefix = stream.read(8)
-        return zlib.crc32(prefix + stream.read(int.from_bytes(prefix, "little")))
+        length = min(MAX_HEADER, int.from_bytes(prefix, "little"))
+        return zlib.crc32(prefix + stream.read(length))
 
 
 def small_digest(file: Path) -> str | None:
-    """SHA-256 of a small file; None if it cannot be read."""
+    """SHA-256 of a small file; None if it cannot be read, or is not small."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(read_regular(file, _MOST_SMALL)).hexdigest()
+    except (OSError, CheckpointError):
         return None

@@ -49,20 +49,31 @@ def _found() -> Iterator[Stored]:
     if not folder().is_dir():
         return
     for directory in folder().iterdir():
-        if not directory.is_dir() or not (is_store(directory) or is_unfinished(directory)):
+        try:
+            if not directory.is_dir() or not (is_store(directory) or is_unfinished(directory)):
+                continue
+        except OSError as error:  # of somebody else, perhaps
+            yield Stored(directory.name, directory, 0, "", f"cannot be read ({error.strerror})")
             continue
-        size = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
         source, formats = _described(directory) if is_store(directory) else ("", "")
-        yield Stored(directory.name, directory, size, source, formats)
+        yield Stored(directory.name, directory, _size(directory), source, formats)
+
+
+def _size(directory: Path) -> int:
+    """Bytes of its files, as far as they can be seen."""
+    try:
+        return sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
+    except OSError:
+        return 0
 
 
 def _described(directory: Path) -> tuple[str, str]:
-    """Source and formats of a store."""
+    """Source and formats of a store; what is wrong with it in their place."""
     try:
         manifest = Manifest.read(directory)
-    except CheckpointError:
-        return "", "damaged: remove it"
-    return str(manifest.source["name"]), f"{manifest.formats['experts']}, dense {manifest.formats['dense']}"
+    except CheckpointError as error:
+        return "", f"damaged: remove it ({error.message})"
+    return manifest.source["name"], f"{manifest.formats['experts']}, dense {manifest.formats['dense']}"
 
 
 def remove(name: str) -> Stored:

@@ -18,7 +18,7 @@ AHEAD = 4  # records read while one is encoded
 def records(layer: LayerCatalog, files: FileReader) -> Iterator[Tensor]:
     """Every record of a layer in order, uint8 [bytes], some read ahead. One is valid until `BEHIND` more came."""
     count = AHEAD + BEHIND
-    buffers = [torch.empty(layer.layout.size, dtype=torch.uint8) for _ in range(count)]
+    buffers = [torch.empty(layer.size, dtype=torch.uint8) for _ in range(count)]
     arrived: set[int] = set()
     started = 0
     with closing(RecordReader(files)) as reader:
@@ -34,7 +34,7 @@ def records(layer: LayerCatalog, files: FileReader) -> Iterator[Tensor]:
 
 def read_record(layer: LayerCatalog, expert: int, files: FileReader) -> Tensor:
     """One record, uint8 [bytes]."""
-    record = torch.empty(layer.layout.size, dtype=torch.uint8)
+    record = torch.empty(layer.layouts[expert].size, dtype=torch.uint8)
     for extent in layer.records[expert]:
         files(extent.file, extent.offset, record[extent.position : extent.position + extent.length].numpy().data)
     return record

@@ -224,3 +224,60 @@ def test_a_disk_that_is_full_at_the_end_only(tmp_path: Path) -> None:
             recorder.close()
         (disk / "other").unlink()
         assert read_trace(disk / "t.npz.part").tokens == 800
+
+
+@SAME_FOLDER
+@given(trace=small_traces(), data=st.data())
+def test_flipped_bytes_are_refused_or_a_trace(trace: Trace, data: st.DataObject, tmp_path: Path) -> None:
+    """Plain, compressed by zip, and by xz as well."""
+    plain = io.BytesIO()
+    save = data.draw(st.sampled_from([np.savez, np.savez_compressed]))
+    meta = json.dumps({"experts": trace.experts})
+    save(plain, ids=trace.ids, lens=trace.lens, names=np.array(trace.names), meta=np.array(meta))
+    packed = data.draw(st.booleans())
+    content = bytearray(lzma.compress(plain.getvalue()) if packed else plain.getvalue())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        content[at] ^= data.draw(st.integers(1, 255))
+    file = tmp_path / ("flipped.npz.xz" if packed else "flipped.npz")
+    file.write_bytes(content)
+    try:
+        assert read_trace(file).tokens > 0
+    except MoeLocalError as error:
+        assert str(file) in str(error)
+
+
+def _bomb(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ids.npy", bytes(500 << 20))
+    return path
+
+
+def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    bomb = _bomb(tmp_path / "a.npz")
+    assert bomb.stat().st_size < 1 << 20
+    with pytest.raises(MoeLocalError, match="at most are read"):
+        read_trace(bomb)
+    (tmp_path / "b.npz.xz").write_bytes(lzma.compress(bytes(300 << 20), preset=0))
+    with pytest.raises(MoeLocalError, match="more than"):
+        read_trace(tmp_path / "b.npz.xz")
+    os.mkfifo(tmp_path / "c.npz")
+    with pytest.raises(MoeLocalError, match="not a regular file"):
+        read_trace(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("broken", ["lens of text", "weights of text", "a sum that wraps", "a lone array"])
+def test_arrays_of_other_kinds_are_refused(broken: str, tmp_path: Path) -> None:
+    ids = np.zeros((2, 1, 1), np.uint8)
+    arrays = {"ids": ids, "lens": np.array([2]), "meta": np.array('{"experts": 4}')}
+    if broken == "lens of text":
+        arrays["lens"] = np.array(["a", "b"])
+    elif broken == "weights of text":
+        arrays["weights"] = np.array([[["a"]], [["b"]]])
+    else:
+        arrays["lens"] = np.array([2**63 - 1, 2**63 - 1, 4], np.int64)
+    np.savez(tmp_path / "a.npz", **arrays)
+    if broken == "a lone array":
+        with (tmp_path / "a.npz").open("wb") as stream:
+            np.save(stream, ids)
+    with pytest.raises(MoeLocalError, match="not a trace"):
+        read_trace(tmp_path / "a.npz")

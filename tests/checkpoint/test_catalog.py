@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from moe_local.checkpoint.architecture import build_skeleton, experts_modules, load_config, model_class
 from moe_local.checkpoint.catalog import Catalog, build_catalog
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 from moe_local.formats import decode_projection
 from moe_local.testing import architecture, write_tiny_checkpoint
 
@@ -40,7 +40,7 @@ def test_records_are_the_parameters(name: str, tmp_path: Path) -> None:
     catalog = catalog_of(tmp_path)
     modules = experts_modules(found.model_class.from_pretrained(tmp_path, dtype=torch.float32))
     for path, layer in catalog.layer_of.items():
-        layout, records = catalog.layers[layer].layout, catalog.layers[layer].records
+        (layout,), records = catalog.layers[layer].kinds, catalog.layers[layer].records
         for parameter, value in modules[path].named_parameters(recurse=False):
             projection = layout.projections[parameter.removesuffix("_bias")]
             for expert, extents in enumerate(records):
@@ -115,11 +115,33 @@ def test_config_and_weights_disagree(qwen: Path, tmp_path: Path) -> None:
         catalog_of(broken)
 
 
-def test_mixed_types_in_one_layer_are_refused(qwen: Path, tmp_path: Path) -> None:
+def test_experts_of_one_layer_may_differ_in_layout(qwen: Path, tmp_path: Path) -> None:
     def narrow(tensors: dict[str, torch.Tensor]) -> None:
         for projection in ("gate_proj", "up_proj", "down_proj"):
             name = f"model.layers.0.mlp.experts.2.{projection}.weight"
             tensors[name] = tensors[name].bfloat16()
 
-    with pytest.raises(MoeLocalError, match="differ in layout"):
-        catalog_of(_rewrite(qwen, tmp_path / "broken", narrow))
+    layer, *others = catalog_of(_rewrite(qwen, tmp_path / "mixed", narrow)).layers
+    wide, half = layer.kinds
+    assert [expert for expert, layout in enumerate(layer.layouts) if layout is half] == [2]
+    assert half.size < wide.size == layer.size
+    assert all(len(other.kinds) == 1 for other in others)
+
+
+def test_a_needed_tensor_of_an_unknown_type_is_refused(qwen: Path, tmp_path: Path) -> None:
+    """Of an expert or of the dense part; one that the model does not have does no harm."""
+    for tensor in ("model.norm.weight", "model.layers.0.mlp.experts.2.up_proj.weight", None):
+        copy = _rewrite(qwen, tmp_path / str(tensor), lambda tensors: tensors.update(stray=torch.ones(1).double()))
+        file = copy / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header[tensor or "stray"]["dtype"] = "I4"
+        text = json.dumps(header).encode()
+        file.write_bytes(
+            len(text).to_bytes(8, "little") + text + content[8 + int.from_bytes(content[:8], "little") :]
+        )
+        if tensor is None:
+            assert "stray" not in catalog_of(copy).dense
+            continue
+        with pytest.raises(UnsupportedError, match=f"{tensor}.*of type I4"):
+            catalog_of(copy)

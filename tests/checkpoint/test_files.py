@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from moe_local.checkpoint.files import INDEX, Checkpoint
+from moe_local.checkpoint.schemes import method
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 
 
@@ -97,7 +100,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[MoeLocalError], str]] = {
         CheckpointError,
         "lacks tensor 'x'",
     ),
-    "a tensor twice": (_duplicate, CheckpointError, "is in both"),
+    "a shard without what it is listed for": (_duplicate, CheckpointError, "lacks tensor 'extra'"),
     "no index": (lambda d: (d / INDEX).unlink(), CheckpointError, "no model.safetensors.index.json"),
     "pickles only": (_only_pickles, UnsupportedError, "pickled weights only"),
     "GGUF only": (_only(".gguf"), CheckpointError, "GGUF"),
@@ -117,3 +120,46 @@ def test_damage_is_named(copy: Path, case: str) -> None:
 def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a directory"):
         Checkpoint.open(tmp_path / "absent")
+
+
+def _overlay(directory: Path, name: str, *, listed: bool) -> tuple[str, dict[str, str]]:
+    """Adds a shard with a copy, of zeros, of the first shard's first tensor. Returns its name, and the index."""
+    tensors = load_file(_first_shard(directory))
+    tensor = sorted(tensors)[0]
+    save_file({tensor: torch.zeros_like(tensors[tensor]), "another": torch.ones(2)}, directory / name)
+    found: dict[str, str] = {}
+
+    def change(names: dict[str, str]) -> None:
+        names["another"] = name
+        if listed:
+            names[tensor] = name
+        else:
+            del names[tensor]
+        found.update(names)
+
+    _edit_index(change)(directory)
+    return tensor, found
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "zz.safetensors"])
+def test_the_index_decides_between_copies(copy: Path, name: str) -> None:
+    tensor, _ = _overlay(copy, name, listed=True)
+    entries = Checkpoint.open(copy).tensors
+    assert entries[tensor].file.name == name
+    assert entries["another"].file.name == name
+
+
+def test_copies_that_the_index_lists_nowhere_are_left_out(copy: Path) -> None:
+    tensor, names = _overlay(copy, "a.safetensors", listed=False)
+    assert Checkpoint.open(copy).tensors.keys() == names.keys() - {tensor}
+
+
+def test_a_tensor_that_the_index_does_not_list_is_found(copy: Path) -> None:
+    save_file({"listed": torch.ones(1), "unlisted": torch.ones(1)}, copy / "a.safetensors")
+    _edit_index(lambda names: names.__setitem__("listed", "a.safetensors"))(copy)
+    assert "unlisted" in Checkpoint.open(copy).tensors
+
+
+def test_settings_of_quantisation_in_a_file_of_their_own(copy: Path) -> None:
+    (copy / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    assert method(Checkpoint.open(copy)) == "modelopt"

@@ -46,3 +46,23 @@ def test_zeros_stay_zeros() -> None:
 def test_scales_of_any_type(scale: torch.Tensor) -> None:
     arrays = {"weight": torch.tensor([[1.5, -2.0]]).to(torch.float8_e5m2), "scale": scale}
     assert Fp8().decode(arrays, (1, 2), torch.float32).tolist() == [[12.0, -16.0]]
+
+
+@pytest.mark.parametrize(("block", "scales"), [(None, ()), (None, (4, 1)), (2, (2, 4))])
+def test_matrices_are_held_as_they_are(block: int | None, scales: tuple[int, ...]) -> None:
+    """Whatever their scales: encoding the numbers again would choose others."""
+    scheme = Fp8(block)
+    parts = [
+        {"weight": torch.randn(4, 8).to(torch.float8_e4m3fn), "scale": torch.rand(scales).bfloat16() + 1}
+        for _ in "ab"
+    ]
+    merged = scheme.merge(parts, None)
+    assert merged is not None
+    specs = scheme.encode(torch.empty(8, 8, device="meta"))
+    assert {n: (a.shape, a.dtype) for n, a in merged.items()} == {n: (a.shape, a.dtype) for n, a in specs.items()}
+    wanted = torch.cat([scheme.decode(part, (4, 8), torch.float32) for part in parts])
+    assert torch.equal(scheme.decode(merged, (8, 8), torch.float32), wanted)
+    order = [7, 0, 1, 2, 3, 4, 5, 6]
+    turned = scheme.merge(parts, order)
+    assert (turned is None) == (block is not None)
+    assert turned is None or torch.equal(scheme.decode(turned, (8, 8), torch.float32), wanted[order])

@@ -60,10 +60,31 @@ def test_other_methods_are_left_out_with_a_word(tmp_path: Path, method: str) -> 
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(tmp_path: Path, wrong: dict[str, Any] | str) -> None:
-    with pytest.raises(CheckpointError, match=r"generation_config\.json is not valid"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json (is not valid|does not hold)"):
         _read(tmp_path, wrong)
 
 
 def test_without_a_file_the_models_tokens_are_kept(tmp_path: Path) -> None:
     defaults, notes = generation_defaults(tmp_path, Qwen3MoeConfig(eos_token_id=7))
     assert (defaults.eos_token_id, notes) == (7, ())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eos_token_id": 2**63}, {"eos_token_id": [-5]}, {"pad_token_id": True}, {"top_k": 1.5},
+        {"temperature": 1e400}, {"max_new_tokens": 2**40}, {"suppress_tokens": [2**70]}, {"min_new_tokens": True},
+        {"top_k": 10**400},
+    ],
+)  # fmt: skip
+def test_numbers_that_fit_nothing_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is not valid"):
+        _read(tmp_path, wrong)
+
+
+@pytest.mark.parametrize("name", ["eos_token_id", "bos_token_id"])
+def test_a_configuration_of_odd_tokens_is_refused(tmp_path: Path, name: str) -> None:
+    config = Qwen3MoeConfig()
+    setattr(config, name, 2**63)
+    with pytest.raises(CheckpointError, match=f"{name} is"):
+        generation_defaults(tmp_path, config)

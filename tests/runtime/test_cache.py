@@ -54,7 +54,9 @@ def _catalog(file: Path) -> Catalog:
         return (Extent(file, start, half, 0), Extent(file, start + half, half, half))
 
     layers = tuple(
-        LayerCatalog(f"layers.{layer}", layout, tuple(record(layer * EXPERTS + e) for e in range(EXPERTS)))
+        LayerCatalog(
+            f"layers.{layer}", (layout,) * EXPERTS, tuple(record(layer * EXPERTS + e) for e in range(EXPERTS))
+        )
         for layer in range(LAYERS)
     )
     return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})

@@ -35,7 +35,7 @@ def test_logits(name: str, kind: str, tmp_path: Path) -> None:
         wanted = reference(ids).logits
     with load(tmp_path / "model.gguf", OPTIONS) as engine, torch.no_grad():
         torch.testing.assert_close(engine.model(ids).logits, wanted, rtol=1e-5, atol=1e-5)
-        formats = [str(encoding) for encoding in engine.prepared.catalog.layers[0].layout.encodings]
+        formats = [str(encoding) for encoding in engine.prepared.catalog.layers[0].kinds[0].encodings]
         plain = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
         assert formats == [plain.get(kind, f"gguf-{kind}")]
         assert engine.stats()["misses"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from moe_local.formats import packed_encoding
 from moe_local.planning import Options
 from moe_local.store import open_store, pack, verify
 from moe_local.store.job import relative_error
+from moe_local.store.manifest import Manifest
 from moe_local.store.nearest import nearest
-from moe_local.testing.quantised import rewrite_checkpoint
+from moe_local.testing.quantised import assert_runs_as, rewrite_checkpoint
 from tests.checkpoint.schemes.test_gptq import Writer
 
 INT4 = packed_encoding("int4", 64)
@@ -31,6 +33,10 @@ INT4 = packed_encoding("int4", 64)
         (Encoding("awq", (("group", 256),)), INT4),
         (Encoding("signed-int8", (("group", 0),)), Encoding("int8")),
         (Encoding("mxfp4"), Encoding("mxfp4")),
+        (Encoding("nvfp4"), Encoding("nvfp4")),
+        (Encoding("nvfp4", (("divides", 1),)), Encoding("nvfp4", (("divides", 1),))),
+        (Encoding("mlx", (("bits", 4), ("group", 64))), INT4),
+        (Encoding("mlx", (("bits", 6), ("group", 64))), Encoding("int8")),
         (Encoding("nf4", (("block", 64),)), Encoding("nf4", (("block", 64),))),
         (Encoding("nf4", (("block", 64), ("nested", 256))), INT4),
         (Encoding("gguf", (("type", "Q4_K"),)), packed_encoding("int4", 32)),
@@ -98,3 +104,36 @@ def test_biases_in_another_order_are_packed_in_the_models(tmp_path: Path) -> Non
         with load(path, Options(context=64, dtype="float32")) as engine, torch.no_grad():
             logits.append(engine.model(inputs).logits)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_experts_of_different_layouts_pack(qwen: Path, tmp_path: Path) -> None:
+    """The first four in 8 bits, of which the third has a projection left alone that int4 cannot hold."""
+
+    def changes(name: str) -> dict[str, object] | None:
+        if ".experts.2.down_proj" in name:
+            return None
+        return {"bits": 8} if re.search(r"\.experts\.[0-3]\.", name) else {}
+
+    dynamic = {r"-:.*\.experts\.2\.down_proj": {}, r"+:.*\.experts\.[0-3]\.": {"bits": 8}}
+    writer = Writer(group_size=32, dynamic=dynamic, changes=changes)
+    quantised = rewrite_checkpoint(qwen, tmp_path / "q", lambda n, t: writer.quantise(n, t) or {n: t}, writer.config)
+    plain = rewrite_checkpoint(qwen, tmp_path / "p", lambda n, t: {n: writer.meant(n, t)}, None)
+    assert_runs_as("qwen3_moe", quantised, plain)
+
+    job = packing.plan(quantised, packing.choose())
+    assert [len({id(layout) for layout in layouts}) for layouts in job.layouts] == [2] * len(job.layouts)
+    assert set(job.expert_formats.split(" and ")) == {"int8", "int4-g32"}
+    assert relative_error(job) < 0.03
+    store = pack(job, tmp_path / "store")
+    assert verify(store) == []
+    stored = open_store(store).manifest.layers
+    assert [[layout.size for layout in layer.layouts] for layer in stored] == [
+        [layout.size for layout in layouts] for layouts in job.layouts
+    ]
+    assert Manifest.read(store).layers == stored
+    inputs = torch.arange(5, 17)[None]
+    with load(store, Options(context=64, experts=0.5)) as half, load(store, Options(context=64)) as whole:
+        assert torch.equal(half.model(inputs).logits, whole.model(inputs).logits)
+        with load(quantised, Options(context=64)) as original:
+            change = half.model(inputs).logits - original.model(inputs).logits
+            assert change.norm() < 0.1 * original.model(inputs).logits.norm()

@@ -83,8 +83,8 @@ def _round_to_int8(weight: torch.Tensor, *, transposed: bool) -> None:
 
 def test_a_store_is_used_like_a_checkpoint(qwen: Path, store: Path) -> None:
     prepared = prepare(store)
-    assert [str(e) for e in prepared.catalog.layers[0].layout.encodings] == ["int8"]
-    assert prepared.catalog.layers[0].layout.size % 4096 == 0
+    assert [str(e) for e in prepared.catalog.layers[0].kinds[0].encodings] == ["int8"]
+    assert prepared.catalog.layers[0].kinds[0].size % 4096 == 0
     assert all(x.offset % 4096 == 0 for layer in prepared.catalog.layers for (x,) in layer.records)
     assert prepared.plan.needs.dense < prepare(qwen).plan.needs.dense
     with load(store, Options(context=128)) as whole, load(store, Options(context=128, experts=0.3)) as paged:

@@ -7,13 +7,18 @@ from typing import Any
 
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.mlx_names import published
+from moe_local.checkpoint.quantization import quantization_of
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.checkpoint.schemes.auto_round import auto_round
 from moe_local.checkpoint.schemes.awq import awq
 from moe_local.checkpoint.schemes.bitsandbytes import bitsandbytes
 from moe_local.checkpoint.schemes.compressed_tensors import compressed_tensors
 from moe_local.checkpoint.schemes.fp8 import fp8
 from moe_local.checkpoint.schemes.gguf import gguf
 from moe_local.checkpoint.schemes.gptq import gptq
+from moe_local.checkpoint.schemes.mlx import mlx
+from moe_local.checkpoint.schemes.modelopt import modelopt
 from moe_local.checkpoint.schemes.mxfp4 import mxfp4
 from moe_local.errors import CheckpointError, UnsupportedError
 
@@ -22,22 +27,23 @@ from moe_local.errors import CheckpointError, UnsupportedError
 Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
 SCHEMES: dict[str, Scheme] = {
+    "auto-round": auto_round,
     "awq": awq,
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
     "fp8": fp8,
     "gguf": gguf,
     "gptq": gptq,
+    "mlx": mlx,
+    "modelopt": modelopt,
     "mxfp4": mxfp4,
 }
 
 
 def method(checkpoint: Checkpoint) -> str | None:
-    """The `quant_method` of a checkpoint; None if it is not quantised."""
-    config = checkpoint.config.get("quantization_config")
-    if config is None:
-        return None
-    return str(config.get("quant_method")) if isinstance(config, dict) else str(config)
+    """The scheme of a checkpoint, as `SCHEMES` calls it; None if it is not quantised."""
+    found = quantization_of(checkpoint.config)
+    return None if found is None else found[0]
 
 
 def understood(checkpoint: Checkpoint) -> dict[str, Source]:
@@ -45,23 +51,24 @@ def understood(checkpoint: Checkpoint) -> dict[str, Source]:
 
     Raises UnsupportedError for an unknown scheme, CheckpointError for one that makes no sense.
     """
-    name = method(checkpoint)
-    if name is None:
-        return dict(checkpoint.tensors)
+    found = quantization_of(checkpoint.config)
+    if found is None:
+        return published(checkpoint.config, dict(checkpoint.tensors), mlx=False)
+    name, config = found
     if name not in SCHEMES:
         raise UnsupportedError(
             f"{checkpoint.directory} is quantised with {name!r}, which is not supported",
             remedy=f"use one of {', '.join(sorted(SCHEMES))}, or the model's bf16, fp16 or fp32 weights",
         )
-    config = checkpoint.config["quantization_config"]
     try:
         encoded = SCHEMES[name](config, checkpoint.tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.directory} is not as its quantization_config of {name} says ({error!r})",
+            f"{checkpoint.directory} is not as its settings of {name} quantisation say ({error!r})",
             remedy="download it again",
         ) from error
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
     used |= {name for tensor in encoded for name in tensor.beside}
     plain = {name: entry for name, entry in checkpoint.tensors.items() if name not in used}
-    return {**plain, **{tensor.name: tensor for tensor in encoded}}
+    sources: dict[str, Source] = {**plain, **{tensor.name: tensor for tensor in encoded}}
+    return published(checkpoint.config, sources, mlx=name == "mlx")

@@ -8,7 +8,7 @@ https://github.com/casper-hansen/AutoAWQ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,8 +33,13 @@ def awq(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[E
     version = str(config.get("version") or config.get("format") or "gemm")
     if version.lower() != "gemm":
         raise UnsupportedError(f"awq of version {version!r} cannot be read", remedy="use one of version 'gemm'")
+    return awq_matrices(tensors, lambda module: group)
+
+
+def awq_matrices(tensors: Mapping[str, TensorEntry], group_of: Callable[[str], int]) -> list[EncodedTensor]:
+    """The matrices of every module; `group_of` gives how many of its columns share a scale, 0 for all."""
     modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    encoded = [_matrix(tensors, module, group) for module in modules]
+    encoded = [_matrix(tensors, module, group_of(module)) for module in modules]
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
     assert_none_left(tensors, [".qzeros", ".scales"], used)
     return encoded

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from time import perf_counter
 from typing import Any
 
+import regex  # type: ignore[import-untyped]  # it comes with transformers, and has no types
 import torch
 
-from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.header import TensorEntry, assert_known
 from moe_local.errors import UnsupportedError
 
+_PATIENCE = 5.0  # seconds that a pattern may take for all modules: real ones take a tenth of one
+_LEAST = 0.01
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_LONGEST = 10_000  # characters of a pattern: published ones that list every expert have some thousand
 
 
 def expect(
@@ -21,11 +26,12 @@ def expect(
 ) -> TensorEntry:
     """The tensor `name`, if it has one of `dtypes` and, where there are any, of `shapes`.
 
-    Raises ValueError naming it.
+    Raises ValueError naming it, UnsupportedError for one of a type that is not known.
     """
     entry = tensors.get(name)
     if entry is None:
         raise ValueError(f"tensor {name!r} is missing")
+    assert_known(entry)
     if entry.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"tensor {name!r} is of type {str(entry.dtype).removeprefix('torch.')}, not {wanted}")
@@ -89,3 +95,37 @@ def boolean(config: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{key} is {value!r}")
     return value
+
+
+class ModulePattern:
+    """A regular expression of the configuration, for the names of modules.
+
+    A few letters can keep an expression busy for ever, so that it has a time for all its answers together; `re` knows
+    no such thing. Raises ValueError for what is no expression, is longer than any real one, or takes too long.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        if len(pattern) > _LONGEST:
+            raise ValueError(f"a pattern has {len(pattern)} characters")
+        self._left = _PATIENCE
+        try:
+            self._compiled = regex.compile(pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{pattern!r} is not a pattern ({error})") from error
+
+    def match(self, module: str) -> bool:
+        """Whether it fits the beginning of a name."""
+        return self._timed(self._compiled.match, module)
+
+    def search(self, module: str) -> bool:
+        """Whether it fits some part of a name."""
+        return self._timed(self._compiled.search, module)
+
+    def _timed(self, answer: Callable[..., object], module: str) -> bool:
+        began = perf_counter()
+        try:
+            found = answer(module, timeout=max(_LEAST, self._left))
+        except TimeoutError as error:
+            raise ValueError(f"the pattern {self._compiled.pattern!r} takes too long") from error
+        self._left -= perf_counter() - began
+        return found is not None

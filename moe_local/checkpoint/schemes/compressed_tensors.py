@@ -4,6 +4,9 @@ pack-quantized: `weight_packed` I32 [out, in * bits / 32] of 4 or 8 bits, `weigh
 `weight_zero_point` (I32 [out * bits / 32, groups], or I8 [out, groups] by older versions) unless symmetric, and
 `weight_g_idx` I32 [in] where columns were grouped by activation; `weight_shape` repeats what the others say.
 int-quantized, float-quantized, naive-quantized: `weight` I8 or F8_E4M3 [out, in], and `weight_scale`.
+nvfp4-pack-quantized: `weight_packed` U8 [out, in / 2], 4-bit floats, `weight_scale` F8_E4M3 [out, in / 16], and
+`weight_global_scale` F32 [1], which divides these. mxfp4-pack-quantized: the same without it, `weight_scale` U8
+exponents [out, in / 32]. mixed-precision: each group says which of these it is in.
 
 Weights only: what the configuration says of quantised activations and KV caches is not done.
 
@@ -12,8 +15,8 @@ https://github.com/vllm-project/compressed-tensors
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Encoding
 from moe_local.checkpoint.schemes.checks import (
     FLOATS,
+    ModulePattern,
     assert_none_left,
     bits_of,
     boolean,
@@ -30,13 +34,19 @@ from moe_local.checkpoint.schemes.checks import (
     group_size,
     section,
 )
-from moe_local.checkpoint.schemes.fp8 import FLOAT8, block_size, float8_matrix
+from moe_local.checkpoint.schemes.fp8 import FLOAT8, block_size, float4_matrix, float8_matrix
+from moe_local.checkpoint.schemes.nvfp4 import nvfp4_matrix
 from moe_local.errors import UnsupportedError
 
 _NAIVE = ("int-quantized", "float-quantized", "naive-quantized")
-_FORMATS = ("pack-quantized", *_NAIVE)
+_FLOATS4 = ("nvfp4-pack-quantized", "mxfp4-pack-quantized")
+_FORMATS = ("pack-quantized", *_FLOATS4, *_NAIVE)
+_BITS = {"pack-quantized": (4, 8), **dict.fromkeys(_FLOATS4, (4,))}
 _STRATEGIES = ("tensor", "channel", "group")
-_OF_ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+_OF_ACTIVATIONS = (
+    "input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point",
+    "k_scale", "v_scale",
+)  # fmt: skip
 
 
 def compressed_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[EncodedTensor]:
@@ -46,7 +56,7 @@ def compressed_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorEn
     encoded = [_Module(name, groups.of(name), tensors).matrix() for name in _quantised(tensors)]
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
     used |= {name for tensor in encoded for name in tensor.beside}
-    assert_none_left(tensors, [".weight_scale", ".weight_zero_point", ".weight_g_idx"], used)
+    assert_none_left(tensors, [".weight_scale", ".weight_global_scale", ".weight_zero_point", ".weight_g_idx"], used)
     return encoded
 
 
@@ -98,6 +108,7 @@ class _Group:
         if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
             raise ValueError(f"targets are {targets!r}")
         self._targets: list[str] = targets
+        self._patterns = [ModulePattern(t.removeprefix("re:")) for t in targets if t.startswith("re:")]
         self.format = group.get("format") or common_format
         if self.format not in _FORMATS:
             raise UnsupportedError(
@@ -105,10 +116,12 @@ class _Group:
                 remedy=f"use one of {', '.join(_FORMATS)}",
             )
         weights = section(group, "weights")
-        self.bits = bits_of(weights, "num_bits", (4, 8) if self.format == "pack-quantized" else (8,))
+        self.bits = bits_of(weights, "num_bits", _BITS.get(self.format, (8,)))
         self.symmetric = boolean(weights, "symmetric", True)
         self.is_float = weights.get("type", "int") == "float" and self.format != "pack-quantized"
         self.strategy = weights.get("strategy") or _default_strategy(weights)
+        if self.format in _FLOATS4:
+            self.strategy = "group"  # "tensor_group" to compressed-tensors: the format says how many share a scale
         if self.strategy not in (*_STRATEGIES, *(["block"] if self.is_float else [])):
             raise UnsupportedError(
                 f"compressed-tensors of strategy {self.strategy!r} cannot be read",
@@ -121,11 +134,7 @@ class _Group:
         return module in self._targets
 
     def describes(self, module: str) -> bool:
-        patterns = (target.removeprefix("re:") for target in self._targets if target.startswith("re:"))
-        try:
-            return any(re.match(pattern, module) for pattern in patterns)
-        except re.error as error:
-            raise ValueError(f"targets are {self._targets!r}") from error
+        return any(pattern.match(module) for pattern in self._patterns)
 
     def takes_linear(self, module: str) -> bool:
         return "Linear" in self._targets
@@ -147,6 +156,12 @@ class _Module:
     def matrix(self) -> EncodedTensor:
         if self._group.format == "pack-quantized":
             return self._packed()
+        if self._group.format == "nvfp4-pack-quantized":
+            names = [f"{self._name}.weight_{part}" for part in ("packed", "scale", "global_scale")]
+            found = nvfp4_matrix(self._tensors, *names, name=f"{self._name}.weight", divides=True)
+            return replace(found, beside=self._beside(found.parts))
+        if self._group.format == "mxfp4-pack-quantized":
+            return self._mxfp4()
         return self._float8() if self._group.is_float else self._int8()
 
     def _packed(self) -> EncodedTensor:
@@ -165,6 +180,11 @@ class _Module:
             parts["g_idx"] = expect(self._tensors, f"{self._name}.weight_g_idx", [torch.int32], (width,))
         encoding = Encoding("packed", (("bits", bits), ("group", self._group.size)))
         return self._encoded((out, width), encoding, parts)
+
+    def _mxfp4(self) -> EncodedTensor:
+        packed, scale = f"{self._name}.weight_packed", f"{self._name}.weight_scale"
+        found = float4_matrix(self._tensors, packed, scale, torch.uint8)
+        return replace(found, name=f"{self._name}.weight", beside=self._beside(found.parts))
 
     def _int8(self) -> EncodedTensor:
         weight = expect_matrix(self._tensors, f"{self._name}.weight", [torch.int8])

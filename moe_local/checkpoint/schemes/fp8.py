@@ -48,12 +48,13 @@ def _matrix(tensors: Mapping[str, TensorEntry], name: str, block: Block | None) 
     scale = next((other for other in names if other in tensors), names[0])
     beside = tuple(prefix + other for other in _OF_ACTIVATIONS if prefix + other in tensors)
     if tensors[name].dtype == torch.int8:
-        return _float4_matrix(tensors, name, scale)
+        return float4_matrix(tensors, name, scale, torch.int8)
     return float8_matrix(tensors, name, scale, block, beside)
 
 
-def _float4_matrix(tensors: Mapping[str, TensorEntry], name: str, scale: str) -> EncodedTensor:
-    packed = expect_matrix(tensors, name, [torch.int8])
+def float4_matrix(tensors: Mapping[str, TensorEntry], name: str, scale: str, dtype: torch.dtype) -> EncodedTensor:
+    """The matrix `name` of 4-bit floats, two to a byte of `dtype`, and its exponents, checked against each other."""
+    packed = expect_matrix(tensors, name, [dtype])
     out, width = packed.shape[0], packed.shape[1] * 2
     if width % _FLOATS4:
         raise ValueError(f"tensor {name!r} has rows of {width}, not of whole blocks of {_FLOATS4}")

@@ -2,14 +2,18 @@
 
 `qweight` I32 [in * bits / 32, out], `qzeros` I32 [groups, out * bits / 32], `scales` [groups, out], and `g_idx` I32
 [in], the group of each column, which ancient checkpoints lack. The first version of the format, "gptq", stores zeros
-less one; "gptq_v2" stores them as they are. Exceptions by module (`dynamic`) may only be modules left as they are.
+less one; "gptq_v2" stores them as they are.
+
+`dynamic` has settings for some modules, by regular expressions that match from the start of a module's name, the
+first that does counting: "-:" before one leaves its modules as they are, "+:" or nothing changes what is said.
 
 https://github.com/ModelCloud/GPTQModel, https://github.com/AutoGPTQ/AutoGPTQ
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Encoding
 from moe_local.checkpoint.schemes.checks import (
     FLOATS,
+    ModulePattern,
     assert_none_left,
     bits_of,
     expect,
@@ -32,17 +37,46 @@ _LESS = {"gptq": 1, "gptq_v2": 0}  # what zeros are stored without
 
 def gptq(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[EncodedTensor]:
     """The matrices of integers."""
-    bits = bits_of(config, "bits", (4, 8))
-    group = group_size(config, "group_size")
     less = _LESS[_version(config)]
-    _assert_uniform(config)
-    options = (("bits", bits), ("group", group), ("less", less))
-    encoding = Encoding("gptq", options)
-    modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    encoded = [_matrix(tensors, module, encoding, bits, group) for module in modules]
+    exceptions = Exceptions.read(section(config, "dynamic"))
+    return gptq_matrices(tensors, lambda module: {**config, **exceptions.of(module)}, less)
+
+
+def gptq_matrices(
+    tensors: Mapping[str, TensorEntry], settings: Callable[[str], Mapping[str, Any]], less: int
+) -> list[EncodedTensor]:
+    """The matrices of every module, whose `bits` and `group_size` `settings` gives; zeros are stored less `less`."""
+    encoded = []
+    for module in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        its = settings(module)
+        encoded.append(_matrix(tensors, module, bits_of(its, "bits", (4, 8)), group_size(its, "group_size"), less))
     used = {part.name for tensor in encoded for part in tensor.parts.values()}
     assert_none_left(tensors, [".qzeros", ".scales", ".g_idx"], used)
     return encoded
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """Settings of their own for the modules whose names match a pattern from their start."""
+
+    patterns: tuple[tuple[ModulePattern, Mapping[str, Any]], ...]
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Exceptions:
+        """Raises ValueError for a pattern or settings that are none."""
+        found = []
+        for pattern, change in given.items():
+            if not isinstance(change, dict | None):
+                raise ValueError(f"the settings of modules {pattern!r} are {change!r}")
+            left_alone = pattern.startswith("-:")
+            found.append(
+                (ModulePattern(pattern.removeprefix("-:").removeprefix("+:")), {} if left_alone else change or {})
+            )
+        return cls(tuple(found))
+
+    def of(self, module: str) -> Mapping[str, Any]:
+        """What is different for a module."""
+        return next((change for pattern, change in self.patterns if pattern.match(module)), {})
 
 
 def _version(config: Mapping[str, Any]) -> str:
@@ -55,19 +89,7 @@ def _version(config: Mapping[str, Any]) -> str:
     return str(version)
 
 
-def _assert_uniform(config: Mapping[str, Any]) -> None:
-    """Raises UnsupportedError for modules quantised in another way than the rest."""
-    for pattern, change in section(config, "dynamic").items():
-        if not pattern.startswith("-:") and change:
-            raise UnsupportedError(
-                f"gptq with settings of their own for modules {pattern!r} cannot be read",
-                remedy="use a checkpoint quantised in one way",
-            )
-
-
-def _matrix(
-    tensors: Mapping[str, TensorEntry], module: str, encoding: Encoding, bits: int, group: int
-) -> EncodedTensor:
+def _matrix(tensors: Mapping[str, TensorEntry], module: str, bits: int, group: int, less: int) -> EncodedTensor:
     qweight = expect_matrix(tensors, f"{module}.qweight", [torch.int32])
     words, out = qweight.shape
     width = words * 32 // bits
@@ -81,4 +103,5 @@ def _matrix(
     }
     if f"{module}.g_idx" in tensors:
         parts["g_idx"] = expect(tensors, f"{module}.g_idx", [torch.int32], (width,))
+    encoding = Encoding("gptq", (("bits", bits), ("group", group), ("less", less)))
     return EncodedTensor(f"{module}.weight", (out, width), encoding, parts)

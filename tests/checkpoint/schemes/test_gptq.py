@@ -5,7 +5,8 @@ They hold experts one by one; GPTQModel takes fused ones apart, into modules tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ from .integers import in_order, pack, quantise
 class Writer:
     """Quantises linear layers as `config` says, and remembers what they mean."""
 
-    def __init__(self, *, g_idx: bool = True, bias: bool = False, **config: Any) -> None:
+    def __init__(
+        self,
+        *,
+        g_idx: bool = True,
+        bias: bool = False,
+        changes: Callable[[str], dict[str, Any] | None] = lambda name: {},
+        **config: Any,
+    ) -> None:
+        """`changes` gives what is different for a tensor, None for one that is left alone: what `dynamic` says."""
+        self._changes = changes
         self.config = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "sym": False, **config}
         self._g_idx = g_idx
         self._bias = bias
@@ -33,9 +43,13 @@ class Writer:
     def quantise(self, name: str, weight: Tensor) -> Mapping[str, Tensor] | None:
         if not is_linear(name, weight):
             return None
-        bits, group = self.config["bits"], self.config["group_size"]
+        change = self._changes(name)
+        if change is None:
+            return None
+        its = {**self.config, **change}
+        bits, group = its["bits"], its["group_size"]
         columns = in_order(weight.shape[1], group)
-        if self.config["desc_act"]:
+        if its["desc_act"]:
             columns = columns[torch.randperm(len(columns), generator=torch.Generator().manual_seed(0))]
         integers = quantise(weight, bits, columns)
         self._wanted[name] = integers.weight
@@ -52,8 +66,18 @@ class Writer:
             parts[f"{prefix}bias"] = torch.zeros(len(weight))
         return parts
 
+    def meant(self, name: str, weight: Tensor) -> Tensor:
+        """What a tensor of the original became."""
+        return self._wanted.get(name, weight)
+
     def dequantise(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
         return self._wanted[name]
+
+
+def _by_the_first(name: str) -> dict[str, Any] | None:
+    if ".experts.2." not in name:
+        return {"group_size": 8}
+    return None if "up_proj" in name or "w3" in name else {"bits": 8}
 
 
 WRITERS = {
@@ -67,6 +91,19 @@ WRITERS = {
     "cut-short": Writer(group_size=24),
     "cut-short-without-g_idx": Writer(group_size=24, g_idx=False),
     "some-left-alone": Writer(dynamic={"-:.*gate.*": {}}),
+    "some-experts-in-8-bits": Writer(
+        dynamic={r"+:.*\.experts\.[0-3]\.": {"bits": 8, "group_size": 32}, "": {}},
+        changes=lambda name: {"bits": 8, "group_size": 32} if re.search(r"\.experts\.[0-3]\.", name) else {},
+    ),
+    "one-projection-by-activation": Writer(
+        dynamic={r".*\.(up_proj|w3)": {"desc_act": True}},
+        changes=lambda name: {"desc_act": True} if "up_proj" in name or "w3" in name else {},
+    ),
+    "the-first-pattern-counts": Writer(
+        dynamic={r"-:.*experts\.2\.(up_proj|w3)": {}, r"+:.*experts\.2\.": {"bits": 8}, r"+:.*": {"group_size": 8}},
+        changes=lambda name: _by_the_first(name),
+    ),
+    "a-pattern-matches-from-the-start": Writer(dynamic={r"+:layers": {"bits": 8}}),
 }
 
 
@@ -83,7 +120,10 @@ CONFIGS: list[tuple[dict[str, Any], type[MoeLocalError], str]] = [
     ({"group_size": 10**30}, CheckpointError, "qzeros' has shape"),
     ({"checkpoint_format": "bitblas"}, UnsupportedError, "bitblas"),
     ({"is_marlin_format": True}, UnsupportedError, "marlin"),
-    ({"dynamic": {"+:.*": {"bits": 8}}}, UnsupportedError, "settings of their own"),
+    ({"dynamic": {"+:.*": {"bits": 3}}}, UnsupportedError, "3 bits"),
+    ({"dynamic": {"+:.*": {"bits": "4"}}}, CheckpointError, "bits is '4'"),
+    ({"dynamic": {"+:.*": 8}}, CheckpointError, "are 8"),
+    ({"dynamic": {"+:*": {"bits": 8}}}, CheckpointError, "is not a pattern"),
     ({"dynamic": 1}, CheckpointError, "dynamic is 1"),
 ]
 
@@ -127,4 +167,15 @@ def test_bad_tensors_are_named(qwen: Path, tmp_path: Path, changes: dict[str, Te
 
     rewrite_checkpoint(qwen, tmp_path, replace, writer.config)
     with pytest.raises(CheckpointError, match=message):
+        understood(Checkpoint.open(tmp_path))
+
+
+def test_a_pattern_that_never_ends_is_given_up(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_local.checkpoint.schemes import checks
+
+    monkeypatch.setattr(checks, "_PATIENCE", 0.2)
+    writer = WRITERS["4-bits"]
+    config = {**writer.config, "dynamic": {r"+:(\w|\w\w|.)+\s": {"bits": 8}}}
+    rewrite_checkpoint(qwen, tmp_path, lambda n, t: writer.quantise(n, t) or {n: t}, config)
+    with pytest.raises(CheckpointError, match="takes too long"):
         understood(Checkpoint.open(tmp_path))

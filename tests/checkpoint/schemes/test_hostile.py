@@ -26,6 +26,10 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "symmetric": False, "
 
 # Every scheme with a sound matrix of its own, "a.weight" [16, 32]: its configuration and its tensors.
 SOUND: dict[str, tuple[dict[str, Any], dict[str, tuple[torch.dtype, tuple[int, ...]]]]] = {
+    "auto-round": (
+        {"bits": 4, "group_size": 8, "packing_format": "auto_round:auto_gptq", "extra_config": {"a": {"bits": 4}}},
+        {"qweight": (I32, (4, 16)), "qzeros": (I32, (4, 2)), "scales": (F32, (4, 16))},
+    ),
     "awq": (
         {"bits": 4, "group_size": 8, "version": "gemm"},
         {"qweight": (I32, (32, 2)), "qzeros": (I32, (4, 2)), "scales": (F32, (4, 16))},
@@ -56,6 +60,14 @@ SOUND: dict[str, tuple[dict[str, Any], dict[str, tuple[torch.dtype, tuple[int, .
     "gptq": (
         {"bits": 4, "group_size": 8, "checkpoint_format": "gptq", "dynamic": {}},
         {"qweight": (I32, (4, 16)), "qzeros": (I32, (4, 2)), "scales": (F32, (4, 16)), "g_idx": (I32, (32,))},
+    ),
+    "mlx": (
+        {"bits": 4, "group_size": 8, "mode": "affine", "a": {"bits": 4}},
+        {"weight": (torch.uint32, (16, 4)), "scales": (F32, (16, 4)), "biases": (F32, (16, 4))},
+    ),
+    "modelopt": (
+        {"quant_algo": "NVFP4", "exclude_modules": []},
+        {"weight": (U8, (16, 16)), "weight_scale": (torch.float8_e4m3fn, (16, 2)), "weight_scale_2": (F32, ())},
     ),
     "mxfp4": ({}, {"weight_blocks": (U8, (2, 16, 1, 16)), "weight_scales": (U8, (2, 16, 1))}),
 }
@@ -96,7 +108,7 @@ def test_what_is_sound_decodes(method: str, tmp_path: Path) -> None:
     file = tmp_path / "tensors"
     file.write_bytes(STATE)
     config, entries = _sound(method, file)
-    sources = understood(Checkpoint(tmp_path, {"quantization_config": config}, entries))
+    sources = understood(Checkpoint(tmp_path, {"model_type": "qwen3_moe", "quantization_config": config}, entries))
     decoded = [_decoded(source) for source in sources.values() if isinstance(source, EncodedTensor)]
     assert [tensor.shape[-2:].numel() for tensor in decoded] == [512]
 
@@ -121,7 +133,9 @@ def test_what_is_not_is_refused_or_decodes(
             shape = data.draw(st.just(entries[name].shape) | shapes, label="shape")
             entries[name] = replace(_entry(name, file, dtype, shape), offset=0)
     try:
-        sources = understood(Checkpoint(directory, {"quantization_config": config}, entries))
+        sources = understood(
+            Checkpoint(directory, {"model_type": "qwen3_moe", "quantization_config": config}, entries)
+        )
     except MoeLocalError as error:
         assert error.remedy
         return
