@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import os
 import sys
 import zipfile
 from contextlib import suppress
