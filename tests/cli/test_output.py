@@ -48,20 +48,22 @@ def test_nothing_that_is_shown_is_obeyed(text: str) -> None:
 @given(st.text() | st.sampled_from([HOSTILE, "\udcff", "\ud83d"]), st.sampled_from(["utf-8", "cp1252", "ascii"]))
 def test_json_is_valid_in_every_encoding(text: str, encoding: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
-        patch.setattr(sys, "stdout", stream)
+        raw = io.BytesIO()
+        patch.setattr(sys, "__stdout__", sys.__stdout__)
+        patch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
         output.prepare_streams()
         output.echo_json({"text": text})
-        written = stream.buffer.getvalue()  # type: ignore[attr-defined]
+        written = raw.getvalue()
     assert json.loads(written.decode(encoding)) == {"text": text}
 
 
 def test_a_name_that_is_no_text_is_printed_as_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    monkeypatch.setattr(sys, "stdout", stream)
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "__stdout__", sys.__stdout__)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
     output.prepare_streams()
     output.echo(os.fsdecode(b"/models/caf\xe9"))
-    assert stream.buffer.getvalue() == b"/models/caf\xe9\n"  # type: ignore[attr-defined]
+    assert raw.getvalue() == b"/models/caf\xe9\n"
 
 
 def test_commands_print_through_one_place() -> None:
