@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,8 @@ def pull(
     from .session import stderr
 
     name = parse_hub_name(repo)
+    if name is None and Path(repo).exists():
+        raise CheckpointError(f"{repo} is here already", remedy="name it as it is: chat and the others take paths")
     if name is None:
         raise CheckpointError(f"{repo} is not the name of a hub's model", remedy=f"name it like {EXAMPLE}")
     if revision is not None and name.revision not in (None, revision):

@@ -95,10 +95,10 @@ def _packed(model: str, format: str | None = None) -> str | Path:
     except StorageError as error:
         if format is not None:
             raise
-        stderr.print(f"not packed: {error.message}; the original is read", markup=False)
+        stderr.print(f"not packed: {error.message}; the original is read", markup=False, soft_wrap=True)
         return model
     if made:
-        stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False)
+        stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False, soft_wrap=True)
     return where
 
 

@@ -33,6 +33,7 @@ class Recorder:
         self._shape = (layers, top_k)
         self._pass: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []  # of the layers seen in this pass
         self._tokens = 0
+        self._failed = False
         meta = {**meta, "layers": layers, "experts": experts, "top_k": top_k}
         try:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -82,7 +83,8 @@ class Recorder:
             self._files[name].write(content)
             self._files[name].flush()
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            self._failed = True
+            raise _cannot_write(self._path, error, kept=self._tokens > 0) from error
 
     def close(self) -> None:
         """Makes the trace of what was recorded, if there is any.
@@ -92,9 +94,18 @@ class Recorder:
         for file in self._files.values():
             with suppress(OSError):  # what a write could not put down is tried again here, and `_write` has told it
                 file.close()
+        if self._tokens and self._failed:
+            return  # there is no room, as was said
         if self._tokens:
-            write_trace(read_trace(self._folder), self._path)
+            self._finish()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _finish(self) -> None:
+        trace = read_trace(self._folder)
+        try:
+            _put(trace, self._path)
+        except OSError as error:
+            raise _cannot_write(self._path, error, kept=True) from error
 
     def __enter__(self) -> Recorder:
         return self
@@ -115,19 +126,20 @@ def _fill(values: np.ndarray[Any, Any], width: int, value: float) -> np.ndarray[
 
 def write_trace(trace: Trace, path: Path) -> None:
     """Raises StorageError when the disk does not take it; PATH is then as it was."""
-    arrays: dict[str, Any] = {"ids": trace.ids, "lens": trace.lens, "names": np.array(trace.names)}
-    optional: dict[str, Any] = {"weights": trace.weights, "forwards": trace.forwards}
-    given = {name: array for name, array in optional.items() if array is not None}
     try:
-        with whole(path) as file:
-            np.savez_compressed(file, meta=json.dumps(dict(trace.meta)), **arrays, **given)
+        _put(trace, path)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> StorageError:
-    part = part_of(path)
-    kept = f"; what was recorded is in {part}" if part.is_dir() else ""
-    return StorageError(
-        f"cannot write the trace {path}: {error.strerror}", remedy=f"check the folder and its room{kept}"
-    )
+def _put(trace: Trace, path: Path) -> None:
+    arrays: dict[str, Any] = {"ids": trace.ids, "lens": trace.lens, "names": np.array(trace.names)}
+    optional: dict[str, Any] = {"weights": trace.weights, "forwards": trace.forwards}
+    given = {name: array for name, array in optional.items() if array is not None}
+    with whole(path) as file:
+        np.savez_compressed(file, meta=json.dumps(dict(trace.meta)), **arrays, **given)
+
+
+def _cannot_write(path: Path, error: OSError, *, kept: bool = False) -> StorageError:
+    remedy = "check the folder and its room" + (f"; what was recorded is in {part_of(path)}" if kept else "")
+    return StorageError(f"cannot write the trace {path}: {error.strerror}", remedy=remedy)

@@ -42,6 +42,8 @@ def locate(model: str) -> Path:
 
     Raises CheckpointError for what is neither, DownloadError when the hub cannot give it.
     """
+    if not cleaned(model):
+        raise CheckpointError("the model's name is empty", remedy=f"name a path or a hub id like {EXAMPLE}")
     if (path := _local(model)) is not None:
         return path
     name = parse_hub_name(model)

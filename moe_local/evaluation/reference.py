@@ -70,7 +70,8 @@ def reference_file(folder: Path, tokens: int, vocabulary: int) -> Iterator[Refer
             raise StorageError(
                 f"the reference's predictions take {format_size(needed)} and {folder} has {format_size(max(0, free))}"
                 " to spare",
-                remedy=f"give --limit {most} or less, or set MOE_LOCAL_HOME to a larger disk",
+                remedy=(f"give --limit {most} or less, or " if most > 1 else "")
+                + "set MOE_LOCAL_HOME to a larger disk",
             )
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below, whatever happens
     except OSError as error:

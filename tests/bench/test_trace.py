@@ -201,13 +201,14 @@ def test_a_full_disk_is_said_once(tmp_path: Path, room: int) -> None:
     """Wherever it fills up: while the routing is written, or only when the trace is made of it."""
     with small_disk(tmp_path / "small", room << 10) as disk:
         path = disk / "t.npz"
-        with pytest.raises(StorageError, match=r"cannot write the trace .*: No space left"):  # noqa: SIM117
+        with pytest.raises(StorageError, match=r"cannot write the trace .*: No space left") as caught:  # noqa: SIM117
             with Recorder(path, layers=2, experts=900, top_k=4, meta={"model": "x"}) as recorder:
                 recorder.prompt("one")
                 for _ in range(1000):
                     for layer in range(2):
                         recorder(layer, torch.randint(0, 900, (8, 4)), torch.rand(8, 4))
         assert not path.exists()
+        assert part_of(path).exists() == (f"recorded is in {part_of(path)}" in str(caught.value))
         if room == 40:
             assert read_trace(part_of(path)).tokens > 0
 

@@ -254,6 +254,10 @@ def test_paths_as_people_paste_them(qwen: Path, tmp_path: Path, monkeypatch: pyt
     assert locate("models/some:q8_0") == Path("models/some/b-Q8_0.gguf")
     with pytest.raises(CheckpointError, match="no GGUF model 'Q5_0': Q4_0, Q8_0"):
         locate("./models/some:Q5_0")
+    for nothing in ("", "  ", '""'):
+        with pytest.raises(CheckpointError, match="is empty"):
+            locate(nothing)
+    assert locate(".") == Path()
     for typo in ("models/typo.gguf", "models/some/typo.gguf", "~nobody-has-this-name/x", "a\0b", "x" * 5000):
         with pytest.raises(CheckpointError, match="does not exist"):
             locate(typo)

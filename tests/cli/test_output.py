@@ -45,28 +45,25 @@ def test_nothing_that_is_shown_is_obeyed(text: str) -> None:
     shown.encode()
 
 
-def _stdout(patch: pytest.MonkeyPatch, encoding: str) -> io.BytesIO:
-    """What is written to stdout from here on, as a command prepares it."""
-    raw = io.BytesIO()
-    patch.setattr(sys, "__stdout__", sys.__stdout__)
-    patch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
-    output.prepare_streams()
-    return raw
-
-
 @given(st.text() | st.sampled_from([HOSTILE, "\udcff", "\ud83d"]), st.sampled_from(["utf-8", "cp1252", "ascii"]))
 def test_json_is_valid_in_every_encoding(text: str, encoding: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        written_to = _stdout(patch, encoding)
+        raw = io.BytesIO()
+        patch.setattr(sys, "__stdout__", sys.__stdout__)
+        patch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
+        output.prepare_streams()
         output.echo_json({"text": text})
-        written = written_to.getvalue()
+        written = raw.getvalue()
     assert json.loads(written.decode(encoding)) == {"text": text}
 
 
 def test_a_name_that_is_no_text_is_printed_as_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    written_to = _stdout(monkeypatch, "utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "__stdout__", sys.__stdout__)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    output.prepare_streams()
     output.echo(os.fsdecode(b"/models/caf\xe9"))
-    assert written_to.getvalue() == b"/models/caf\xe9\n"
+    assert raw.getvalue() == b"/models/caf\xe9\n"
 
 
 def test_commands_print_through_one_place() -> None:
