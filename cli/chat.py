@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_local.config import home
+from moe_local.config import MOST_PROMPT, home
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 
 from . import options as opt
@@ -88,11 +88,18 @@ class _Lines:
     def next(self) -> str | None:
         """The next line; None at the end of input."""
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            return input("> ") if sys.stdin.isatty() else self._piped()
         except EOFError:
             return None
         except UnicodeDecodeError as error:
             raise MoeLocalError(f"what was typed is not {error.encoding} text") from error
+
+    @staticmethod
+    def _piped() -> str | None:
+        line = sys.stdin.readline(MOST_PROMPT + 1)
+        if len(line) > MOST_PROMPT:
+            raise MoeLocalError(f"a line has more than {MOST_PROMPT} characters", remedy="give a shorter one")
+        return line or None
 
     def close(self) -> None:
         if self._terminal:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_local.config import format_size, home
+from moe_local.config import format_size, home, read_text
 from moe_local.errors import MoeLocalError
 
 from . import options as opt
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from moe_local.evaluation.perplexity import Evaluation
     from moe_local.evaluation.reference import Reference
     from moe_local.planning import Options
+
+_CHARACTERS = 256  # of a text for each token of --limit: more than any tokenizer puts into one, on average
+_MOST = 1 << 30  # characters of a text that is used whole
+_TOKENIZING = 200  # bytes of memory for a character that is turned into tokens, measured
 
 
 def evaluate(
@@ -49,7 +53,7 @@ def evaluate(
     """
     from .session import stderr
 
-    content = _read(text)
+    content = _read(text, None if limit is None else limit * _CHARACTERS)
     request = _Request(content, window, stride, limit, flags.options())
     with ExitStack() as stack:
         reference = None if against is None else _run_reference(against, request, stack)
@@ -97,8 +101,16 @@ class _Request:
         return window, self.stride if self.stride is not None else max(1, window // 2)
 
     def ids(self, engine: Engine) -> list[int]:
-        """The text in a model's tokens."""
-        return engine.generator.encode(self.text)[: self.limit]
+        """The text in a model's tokens. Before any expert is in memory: it is theirs afterwards."""
+        from moe_local.memory.limits import process_memory
+
+        needed = len(self.text) * _TOKENIZING
+        if self.limit is None and process_memory() + needed > engine.plan.ram:
+            raise MoeLocalError(
+                f"turning this text into tokens takes about {format_size(needed)}, of {format_size(engine.plan.ram)}",
+                remedy="give --limit for a part of it, or more --ram",
+            )
+        return engine.generator.encode_text(self.text, self.limit)
 
 
 @dataclass(frozen=True)
@@ -233,13 +245,9 @@ def _status(out: dict[str, Any]) -> str:
     )
 
 
-def _read(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise MoeLocalError(f"{file} is not UTF-8 (byte {error.start})", remedy="convert it to UTF-8") from error
-    except OSError as error:
-        raise MoeLocalError(f"cannot read {file}: {error.strerror}") from error
+def _read(file: Path, characters: int | None) -> str:
+    """The text, or its beginning. Raises MoeLocalError for one that is empty, or cannot be read."""
+    text = read_text(file, most=_MOST if characters is None else characters, whole=characters is None)
     if not text:
         raise MoeLocalError(f"{file} is empty", remedy="give a text to predict")
     return text

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moe_local.config import MOST_PROMPT, read_text
 from moe_local.errors import MoeLocalError
 
 from . import options as opt
@@ -76,8 +77,11 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is None and sys.stdin.isatty():
         raise MoeLocalError("there is no prompt", remedy="give one with --prompt, --file or on stdin")
     try:
-        if file is None or str(file) == "-":
-            return sys.stdin.read()
-        return file.read_text(encoding="utf-8")
+        if file is not None and str(file) != "-":
+            return read_text(file, most=MOST_PROMPT)
+        text = sys.stdin.read(MOST_PROMPT + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise MoeLocalError(f"cannot read the prompt from {file or 'stdin'}: {error}") from error
+        raise MoeLocalError(f"cannot read the prompt from stdin: {error}") from error
+    if len(text) > MOST_PROMPT:
+        raise MoeLocalError(f"the prompt has more than {MOST_PROMPT} characters", remedy="give a smaller one")
+    return text

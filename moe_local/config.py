@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import math
 import os
@@ -14,6 +15,7 @@ from typing import IO
 from moe_local.errors import MoeLocalError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MOST_PROMPT = 1 << 24  # characters: several times what the longest contexts hold
 
 _UNITS = {
     "": 1,
@@ -26,17 +28,24 @@ _MOST = 1 << 60  # bytes: beyond any machine
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def read_text(file: Path, *, most: int) -> str:
-    """A text file of UTF-8, of at most so many characters. Raises MoeLocalError, naming it."""
+def read_text(file: Path, *, most: int, whole: bool = True) -> str:
+    """A text file of UTF-8, of at most so many characters; unless `whole`, its first ones.
+
+    Raises MoeLocalError, naming it.
+    """
     try:
         if file.exists() and not file.is_file():
             raise MoeLocalError(f"{file} is not a file")
-        with file.open(encoding="utf-8") as stream:
-            text = stream.read(most + 1)
+        with file.open("rb") as stream:
+            data = stream.read(4 * most + 1)
+        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
     except UnicodeDecodeError as error:
         raise MoeLocalError(f"{file} is not UTF-8 (byte {error.start})", remedy="convert it to UTF-8") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise MoeLocalError(f"cannot read {file} ({getattr(error, 'strerror', None) or error})") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not whole:
+        return text[:most]
     if len(text) > most:
         raise MoeLocalError(f"{file} has more than {most} characters", remedy="give a smaller one")
     return text

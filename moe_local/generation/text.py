@@ -30,6 +30,9 @@ from moe_local.runtime.kv import PLAIN_LAYERS
 from moe_local.runtime.transformers_api import CACHE, kv_cache
 from moe_local.telemetry import Counters
 
+_PIECE = 1 << 16  # characters of a text that are turned into tokens at once, where not all may be needed
+_UNSURE = 64  # tokens at the end of a piece, that what follows might change
+
 
 class KVState:
     """A KV cache and the tokens it was made from, to go on from.
@@ -228,7 +231,24 @@ class TextGenerator:
         )
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text, `special` with the tokens that the tokenizer puts around one."""
+        """Token ids of a prompt, `special` with the tokens that the tokenizer puts around one.
+
+        A long text is taken in pieces first: one that the context cannot hold is refused before all of it is.
+        """
+        if len(text) > _PIECE:
+            self._assert_short(text)
+        return self._tokens(text, special=special)
+
+    def encode_text(self, text: str, most: int | None = None) -> list[int]:
+        """Token ids of a text to be read, or the first `most` of them, for which no more of it is looked at."""
+        if most is None:
+            return self._tokens(text)
+        part = most * 8 + _PIECE
+        while len(ids := self._tokens(text[:part])) < most + _UNSURE and part < len(text):
+            part *= 2
+        return ids[:most]
+
+    def _tokens(self, text: str, *, special: bool = True) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -238,6 +258,17 @@ class TextGenerator:
             ) from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
+
+    def _assert_short(self, text: str) -> None:
+        """Raises MoeLocalError for a text of more tokens than the context holds, as soon as that is certain."""
+        tokens = 0
+        for begin in range(0, len(text), _PIECE):
+            tokens += max(0, len(self._tokens(text[begin : begin + _PIECE], special=False)) - _UNSURE)
+            if tokens > self.context:
+                raise MoeLocalError(
+                    f"the prompt has more than {tokens} tokens and the context holds {self.context}",
+                    remedy="shorten it, or give a larger --context",
+                )
 
     def room(self, ids: Sequence[int]) -> int:
         """How many tokens may follow a prompt. Raises MoeLocalError for one that cannot be run."""

@@ -19,6 +19,7 @@ from typing import IO, Any, Protocol
 
 from moe_local.config import locked, whole
 from moe_local.errors import MoeLocalError, StorageError, is_disk_full
+from moe_local.jobs.lines import MOST_LINE
 
 STDIO = "-"
 _IN_MEMORY = 1 << 24  # bytes of stdin; more goes to a temporary file
@@ -48,7 +49,7 @@ class Source:
         """(number from 1, line) of every line that is not blank."""
         self._file.seek(0)
         try:
-            for number, line in enumerate(self._file, start=1):
+            for number, line in enumerate(_lines(self._file), start=1):
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if text.strip():
                     yield number, text
@@ -57,6 +58,14 @@ class Source:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines, of which those that are too long are cut: they are told from others by their length."""
+    while line := file.readline(MOST_LINE + 1):
+        yield line
+        while len(line) > MOST_LINE and not line.endswith(b"\n"):
+            line = file.readline(MOST_LINE + 1)
 
 
 def _kept(stream: IO[bytes]) -> IO[bytes]:

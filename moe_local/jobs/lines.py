@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
+from moe_local.config import MOST_PROMPT, format_size
 from moe_local.errors import MoeLocalError
 from moe_local.generation.batch import Answer, Request
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.template import EFFORTS, Message, thinking
 
+MOST_LINE = 4 * MOST_PROMPT  # bytes
 _NUMBER, _COUNT = (int, float), (int,)
 _OPTIONS: dict[str, tuple[type, ...]] = {
     "max_new_tokens": _COUNT,
@@ -65,6 +67,8 @@ class LineFormat(Protocol):
 
 def understand(format: LineFormat, number: int, raw: bytes, defaults: Defaults) -> Line:
     """A line as it was read from a file: its request is tagged with it; what is wrong is told in `error`."""
+    if len(raw) > MOST_LINE:
+        return Line(number, error=f"the line has more than {format_size(MOST_LINE)}")
     try:
         line = format.read(number, raw.decode(), defaults)
         return line if line.request is None else replace(line, request=replace(line.request, tag=line))
