@@ -254,6 +254,7 @@ def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool
         device_share=options.experts,
         host_share=options.host_experts,
         elastic=elastic,
+        slack=0 if options.elsewhere else _ROUND,
     )
     if plan.too_small_to_cache:
         notes.append(_too_small(plan, options))

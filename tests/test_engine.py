@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import math
 import random
+import re
 import shutil
 import threading
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import moe_local
@@ -57,6 +61,32 @@ def test_small_budgets_are_refused_with_one_that_works(qwen: Path) -> None:
     prepare(qwen, Options(ram=caught.value.minimum + 16 * MIB, context=128))
     with pytest.raises(BudgetError, match="--vram"):
         prepare(qwen, Options(vram=MIB, context=128))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(1, 700),
+    st.none() | st.integers(1, 300),
+    st.sampled_from([1, 2, 7, 64, 300]),
+    st.sampled_from([1, 40, 300]),
+    st.sampled_from([64, 300, 512]),
+)
+def test_every_refused_budget_names_one_that_runs(
+    qwen: Path, ram: int, vram: int | None, sequences: int, each: int, context: int
+) -> None:
+    options = Options(
+        device="cpu",
+        ram=ram * MIB,
+        vram=None if vram is None else vram * MIB,
+        sequences=sequences,
+        each=each,
+        context=context,
+    )
+    try:
+        prepare(qwen, options)
+    except BudgetError as error:
+        named = {name: int(size) * MIB for name, size in re.findall(r"--(v?ram) (\d+)MiB", str(error))}
+        assert prepare(qwen, replace(options, **named)).plan.ram_used <= named.get("ram", options.ram)  # type: ignore[arg-type]
 
 
 def test_a_budget_below_a_tokens_set_is_said(qwen: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_local.evaluation.windows import Window
-from moe_local.generation.text import refuse_nan
+from moe_local.generation.text import refuse_damage
 from moe_local.runtime.footprint import PREFILL_CHUNK
 from moe_local.runtime.transformers_api import CACHE, kv_cache
 
@@ -49,5 +49,5 @@ def _forward(
 
 def _normalised(logits: Tensor) -> Tensor:
     scores = logits.float().log_softmax(dim=-1).cpu()
-    refuse_nan(scores)
+    refuse_damage(scores)
     return scores

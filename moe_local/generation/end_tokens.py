@@ -34,7 +34,8 @@ def with_end_tokens(
         named = [*_ids(tokenizer.eos_token_id), *_well_known(tokenizer)]
         words = tokenizer.convert_ids_to_tokens(named)
         found += [token for token, word in zip(named, words, strict=True) if not answers.continues(str(word))]
-    defaults.eos_token_id = list(dict.fromkeys(found)) or None
+    most = getattr(config.get_text_config(), "vocab_size", None) or 1 << 31  # transformers adds tokens beyond it
+    defaults.eos_token_id = [token for token in dict.fromkeys(found) if token < most] or None
     return defaults
 
 

@@ -30,6 +30,8 @@ from moe_local.runtime.kv import PLAIN_LAYERS
 from moe_local.runtime.transformers_api import CACHE, kv_cache
 from moe_local.telemetry import Counters
 
+DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"
+DAMAGED_REMEDY = "download it again, or try --dtype float32"
 _PIECE = 1 << 16  # characters of a text that are turned into tokens at once, where not all may be needed
 _UNSURE = 64  # tokens at the end of a piece, that what follows might change
 
@@ -307,7 +309,7 @@ class TextGenerator:
             max_new_tokens=limit,
             streamer=stream,
             stopping_criteria=StoppingCriteriaList([halt]),
-            logits_processor=LogitsProcessorList([_RefuseNaN()]),
+            logits_processor=LogitsProcessorList([_RefuseDamage()]),
             return_dict_in_generate=True,
             **sampling.for_transformers(),
             **{CACHE: past[1]},
@@ -365,18 +367,20 @@ class _Halt(StoppingCriteria):
         return torch.full((input_ids.shape[0],), done, device=input_ids.device)
 
 
-class _RefuseNaN(LogitsProcessor):
-    """Damaged weights give NaN; sampling from it would be noise or an obscure error."""
+class _RefuseDamage(LogitsProcessor):
+    """Damaged weights give what is no number; sampling from it would be noise or an obscure error."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        refuse_nan(scores)
+        refuse_damage(scores)
         return scores
 
 
-def refuse_nan(scores: Tensor) -> None:
-    """Raises CheckpointError for scores that are not numbers."""
-    if scores.isnan().any():
-        raise CheckpointError(
-            "the model's output is not a number (NaN): its weights are damaged, or overflow in this dtype",
-            remedy="download it again, or try --dtype float32",
-        )
+def refuse_damage(scores: Tensor) -> None:
+    """Raises CheckpointError for scores [..., V] of which any cannot be chosen from."""
+    if damaged(scores).any():
+        raise CheckpointError(DAMAGED, remedy=DAMAGED_REMEDY)
+
+
+def damaged(scores: Tensor) -> Tensor:
+    """[...] bool: where the best of scores [..., V] is no number (NaN), or infinite, or there is none."""
+    return ~scores.amax(dim=-1).isfinite()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moe_local.config import MIB, format_size
@@ -51,11 +51,17 @@ class Needs:
         return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
 
     def with_fewer_sequences(self, room: int) -> Needs:
-        """With as many sequences as leave to experts three quarters of what `room` bytes have beside the rest."""
-        if self.sequences == 1:
-            return self
-        left = room - self.dense - self.workspace
-        return replace(self, sequences=min(self.sequences, max(1, int(left * _KV_SHARE) // max(1, self.kv_each))))
+        """With as many sequences as leave to experts three quarters of what `room` bytes have beside the rest.
+
+        One where even the fewest slots would not fit beside two: a budget is not too small for a batch alone.
+        """
+        share = (room - self.dense - self.workspace) * _KV_SHARE
+
+        def fit(count: int) -> bool:
+            needs = replace(self, sequences=count)
+            return count * self.kv_each <= share and needs.fixed + _least(needs) <= room
+
+        return replace(self, sequences=next((n for n in range(self.sequences, 1, -1) if fit(n)), 1))
 
     def workspace_of(self, tokens: int) -> int:
         """Of a forward pass of so many tokens."""
@@ -173,6 +179,7 @@ def make_plan(
     device_share: float = 1.0,
     host_share: float = 1.0,
     elastic: bool = False,
+    slack: int = 0,
 ) -> Plan:
     """Gives every byte of the budgets that is left to slots, at least one a layer and at most all the experts.
 
@@ -182,12 +189,14 @@ def make_plan(
     With `elastic` and one memory, the tier has what a token's forward pass leaves of the longest one's workspace, and
     gives it back for longer ones. With `device_in_ram` the device tier (where it has a budget of its own: all of it)
     is taken from `ram`.
-    Raises BudgetError, with the smallest budget that would do, when not even one slot a layer fits.
+    Raises BudgetError, with the smallest budgets that would do, when not even one slot a layer fits; they have
+    `slack` bytes more, as the overhead is not the same from one run to the next.
     """
     least = _least(needs)
     if vram is None:
         taken = ram_overhead + needs.fixed
-        _require(ram, taken + least, "RAM", "--ram", needs)
+        if ram < taken + least:
+            raise _too_little(f"{format_size(ram)} of RAM", needs, {"--ram": taken + least + slack})
         steps = [tokens for tokens, _ in needs.workspaces if tokens >= needs.sequences] if elastic else []
         steps.append(_LONGEST)
         left = [ram - taken + needs.workspace - needs.workspace_of(tokens) for tokens in steps]
@@ -206,9 +215,15 @@ def make_plan(
             rooms=tuple(zip(steps, rooms, strict=True)) if len(set(rooms)) > 1 else (),
         )
     taken = vram_overhead + needs.fixed
-    _require(vram, taken + least, "device memory", "--vram", needs)
-    ram_taken = ram_overhead + (vram if device_in_ram else 0)
-    _require(ram, ram_taken + least, "RAM", "--ram", needs)
+    short_of_vram = vram < taken + least
+    vram_wanted = taken + least + slack if short_of_vram else vram
+    ram_taken = ram_overhead + (vram_wanted if device_in_ram else 0)
+    wanted = {"--vram": vram_wanted} if short_of_vram else {}
+    if ram < ram_taken + least:
+        wanted["--ram"] = ram_taken + least + slack
+    if wanted:
+        short = f"{format_size(vram)} of device memory" if short_of_vram else f"{format_size(ram)} of RAM"
+        raise _too_little(short, needs, wanted)
     device, device_spare = _tier(vram - taken, needs, device_share)
     host, host_spare = _tier(ram - ram_taken, needs, host_share)
     return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram, device_spare, host_spare)
@@ -235,17 +250,15 @@ def spare_slots(needs: Needs) -> int:
     return min(max(2, wanted), 16 if alone else 48)
 
 
-def _require(budget: int, minimum: int, what: str, option: str, needs: Needs) -> None:
-    if budget >= minimum:
-        return
-    mebibytes = -(-minimum >> 20)
-    raise BudgetError(
-        f"a budget of {format_size(budget)} of {what} is too small: the dense weights need"
-        f" {format_size(needs.dense)}, the KV cache {format_size(needs.kv_cache)}, activations"
-        f" {format_size(needs.workspace)}, one expert of each of {len(needs.experts)} layers"
-        f" and one more {format_size(_least(needs))}",
-        minimum=minimum,
-        remedy=f"give at least {option} {mebibytes}MiB, or shorten --context",
+def _too_little(budget: str, needs: Needs, wanted: Mapping[str, int]) -> BudgetError:
+    """`wanted` are the smallest budgets that would do, by option, the first for what is short."""
+    options = " and ".join(f"{option} {-(-size >> 20)}MiB" for option, size in wanted.items())
+    return BudgetError(
+        f"a budget of {budget} is too small: the dense weights need {format_size(needs.dense)}, the KV cache"
+        f" {format_size(needs.kv_cache)}, activations {format_size(needs.workspace)}, one expert of each of"
+        f" {len(needs.experts)} layers and one more {format_size(_least(needs))}",
+        minimum=next(iter(wanted.values())),
+        remedy=f"give at least {options}, or shorten --context",
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe_local import Options, Sampling
 from moe_local.engine import Engine, load
-from moe_local.errors import MoeLocalError
+from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.text import KVState
 from moe_local.testing import architecture, write_tiny_checkpoint
 
@@ -142,3 +143,44 @@ def test_sampling_that_makes_no_sense(wrong: dict[str, object], said: str) -> No
 def test_next_to_no_temperature_is_greedy(engine: Engine) -> None:
     cold = Sampling(temperature=1e-45, max_new_tokens=8)
     assert engine.generate("hello", cold).token_ids == engine.generate("hello", GREEDY).token_ids[:8]
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_is_refused(qwen: Path, number: float, temperature: float) -> None:
+    def spoil(module: Any, args: Any, out: Any) -> Any:
+        out.logits[..., 5] = number
+        return out
+
+    with load(qwen, Options(device="cpu", context=64)) as engine:
+        engine.model.register_forward_hook(spoil)
+        with pytest.raises(CheckpointError, match="not a number"):
+            engine.generate("hi", Sampling(max_new_tokens=4, temperature=temperature))
+
+
+def test_what_a_model_rules_out_is_no_damage(engine: Engine) -> None:
+    def rule_out(module: Any, args: Any, out: Any) -> Any:
+        out.logits[..., 100:] = -float("inf")
+        return out
+
+    hook = engine.model.register_forward_hook(rule_out)
+    result = engine.generate("hi", Sampling(max_new_tokens=4, temperature=1, seed=0))
+    hook.remove()
+    assert max(result.token_ids) < 100
+
+
+def test_a_long_text_is_refused_before_all_of_it_is_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    tokens = engine.generator._tokens
+    monkeypatch.setattr(
+        engine.generator, "_tokens", lambda text, **more: seen.append(len(text)) or tokens(text, **more)
+    )
+    with pytest.raises(MoeLocalError, match="more than .* tokens and the context holds 256"):
+        engine.generate("the hen " * 200_000, GREEDY)
+    assert sum(seen) < 100_000
+
+
+@pytest.mark.parametrize("most", [1, 50, 5000])
+def test_the_first_tokens_of_a_long_text(engine: Engine, most: int) -> None:
+    text = "the hen and\n the other hen, " * 3000
+    assert engine.generator.encode_text(text, most) == engine.generator.encode_text(text)[:most]

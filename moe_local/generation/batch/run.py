@@ -21,7 +21,7 @@ from moe_local.generation.batch.choice import Choice
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.rows import Hide, Rows
 from moe_local.generation.chat import is_chat, prompt_ids
-from moe_local.generation.text import TextGenerator, refuse_nan
+from moe_local.generation.text import DAMAGED, DAMAGED_REMEDY, TextGenerator, damaged
 from moe_local.runtime.kv import columns
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
@@ -215,7 +215,7 @@ class BatchGenerator:
 
     def _next_tokens(self) -> Iterator[Answer]:
         """Chooses a token for each sequence, and lets go of those that it ends."""
-        refuse_nan(self._logits)
+        yield from self._let_go_of_damaged()
         ended: dict[int, str] = {}
         for number, (sequence, token) in enumerate(zip(self._live, self._chosen(), strict=True)):
             reason = sequence.add(token)
@@ -227,6 +227,19 @@ class BatchGenerator:
         answers = [self._live[number].answer(reason) for number, reason in ended.items()]
         self._keep([number for number in range(len(self._live)) if number not in ended])
         yield from answers
+
+    def _let_go_of_damaged(self) -> Iterator[Answer]:
+        """Answers with an error those sequences for which the model gives what cannot be chosen from."""
+        bad = damaged(self._logits).tolist() if self._live else []
+        if any(bad):
+            yield from (
+                Answer(sequence.request, error=f"{DAMAGED}; {DAMAGED_REMEDY}")
+                for sequence, broken in zip(self._live, bad, strict=True)
+                if broken
+            )
+            kept = [number for number, broken in enumerate(bad) if not broken]
+            self._logits = self._logits[kept]
+            self._keep(kept)
 
     def _chosen(self) -> list[int]:
         likeliest: list[int] = self._logits.argmax(dim=-1).tolist()

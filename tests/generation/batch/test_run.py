@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,3 +155,20 @@ def test_fewer_sequences_where_memory_is_short(qwen: Path) -> None:
 def test_no_sequences_is_refused(given: int) -> None:
     with pytest.raises(Exception, match="cannot be generated"):
         Options(sequences=given)
+
+
+def test_a_sequence_whose_output_is_no_number_ends_alone(qwen: Path) -> None:
+    with _engine(qwen, sequences=4, each=64) as engine:
+        requests = [Request(prompt, _greedy(6)) for prompt in PROMPTS[3:7]]
+        wanted = {n: list(answer.token_ids) for n, answer in _run(engine.batch_generator(), requests).items()}
+
+        def spoil(module: Any, args: Any, out: Any) -> Any:
+            if out.logits.shape[0] == 4:
+                out.logits[1, ..., 5] = float("inf")
+            return out
+
+        engine.model.register_forward_hook(spoil)
+        found = _run(engine.batch_generator(), requests)
+        broken = [answer for answer in found.values() if answer.error]
+        assert len(broken) == 1 and "not a number" in str(broken[0].error)
+        assert all(list(a.token_ids) == wanted[n] for n, a in found.items() if a.error is None)

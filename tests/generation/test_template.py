@@ -1,0 +1,176 @@
+"""Conversations in templates that refuse them, pass them over, never end, or want to be told something."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_local import Options, Request, Sampling, load
+from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.generation.bounded import bounded
+from moe_local.generation.template import ChatTemplate, TemplateSettings, thinking
+from moe_local.testing import architecture, write_tiny_checkpoint
+from tests.generation.speaking import made_to_say, tokenizer_with, write_tokenizer
+
+ALTERNATE = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+)
+PASSES_OVER = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+)
+SYSTEM_FIRST = (
+    "{% if messages[0]['role'] == 'system' %}<<{{ messages[0]['content'] | upper }}>>"
+    "{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+)
+TWO_USERS = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+WITH_SYSTEM = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+
+
+def _template(own: str, notes: list[str] | None = None, **settings: Any) -> ChatTemplate:
+    said = notes.append if notes is not None else (lambda text: None)
+    return ChatTemplate(tokenizer_with(template=own), said, TemplateSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "wanted", "noted"),
+    [
+        (ALTERNATE, TWO_USERS, "[user]one\n\ntwo", "joined"),
+        (ALTERNATE, WITH_SYSTEM, "[user]be brief\n\nhi", "no system message"),
+        (ALTERNATE, [*WITH_SYSTEM, *TWO_USERS], "[user]be brief\n\nhi\n\none\n\ntwo", "no system message and"),
+        (NO_SYSTEM, [*WITH_SYSTEM, *TWO_USERS], "[user]be brief\n\nhi[user]one[user]two", "no system message"),
+        (PASSES_OVER, WITH_SYSTEM, "[user]be brief\n\nhi", "no system message"),
+        (SYSTEM_FIRST, WITH_SYSTEM, "<<BE BRIEF>>[user]hi", None),
+        (ALTERNATE, [{"role": "user", "content": "hi"}], "[user]hi", None),
+    ],
+)
+def test_the_words_are_kept(source: str, messages: list[dict[str, str]], wanted: str, noted: str | None) -> None:
+    notes: list[str] = []
+    assert _template(source, notes).render(messages) == wanted
+    assert [noted in note for note in notes] == [True] if noted else notes == []
+
+
+def test_what_no_conversation_suits_is_refused() -> None:
+    with pytest.raises(MoeLocalError, match=r"refuses this conversation \(never\)"):
+        _template("{{ raise_exception('never') }}").render(WITH_SYSTEM)
+    with pytest.raises(CheckpointError, match="no chat template"):
+        ChatTemplate(tokenizer_with(), print, TemplateSettings(source="")).render(WITH_SYSTEM)
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [LOOPS, "{% macro again() %}" + LOOPS + "{% endmacro %}{{ again() }}"])
+def test_a_template_that_does_not_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_local.generation.template.bounded", lambda what: bounded(what, seconds=0.3))
+    with pytest.raises(MoeLocalError, match="does not end"):
+        _template(source).render(WITH_SYSTEM)
+
+
+@pytest.mark.parametrize("source", ["{{ messages | tojson(indent=10**9) }}", "{{ 'a' * 10**10 }}"])
+def test_a_template_that_would_fill_the_memory_is_stopped(source: str) -> None:
+    with pytest.raises(MoeLocalError, match="more text than fits"):
+        _template(source).render(WITH_SYSTEM)
+    assert len(bytearray(600 << 20)) == 600 << 20  # the bound is the template's, and gone with it
+
+
+def test_what_ends_in_time_is_left_alone() -> None:
+    for _ in range(50):
+        with bounded("a short thing", seconds=0.002):
+            pass
+        time.sleep(0.001)
+
+
+def test_thinking_is_told_in_every_template_s_words() -> None:
+    for source in ("{{ enable_thinking }}", "{{ thinking }}"):
+        assert _template(source, level="off").render(TWO_USERS) == "False"
+        assert _template(source, level="high").render(TWO_USERS) == "True"
+    assert _template("{{ reasoning_effort }}", level="low").render(TWO_USERS) == "low"
+    assert thinking(None) == {}
+    with pytest.raises(MoeLocalError, match="--think very"):
+        TemplateSettings(level="very")
+
+
+def test_no_switch_for_thinking_is_said() -> None:
+    notes: list[str] = []
+    _template(NO_SYSTEM, notes, level="off")
+    assert ["no switch for thinking" in note for note in notes] == [True]
+
+
+def test_variables_and_another_template() -> None:
+    assert _template("{{ a }}", variables={"a": [1, 2]}).render(TWO_USERS) == "[1, 2]"
+    assert _template("{{ a }}", source="mine {{ a }}", variables={"a": 3}).render(TWO_USERS) == "mine 3"
+    assert _template("{{ a }}", variables={"a": 3}).render(TWO_USERS, {"a": 4}) == "4"
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ("{{ m.reasoning_content }}", "reasoning_content"),
+        ("{% if 'thinking' in m %}", "thinking"),
+        ('{{ m["reasoning"] }}', "reasoning"),
+        ("{% if enable_thinking %}{{ m.content }}", None),
+    ],
+)
+def test_earlier_reasoning_goes_where_the_template_asks_for_it(source: str, key: str | None) -> None:
+    assert _template(source).reasoning_key == key
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_history_has_reasoning_where_the_template_wants_it(asks: bool, tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "model")
+    wants = "{% if m.reasoning_content %}<{{ m.reasoning_content }}>{% endif %}" if asks else ""
+    source = f"{{% for m in messages %}}[{{{{ m.role }}}}]{wants}{{{{ m.content }}}}{{% endfor %}}"
+    tokenizer = tokenizer_with(plain=("<think>", "</think>"), template=source)
+    write_tokenizer(tokenizer, checkpoint)
+    with load(checkpoint, Options(device="cpu", context=128)) as engine:
+        said = tokenizer("<think>why</think>so", add_special_tokens=False)["input_ids"]
+        made_to_say(engine, said, tokenizer.eos_token_id)
+        session = engine.chat(Sampling(max_new_tokens=30, temperature=0))
+        result = session.send("hi")
+        assert (result.reasoning, result.text, result.finish_reason) == ("why", "so", "stop")
+        answer = {"role": "assistant", "content": "so"}
+        assert session.messages[-1] == ({**answer, "reasoning_content": "why"} if asks else answer)
+        session.save(tmp_path / "talk.json")
+        session.load(tmp_path / "talk.json")
+        rendered = engine.generator.template.render(session.messages)
+        assert rendered == ("[user]hi[assistant]<why>so" if asks else "[user]hi[assistant]so")
+
+
+def test_a_batch_tells_reasoning_apart_and_its_lines_their_variables(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "model")
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}<think>{% endif %}"
+    write_tokenizer(tokenizer_with(plain=("<think>", "</think>"), template=source), checkpoint)
+    short = Sampling(max_new_tokens=4, temperature=0)
+    with load(checkpoint, Options(device="cpu", context=128)) as engine:
+        answers = engine.batch(
+            Request("hi", short, template_variables={"enable_thinking": think}, tag=think) for think in (True, False)
+        )
+        off, on = sorted(answers, key=lambda answer: bool(answer.request.tag))
+        assert off.reasoning == "" and off.text
+        assert on.reasoning and on.text == ""
+        assert engine.generate("hi", short).text == off.text
+
+
+def test_a_full_context_leaves_the_oldest_turns_out(tmp_path: Path, qwen: Path) -> None:
+    notes: list[str] = []
+    with load(qwen, Options(device="cpu", context=96)) as engine:
+        engine.generator.on_notice = notes.append
+        session = engine.chat(Sampling(max_new_tokens=4, temperature=0), system="be brief")
+        for _ in range(12):
+            result = session.send("the hen and the hen")
+            assert result.prompt_tokens + 4 <= 96
+        assert len(session.messages) == 25  # all are kept to be saved
+        assert len(notes) >= 2 and all("oldest" in note and "left out" in note for note in notes)
+        with pytest.raises(MoeLocalError, match="larger --context"):
+            session.send("the hen " * 90)
+        session.reset()
+        assert session.send("hi").cached_tokens == 0
