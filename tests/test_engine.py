@@ -323,12 +323,3 @@ def test_the_package_is_light_until_used() -> None:
     assert moe_local.__version__
     with pytest.raises(AttributeError):
         moe_local.nothing  # noqa: B018
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_the_tokens_are_the_cpus(qwen: Path) -> None:
-    with load(qwen, Options(device="cpu", context=128)) as engine:
-        wanted = _answers(engine)[0]
-    for share in (1.0, 0.5, 0.25):
-        with load(qwen, Options(device="cuda", context=128, experts=share, host_experts=0.75)) as engine:
-            assert _answers(engine)[0] == wanted

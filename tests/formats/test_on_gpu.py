@@ -10,7 +10,7 @@ from moe_local.checkpoint.record import Encoding
 from moe_local.formats import Packable, format_of
 from moe_local.formats.base import Format
 
-OUT, IN = 48, 96
+OUT, IN = 64, 96
 
 
 def _words(*shape: int) -> Tensor:
@@ -26,7 +26,7 @@ def _arrays(form: Format, name: str) -> dict[str, Tensor]:
         "absmax-int8": {"weight": torch.randint(-128, 128, (OUT, IN)).to(torch.int8), "absmax": torch.rand(OUT)},
         "awq": {"qweight": _words(IN, OUT // 8), "qzeros": zeros.T.contiguous(), "scales": scales.T.contiguous()},
         "gptq": {"qweight": _words(IN // 8, OUT), "qzeros": zeros.T.contiguous(), "scales": scales.T.contiguous()},
-        "int8": {"weight": torch.randint(-128, 128, (OUT, IN)).to(torch.int8), "scale": scales},
+        "signed-int8": {"weight": torch.randint(-128, 128, (OUT, IN)).to(torch.int8), "scale": scales},
         "packed": {"weight": _words(OUT, IN // 8), "scale": scales, "zero_point": zeros},
     }[name]
 
@@ -37,6 +37,10 @@ ENCODINGS = [
     Encoding("fp8"),
     Encoding("fp8", (("block", 32),)),
     Encoding("gptq", (("bits", 4), ("group", 32))),
+    Encoding("int4", (("group", 32), ("rows", 64))),
+    Encoding("int4", (("group", 32), ("rows", 32))),
+    Encoding("int8"),
+    Encoding("nvfp4"),
     Encoding("signed-int8", (("group", 32),)),
     Encoding("mxfp4"),
     Encoding("nf4"),
@@ -44,12 +48,14 @@ ENCODINGS = [
 ]
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
-def test_devices_agree(encoding: Encoding) -> None:
+def test_devices_agree(encoding: Encoding, device: str) -> None:
+    """(On a CPU it shows that the arrays are such as the format reads.)"""
     form = format_of(encoding)
     arrays = _arrays(form, encoding.format)
     wanted = form.decode(arrays, (OUT, IN), torch.bfloat16)
-    there = form.decode({name: array.cuda() for name, array in arrays.items()}, (OUT, IN), torch.bfloat16)
-    assert there.is_cuda
+    moved = {name: array.to(device, copy=True) for name, array in arrays.items()}
+    there = form.decode(moved, (OUT, IN), torch.bfloat16)
+    assert there.device.type == device and there.isfinite().all()
     assert torch.equal(there.cpu(), wanted)

@@ -170,12 +170,15 @@ def test_what_a_model_rules_out_is_no_damage(engine: Engine) -> None:
 
 
 def test_a_long_text_is_refused_before_all_of_it_is_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen: list[int] = []
     tokens = engine.generator._tokens
-    monkeypatch.setattr(
-        engine.generator, "_tokens", lambda text, **more: seen.append(len(text)) or tokens(text, **more)
-    )
-    with pytest.raises(MoeLocalError, match="more than .* tokens and the context holds 256"):
+
+    def watched(text: str, **more: Any) -> list[int]:
+        seen.append(len(text))
+        return tokens(text, **more)
+
+    monkeypatch.setattr(engine.generator, "_tokens", watched)
+    with pytest.raises(MoeLocalError, match=r"more than .* tokens and the context holds 256"):
         engine.generate("the hen " * 200_000, GREEDY)
     assert sum(seen) < 100_000
 

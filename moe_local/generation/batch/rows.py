@@ -65,7 +65,8 @@ class Rows:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Goes on by one token for each row, [B] -> logits of what comes next, [B, V] float32."""
-        return self._forward(tokens[:, None], torch.ones_like(tokens[:, None]))
+        ids = tokens[:, None].to(self.mask.device)
+        return self._forward(ids, torch.ones_like(ids))
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, there: Tensor) -> Tensor:

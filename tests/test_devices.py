@@ -1,0 +1,76 @@
+"""What is answered does not depend on the device: three tiers at half of the experts, against a CPU's one tier.
+
+Each test runs with the device tier in RAM as well, which shows that the test itself is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moe_local import Options, Request, Sampling, load
+from moe_local.bench import live
+from moe_local.bench.workload import Prompt
+from moe_local.config import MIB
+from moe_local.engine import Engine
+from moe_local.testing import architecture, write_tiny_checkpoint
+
+ARCHITECTURES = ("qwen3_moe", "gpt_oss", "deepseek_v2")
+GREEDY = Sampling(max_new_tokens=8, temperature=0)
+PROMPTS = ("the hen and", "one two three four", "why")
+CPU = Options(device="cpu", context=256, dtype="float32", sequences=3)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(architecture(request.param), tmp_path_factory.mktemp("models") / request.param)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def tiers(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
+    """Device, host and disk."""
+    vram = {"vram": 512 * MIB} if request.param == "cpu" else {}
+    options = Options(
+        device=request.param,
+        context=256,
+        dtype="float32",
+        sequences=3,
+        experts=0.5,
+        host_experts=0.5,
+        **vram,  # type: ignore[arg-type]
+    )
+    with load(model, options) as engine:
+        assert engine.plan.host_slots is not None
+        yield engine
+
+
+def test_a_chat_says_the_same(model: Path, tiers: Engine) -> None:
+    with load(model, CPU) as cpu:
+        wanted, found = cpu.chat(GREEDY), tiers.chat(GREEDY)
+        for prompt in PROMPTS:
+            assert found.send(prompt).token_ids == wanted.send(prompt).token_ids
+    stats = tiers.stats()
+    assert stats["bytes_uploaded"] > 0 and stats["bytes_read"] > 0 and stats["host_hits"] > 0
+
+
+def test_a_batch_says_the_same(model: Path, tiers: Engine) -> None:
+    requests = [Request(prompt, GREEDY, tag=prompt) for prompt in PROMPTS]
+    with load(model, CPU) as cpu:
+        wanted = {answer.request.tag: answer.token_ids for answer in cpu.batch(requests)}
+    assert {answer.request.tag: answer.token_ids for answer in tiers.batch(requests)} == wanted
+
+
+def test_sampling_is_done_in_a_batch(tiers: Engine) -> None:
+    sampled = Sampling(max_new_tokens=6, temperature=1.0, top_k=20, top_p=0.9, repetition_penalty=1.1, seed=3)
+    first, second = (
+        [list(answer.token_ids) for answer in tiers.batch([Request("the hen", sampled)])] for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_bench_measures_it(tiers: Engine) -> None:
+    request = live.Request(prompts=(Prompt("one", "the hen and"),), new_tokens=6, repeat=1)
+    report = live.measure(tiers, request, lambda stage, fraction: None)
+    assert report["summary"]["decode_tokens_per_second"]["median"] > 0
