@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LIBGOMP = "300000"
-ASK = ["generate", "-p", "Tell me about the sea.", "-n", "48", "--temperature", "0", "--json", "--prefetch", "off"]
+ASK = ["generate", "-p", "Tell me about the sea.", "-n", "64", "--temperature", "0", "--json", "--prefetch", "off"]
 
 
 @contextmanager

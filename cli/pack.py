@@ -25,8 +25,8 @@ def pack(
     format: Annotated[
         str,
         typer.Option(
-            help="Of the experts: int4, int8, nf4, mxfp4, fp8, bf16, fp16, fp32; auto is int4, or for a model that is"
-            " quantised already the nearest to what it has."
+            help="Of the experts: int4, int8, nf4, mxfp4, nvfp4, fp8, bf16, fp16, fp32; auto is int4, or for a model"
+            " that is quantised already the nearest to what it has."
         ),
     ] = "auto",
     group_size: Annotated[int, typer.Option(help="Columns that share a scale in int4: 32, 64 or 128.")] = 64,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SPINS = 10_000  # iterations: see `benchmarks/busy_cores.py`
+SPINS = 20_000  # iterations: see `benchmarks/busy_cores.py`
 _THEIRS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # of these the user's own settings stand
 
 

@@ -6,6 +6,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from moe_local.checkpoint.files import Checkpoint
@@ -74,8 +75,13 @@ def _installed(module: str) -> bool:
 
 
 def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, set_split_regex
-
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, set_split_regex
+    except ImportError as error:  # before 5.18
+        raise CheckpointError(
+            f"transformers {transformers.__version__} makes no tokenizer of {file.name}",
+            remedy="pip install -U transformers",
+        ) from error
     # AutoTokenizer would ask for the configuration first, which transformers cannot make of most MoE files. Its
     # reader maps the file, and a map of a file that is cut ends the process: it gets a copy of the metadata.
     with tempfile.TemporaryDirectory(prefix="moe-local-") as folder:
