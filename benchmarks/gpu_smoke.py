@@ -17,39 +17,15 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from make_checkpoint import write
-from transformers import Qwen3MoeConfig
+from make_checkpoint import config, write
 
 from moe_local import Engine, Options, Request, Sampling, load
 from moe_local.config import parse_size
 from moe_local.memory.limits import peak_memory
 
 CONTEXT, PROMPT, DECODED = 1024, 512, 64
+SMALL = {"hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64, "vocab_size": 32768}
 GREEDY = Sampling(max_new_tokens=DECODED, temperature=0)
-
-
-def config() -> Qwen3MoeConfig:
-    return Qwen3MoeConfig(
-        architectures=["Qwen3MoeForCausalLM"],
-        hidden_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=64,
-        num_experts=32,
-        num_experts_per_tok=4,
-        moe_intermediate_size=768,
-        intermediate_size=2048,
-        vocab_size=32768,
-        max_position_embeddings=4096,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        dtype="bfloat16",
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
 
 
 def measure(engine: Engine) -> dict[str, Any]:
@@ -98,7 +74,7 @@ def main() -> None:
     given = parser.parse_args()
     began = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), config())
+        write(Path(folder), config(layers=8, experts=32, top_k=4, **SMALL))
         options = Options(device=given.device, vram=given.vram, context=CONTEXT, experts=0.5, sequences=8)
         with load(folder, options) as engine:
             out = {**measure(engine), **device_memory(engine), "load_seconds": round(engine.load_seconds, 2)}

@@ -39,20 +39,23 @@ def main() -> None:
     print(json.dumps(usage(arguments.directory), indent=2))
 
 
-def config(layers: int, experts: int, top_k: int) -> Qwen3MoeConfig:
+def config(layers: int, experts: int, top_k: int, **sizes: int) -> Qwen3MoeConfig:
+    """Qwen3-30B-A3B's, with these numbers of layers and experts, and other `sizes` by name."""
+    dimensions = {
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "moe_intermediate_size": 768,
+        "intermediate_size": 6144,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    }
     return Qwen3MoeConfig(
         architectures=["Qwen3MoeForCausalLM"],
-        hidden_size=2048,
         num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
         num_experts=experts,
         num_experts_per_tok=top_k,
-        moe_intermediate_size=768,
-        intermediate_size=6144,
-        vocab_size=151936,
-        max_position_embeddings=32768,
         norm_topk_prob=True,
         decoder_sparse_step=1,
         mlp_only_layers=[],
@@ -60,6 +63,7 @@ def config(layers: int, experts: int, top_k: int) -> Qwen3MoeConfig:
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
+        **{**dimensions, **sizes},
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -83,9 +84,8 @@ class ChatTemplate:
         return next(asked, None)
 
     def hears(self, variables: Mapping[str, Any]) -> bool:
-        """Whether the template looks at any of these."""
-        source = self.source
-        return any(name in source for name in variables)
+        """Whether the template looks at any of these: by name, not as a part of a message or as a text."""
+        return any(re.search(rf"""(?<![\w.'"]){name}\b(?!['"])""", self.source) for name in variables)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
         """The conversation as text, ready for its answer.
@@ -102,13 +102,17 @@ class ChatTemplate:
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise MoeLocalError("a message has no role and content that are text")
         told = {**self._variables, **(variables or {})}
+        if taken := sorted(told.keys() & _taken()):
+            raise MoeLocalError(f"{taken[0]} cannot be told to a chat template", remedy="leave it out")
         try:
             text = self._apply(messages, told)
         except MoeLocalError:  # of time, or of memory: it would be so again
             raise
         except Exception as refusal:  # templates are programs, and refuse with exceptions of their own
             return self._adapted(messages, told, refusal)
-        return text if self._has_system(messages, text, told) else self._with_system_inside(messages, told)
+        if self._has_system(messages, text, told):
+            return text
+        return self._with_system_inside(messages, told, text)
 
     def _apply(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         with bounded("the model's chat template"):
@@ -128,8 +132,12 @@ class ChatTemplate:
         except Exception:
             return True
 
-    def _with_system_inside(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        text = self._apply(_joined(_system_inside(messages)), variables)
+    def _with_system_inside(self, messages: Sequence[Message], variables: Mapping[str, Any], passed_over: str) -> str:
+        """With the system's text in the first user message; as it was, where the template refuses that."""
+        try:
+            text = self._apply(_joined(_system_inside(messages)), variables)
+        except Exception:
+            return passed_over
         self._notice("this model's chat template knows no system message: its text is in the first user message")
         return text
 
@@ -157,6 +165,13 @@ class ChatTemplate:
             f"the model's chat template refuses this conversation ({first_line(refusal)})",
             remedy="--chat-template FILE uses another one",
         ) from refusal
+
+
+@lru_cache(maxsize=1)
+def _taken() -> frozenset[str]:
+    """Names that are no variables of a template, but something that `apply_chat_template` is told."""
+    named = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(named) - {"tools", "documents", "kwargs"}
 
 
 def _joined(messages: Sequence[Message]) -> list[Message]:

@@ -111,6 +111,25 @@ def test_variables_and_another_template() -> None:
     assert _template("{{ a }}", variables={"a": 3}).render(TWO_USERS, {"a": 4}) == "4"
 
 
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "conversation", "return_tensors"])
+def test_what_is_no_variable_is_refused(name: str) -> None:
+    with pytest.raises(MoeLocalError, match=f"{name} cannot be told"):
+        _template("{{ a }}").render(TWO_USERS, {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("source", "heard"),
+    [
+        ("{% if enable_thinking %}", True),
+        ("{{ m.thinking }}", False),
+        ("{{ m['thinking'] }}", False),
+        ("{{thinking}}", True),
+    ],
+)
+def test_a_switch_is_a_variable(source: str, heard: bool) -> None:
+    assert _template(source).hears(thinking("on")) == heard
+
+
 @pytest.mark.parametrize(
     ("source", "key"),
     [
