@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -53,6 +54,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             remedy="download it again",
         ) from error
     _drop_quantization(config)
+    _assert_rotary(config, checkpoint.config_file)
     return cast("PreTrainedConfig", config)
 
 
@@ -63,6 +65,20 @@ def _drop_quantization(config: PreTrainedConfig) -> None:
             delattr(config, name)
         elif isinstance(value, PreTrainedConfig):
             _drop_quantization(value)
+
+
+def _assert_rotary(config: PreTrainedConfig, file: Path) -> None:
+    """Refuses rotary embeddings of more than a whole head: models build with them, and fail when they run."""
+    found = [vars(part).get("rope_parameters") for part in (config, config.get_text_config())]
+    while found:
+        given = found.pop()
+        if isinstance(given, dict):
+            found.extend(given.values())
+            factor = given.get("partial_rotary_factor", 1)
+            if not isinstance(factor, int | float) or not 0 < factor <= 1:
+                raise CheckpointError(
+                    f"{file} says partial_rotary_factor {factor!r}, a share of a head", remedy="download it again"
+                )
 
 
 def _assert_plausible(checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.errors import CheckpointError, MoeLocalError, first_line
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import AnswerStream, OnText
 from moe_local.generation.template import ChatTemplate, TemplateSettings
@@ -32,6 +33,7 @@ from moe_local.telemetry import Counters
 
 DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"
 DAMAGED_REMEDY = "download it again, or try --dtype float32"
+_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")  # in what torch says of tensors that do not fit
 _PIECE = 1 << 16  # characters of a text that are turned into tokens at once, where not all may be needed
 _UNSURE = 64  # tokens at the end of a piece, that what follows might change
 
@@ -303,18 +305,25 @@ class TextGenerator:
             torch.manual_seed(sampling.seed)
         inputs = torch.tensor([list(ids)], device=self.model.device)  # [1, T]
         chunk = {"prefill_chunk_size": self.prefill_chunk} if len(ids) - past[0] > self.prefill_chunk else {}
-        output = self.model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=limit,
-            streamer=stream,
-            stopping_criteria=StoppingCriteriaList([halt]),
-            logits_processor=LogitsProcessorList([_RefuseDamage()]),
-            return_dict_in_generate=True,
-            **sampling.for_transformers(),
-            **{CACHE: past[1]},
-            **chunk,
-        )
+        try:
+            output = self.model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=limit,
+                streamer=stream,
+                stopping_criteria=StoppingCriteriaList([halt]),
+                logits_processor=LogitsProcessorList([_RefuseDamage()]),
+                return_dict_in_generate=True,
+                **sampling.for_transformers(),
+                **{CACHE: past[1]},
+                **chunk,
+            )
+        except RuntimeError as error:
+            if not _OF_SHAPES.search(str(error)):
+                raise
+            raise CheckpointError(
+                f"the model does not run as its configuration says ({first_line(error)})", remedy="download it again"
+            ) from error
         return output.sequences[0].tolist(), kv_cache(output)
 
     def _reason(self, new: list[int], stream: _Stream, halt: _Halt) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
 
 from moe_local.checkpoint.architecture import (
+    _assert_rotary,
     assert_all_captured,
     build_skeleton,
     compute_dtype,
@@ -81,3 +82,13 @@ def test_dtype_of_the_configuration_wins(qwen: Path) -> None:
     assert compute_dtype(config, checkpoint) == torch.float32
     config.dtype = torch.bfloat16
     assert compute_dtype(config, checkpoint) == torch.bfloat16
+
+
+@pytest.mark.parametrize("factor", [0, -1, 2, 4096, "half"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_rotary_embeddings_of_more_than_a_head_are_refused(factor: object, nested: bool, tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": factor}
+    known = Qwen3MoeConfig()
+    known.rope_parameters = {"full_attention": rope} if nested else rope
+    with pytest.raises(CheckpointError, match="partial_rotary_factor"):
+        _assert_rotary(known, tmp_path / "config.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from moe_local import Options, Sampling
 from moe_local.engine import Engine, load
@@ -187,3 +188,13 @@ def test_a_long_text_is_refused_before_all_of_it_is_tokens(engine: Engine, monke
 def test_the_first_tokens_of_a_long_text(engine: Engine, most: int) -> None:
     text = "the hen and\n the other hen, " * 3000
     assert engine.generator.encode_text(text, most) == engine.generator.encode_text(text)[:most]
+
+
+def test_a_configuration_that_does_not_fit_the_weights_is_said(engine: Engine) -> None:
+    def misfit(module: Any, args: Any, inputs: Any) -> None:
+        torch.ones(2) + torch.ones(3)
+
+    hook = engine.model.register_forward_pre_hook(misfit, with_kwargs=True)
+    with pytest.raises(CheckpointError, match="does not run as its configuration says"):
+        engine.generate("hi", GREEDY)
+    hook.remove()
