@@ -5,40 +5,48 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
 from moe_local.errors import MoeLocalError
 
 SECONDS = 10.0
 GROWTH = 512 << 20  # bytes
+T = TypeVar("T")
 
 
 class _OutOfTime(BaseException):
     """Raised inside what runs too long; no template can catch it."""
 
 
-@contextmanager
-def bounded(what: str, seconds: float = SECONDS, growth: int = GROWTH) -> Iterator[None]:
-    """Ends Python code inside that runs for longer or, on Linux, takes more memory: MoeLocalError, naming `what`."""
-    with _less_memory(growth):
-        watch = _Watch(seconds)
+def bounded(what: str, run: Callable[[], T], seconds: float = SECONDS, growth: int = GROWTH) -> T:
+    """What Python code gives, ended with MoeLocalError where it runs for longer or, on Linux, takes more memory.
+
+    `what` names it. An interrupt leaves neither bound behind.
+    """
+    former = _address_space()
+    try:
+        _limit(former, growth)
+        watch = _Watch(sys._getframe(), seconds)
         try:
-            try:
-                yield
-            finally:
-                watch.end()
-        except _OutOfTime:
-            raise MoeLocalError(f"{what} does not end: it was stopped after {seconds:.0f} s") from None
-        except MemoryError:
-            raise MoeLocalError(f"{what} makes more text than fits into {growth >> 20} MiB") from None
+            return run()
+        finally:
+            watch.end()
+    except _OutOfTime:
+        raise MoeLocalError(f"{what} does not end: it was stopped after {seconds:.0f} s") from None
+    except MemoryError:
+        raise MoeLocalError(f"{what} makes more text than fits into {growth >> 20} MiB") from None
+    finally:
+        _limit(former, None)
 
 
 class _Watch:
-    """Raises `_OutOfTime` in the thread that made it, once its time is over, unless it ended before."""
+    """Raises `_OutOfTime` in the thread that made it, once its time is over, while it still runs inside `frame`."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, frame: FrameType, seconds: float) -> None:
+        self._frame = frame
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._ended = False
@@ -48,10 +56,17 @@ class _Watch:
 
     def _strike(self) -> None:
         with self._lock:
-            if not self._ended:
+            # An interrupt may have left the block without an end.
+            if not self._ended and self._is_inside():
                 self._ended = True
                 thread, error = ctypes.c_ulong(self._thread), ctypes.py_object(_OutOfTime)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+
+    def _is_inside(self) -> bool:
+        frame = sys._current_frames().get(self._thread)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
 
     def end(self) -> None:
         with self._lock:
@@ -59,21 +74,23 @@ class _Watch:
         self._timer.cancel()
 
 
-@contextmanager
-def _less_memory(growth: int) -> Iterator[None]:
-    """Leaves the process `growth` bytes of address space to take: what asks for more gets a MemoryError at once."""
+def _address_space() -> tuple[int, int]:
+    """The process's bounds, soft and hard; (0, 0) where they bind nothing."""
     if sys.platform != "linux":
-        yield
+        return 0, 0
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)
+
+
+def _limit(former: tuple[int, int], growth: int | None) -> None:
+    """Leaves the process `growth` bytes of address space to take: more is a MemoryError at once. None: as before."""
+    if sys.platform != "linux":
         return
     import resource
 
-    former, most = resource.getrlimit(resource.RLIMIT_AS)
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = taken + growth
-    if former != resource.RLIM_INFINITY:
-        limit = min(limit, former)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (former, most))
+    soft, hard = former
+    if growth is not None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft = taken + growth if soft == resource.RLIM_INFINITY else min(soft, taken + growth)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -115,11 +115,13 @@ class ChatTemplate:
         return self._with_system_inside(messages, told, text)
 
     def _apply(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        with bounded("the model's chat template"):
+        def render() -> str:
             text: str = self._tokenizer.apply_chat_template(
                 list(messages), chat_template=self._given, add_generation_prompt=True, tokenize=False, **variables
             )
-        return text
+            return text
+
+        return bounded("the model's chat template", render)
 
     def _has_system(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> bool:
         """Whether the system message came out; one that the template passes over changes nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
 
 @pytest.mark.parametrize("source", [LOOPS, "{% macro again() %}" + LOOPS + "{% endmacro %}{{ again() }}"])
 def test_a_template_that_does_not_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_local.generation.template.bounded", lambda what: bounded(what, seconds=0.3))
+    monkeypatch.setattr("moe_local.generation.template.bounded", lambda what, run: bounded(what, run, seconds=0.3))
     with pytest.raises(MoeLocalError, match="does not end"):
         _template(source).render(WITH_SYSTEM)
 
@@ -84,9 +85,23 @@ def test_a_template_that_would_fill_the_memory_is_stopped(source: str) -> None:
 
 def test_what_ends_in_time_is_left_alone() -> None:
     for _ in range(50):
-        with bounded("a short thing", seconds=0.002):
-            pass
-        time.sleep(0.001)
+        assert bounded("a short thing", lambda: 5, seconds=0.5) == 5
+
+
+def test_an_interrupt_leaves_no_bound_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it strikes, before the watch could be ended as well."""
+
+    def interrupted(self: object) -> None:
+        raise KeyboardInterrupt
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    monkeypatch.setattr("moe_local.generation.bounded._Watch.end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bounded("a template", lambda: 5, seconds=0.05)
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        pass
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_thinking_is_told_in_every_template_s_words() -> None:
