@@ -211,4 +211,7 @@ class _Commands:
 def _file(argument: str) -> Path:
     if not argument:
         raise MoeLocalError("which file?", remedy="write its name after the command")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # somebody's home that is not known
+        raise MoeLocalError(f"{argument} is nowhere ({error})", remedy="write the whole path") from error

@@ -53,7 +53,9 @@ def evaluate(
     """
     from .session import stderr
 
-    content = _read(text, None if limit is None else limit * _CHARACTERS)
+    if limit is not None and limit < 2:
+        raise MoeLocalError(f"--limit {limit} is too few tokens to score one", remedy="give at least 2")
+    content = _read(text, None if limit is None else min(limit, _MOST) * _CHARACTERS)
     request = _Request(content, window, stride, limit, flags.options())
     with ExitStack() as stack:
         reference = None if against is None else _run_reference(against, request, stack)
@@ -77,8 +79,6 @@ class _Request:
     options: Options
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 2:
-            raise MoeLocalError(f"--limit {self.limit} is too few tokens to score one", remedy="give at least 2")
         if self.window is not None and self.window < 2:
             raise MoeLocalError(f"--window {self.window} is too small to score a token", remedy="give at least 2")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,8 @@ def generate(
     """
     from .session import interruptible, load, show_reasoning, status, stderr, tell, write
 
-    text = read_prompt(prompt, file)
+    text = read_prompt(None if prompt is None else _typed(prompt), file)
+    system = None if system is None else _typed(system)
     options, chosen, settings = flags.options(), sampling.options(), template.settings()
     with load(model, options, pack=pack, template=settings) as engine:
         with interruptible() as interrupt, show_reasoning(shown=not as_json) as reasoning:
@@ -66,6 +68,14 @@ def generate(
                 stderr.print(status(engine, result), style="dim", soft_wrap=True)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
+
+
+def _typed(argument: str) -> str:
+    """What was typed, in UTF-8 also where the locale is another."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError:
+        return argument
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -24,6 +24,7 @@ MEMORY = "Memory"
 SAMPLING = "Sampling"
 TEMPLATE = "Chat template"
 MOST_TEMPLATE = 1 << 20  # characters
+_PYTHON = {"True": True, "False": False, "None": None}  # as documentations of models write them
 
 Model = Annotated[
     str | None,
@@ -214,6 +215,8 @@ def _variable(given: str) -> tuple[str, Any]:
     name, equals, value = given.partition("=")
     if not equals or not name.isidentifier():
         raise MoeLocalError(f"--template-var {given} is no NAME=VALUE", remedy="write enable_thinking=false, say")
+    if value in _PYTHON:
+        return name, _PYTHON[value]
     try:
         return name, json.loads(value)
     except (ValueError, RecursionError):

@@ -37,7 +37,7 @@ def read_text(file: Path, *, most: int, whole: bool = True) -> str:
         if file.exists() and not file.is_file():
             raise MoeLocalError(f"{file} is not a file")
         with file.open("rb") as stream:
-            data = stream.read(4 * most + 1)
+            data = stream.read(min(4 * most, os.fstat(stream.fileno()).st_size) + 1)
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
     except UnicodeDecodeError as error:
         raise MoeLocalError(f"{file} is not UTF-8 (byte {error.start})", remedy="convert it to UTF-8") from error

@@ -69,7 +69,8 @@ def _drop_quantization(config: PreTrainedConfig) -> None:
 
 def _assert_rotary(config: PreTrainedConfig, file: Path) -> None:
     """Refuses rotary embeddings of more than a whole head: models build with them, and fail when they run."""
-    found = [vars(part).get("rope_parameters") for part in (config, config.get_text_config())]
+    parts = (part for part in (config, config.get_text_config()) if isinstance(part, PreTrainedConfig))
+    found = [vars(part).get("rope_parameters") for part in parts]
     while found:
         given = found.pop()
         if isinstance(given, dict):

@@ -28,6 +28,8 @@ ROPE_FACTORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
 T = TypeVar("T", int, float, bool)
 
+_NO_TOKEN = (1 << 31) - 1  # from here on: -1, as some write that there is none
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -70,7 +72,8 @@ class Metadata:
         )
 
     def token(self, name: str) -> int | None:
-        return _as(int, self.values.get(f"tokenizer.ggml.{name}_token_id"))
+        found = _as(int, self.values.get(f"tokenizer.ggml.{name}_token_id"))
+        return found if found is not None and 0 <= found < _NO_TOKEN else None
 
     def expert_width(self, key: str = "expert_feed_forward_length") -> int:
         """The inner width of an expert; where the file does not say, that of its tensors."""

@@ -15,6 +15,7 @@ from moe_local.errors import MoeLocalError
 SECONDS = 10.0
 GROWTH = 512 << 20  # bytes
 T = TypeVar("T")
+_one_at_a_time = threading.Lock()  # the bound of memory is the whole process's
 
 
 class _OutOfTime(BaseException):
@@ -26,6 +27,11 @@ def bounded(what: str, run: Callable[[], T], seconds: float = SECONDS, growth: i
 
     `what` names it. An interrupt leaves neither bound behind.
     """
+    with _one_at_a_time:
+        return _bounded(what, run, seconds, growth)
+
+
+def _bounded(what: str, run: Callable[[], T], seconds: float, growth: int) -> T:
     former = _address_space()
     try:
         _limit(former, growth)

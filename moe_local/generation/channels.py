@@ -14,10 +14,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 REASONING, ANSWER, HEADER = "reasoning_content", "content", "header"
-REASONINGS = (REASONING, "reasoning", "thinking", "thoughts", "analysis")  # as published templates call it
+UNOPENED = "answer_after"  # what follows a mark that closes reasoning which nothing had opened
 
 _NEVER = r"(?!)"  # an anchor that is nowhere: what is given as the beginning is the answer's
 _START = r"\A\s*"
+_SOLAR = ("<|think|>", "<|end|>", "<|begin|>", "<|content|>")
+_SPLIT = re.compile(r"""split\(\s*['"](</[\w:]+>)['"]\s*\)""")  # in chat templates: what ends reasoning
+_TEXT = ("open", "open_pattern", "close", "close_pattern", "repeats")  # of a field, what tells regions apart
 _HARMONY = ("<|channel|>", "<|message|>")
 _FINAL = ("<|return|>", "<|call|>")  # harmony's: nothing comes after them, whatever they close
 _GEMMA = ("<|channel>", "<channel|>")
@@ -27,6 +30,7 @@ _TAGS = (
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
     ("<seed:think>", "</seed:think>"),
+    ("<longcat_think>", "</longcat_think>"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -45,11 +49,16 @@ class AnswerFormat:
 
     def parser(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Any:
         """transformers' parser, which has seen how the prompt ends. Raises ValueError for a template that is none."""
-        begun = _beginning(self.template, prompt)
         try:
+            begun = _beginning(self.template, prompt)
             return tokenizer.get_response_parser(dict(self.template), prefix=begun)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, re.error) as error:
             raise ValueError(str(error)) from error
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the answer is marked off as well, so that it is over when its region closes."""
+        return self.template.get("start_anchor_pattern") == _NEVER and bool(self.template["fields"][ANSWER])
 
     def continues(self, token: str) -> bool:
         """Whether an answer may go on after this token: it closes a region that is not the answer's."""
@@ -57,10 +66,15 @@ class AnswerFormat:
         closing = [
             said
             for name, field in (fields.items() if isinstance(fields, dict) else ())
-            if name in REASONINGS and isinstance(field, dict)
+            if is_reasoning(name) and isinstance(field, dict)
             for said in _strings([field.get("close"), field.get("close_pattern")])
         ]
         return token not in _FINAL and any(_names(each, token) for each in closing)
+
+
+def is_reasoning(field: str) -> bool:
+    """Whether a field, as templates call it, has reasoning: `reasoning_content`, `thinking`, `thoughts` ..."""
+    return any(word in field.lower() for word in ("reason", "think", "thought", "analysis"))
 
 
 def answer_format(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> AnswerFormat:
@@ -80,22 +94,58 @@ def _response_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -
     """What a tokenizer declares, else what its tokens and the chat template tell."""
     declared = getattr(tokenizer, "response_template", None)
     if isinstance(declared, dict):
-        return declared
+        return _of_text(declared)
     vocabulary = tokenizer.get_vocab()
     if all(mark in vocabulary for mark in _HARMONY):
         return _harmony()
+    if all(mark in vocabulary for mark in _SOLAR):
+        return _solar()
     if all(mark in vocabulary for mark in _GEMMA):
         return _template({"open": "<|channel>thought\n", "close": "<channel|>"})
+    split = [(f"<{closing[2:]}", closing) for closing in _SPLIT.findall(chat_template)]
     known = [tag for tag in _TAGS if tag[0].strip() in vocabulary or tag[1] in vocabulary or tag[1] in chat_template]
-    opening, closing = (known or _TAGS)[0]
+    opening, closing = (split or known or _TAGS)[0]
     if opening in vocabulary:
-        return _template({"open": opening, "close": closing})
-    # Words that a model may well write about: they count at the beginning of an answer only.
-    return _template({"open_pattern": _START + re.escape(opening), "close": closing})
+        opened = {"open": opening, "close": closing}
+    else:  # words that a model may well write about: they count at the beginning of an answer only
+        opened = {"open_pattern": _START + re.escape(opening), "close": closing}
+    return _template(opened, unopened=closing if split or closing in vocabulary else None)
 
 
-def _template(reasoning: dict[str, str]) -> dict[str, Any]:
-    return {"start_anchor_pattern": _NEVER, "fields": {REASONING: reasoning, ANSWER: {}}}
+def _template(reasoning: dict[str, str], unopened: str | None = None) -> dict[str, Any]:
+    after = {} if unopened is None else {UNOPENED: {"open": unopened}}
+    return {"start_anchor_pattern": _NEVER, "fields": {REASONING: reasoning, **after, ANSWER: {}}}
+
+
+def _of_text(declared: dict[str, Any]) -> dict[str, Any]:
+    """A declared template without what it makes of a region: only the regions' texts are of use here."""
+    fields = declared.get("fields")
+    if not isinstance(fields, dict):
+        return declared
+    bare = {
+        name: {key: value for key, value in field.items() if key in _TEXT} | {"repeats": True}
+        for name, field in fields.items()
+        if isinstance(field, dict)
+    }
+    # A pattern's names are for what was left out.
+    for field in bare.values():
+        for key in ("open_pattern", "close_pattern"):
+            if isinstance(field.get(key), str):
+                field[key] = re.sub(r"\(\?P<\w+>", "(?:", field[key])
+    return {key: value for key, value in declared.items() if key != "defaults"} | {"fields": bare}
+
+
+def _solar() -> dict[str, Any]:
+    """Solar Open: `<|think|>...<|end|><|begin|>assistant<|content|>...<|flush|>`."""
+    return {
+        "start_anchor_pattern": _NEVER,
+        "fields": {
+            REASONING: {"open": "<|think|>", "close": "<|end|>", "repeats": True},
+            HEADER: {"open": "<|begin|>", "close_pattern": r"(?=<\|think\|>|<\|content\|>)", "repeats": True},
+            ANSWER: {"open": "<|content|>", "close_pattern": r"<\|flush\|>|<\|calls\|>", "repeats": True},
+            "rest": {"repeats": True},
+        },
+    }
 
 
 def _harmony() -> dict[str, Any]:
@@ -104,16 +154,13 @@ def _harmony() -> dict[str, Any]:
     https://developers.openai.com/cookbook/articles/openai-harmony
     """
     ends = r"<\|end\|>|<\|call\|>|<\|return\|>|(?=<\|start\|>|<\|channel\|>)"
+    rest = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
     return {
         "start_anchor_pattern": _NEVER,
         "fields": {
-            REASONING: {
-                "open_pattern": r"<\|channel\|>(?:analysis|commentary)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
-                "close_pattern": ends,
-                "repeats": True,
-            },
+            REASONING: {"open_pattern": rf"<\|channel\|>(?!\s*final){rest}", "close_pattern": ends, "repeats": True},
             HEADER: {"open": "<|start|>", "close_pattern": r"<\|message\|>|(?=<\|channel\|>)", "repeats": True},
-            ANSWER: {"open_pattern": r"<\|channel\|>final[^<]*<\|message\|>", "close_pattern": ends, "repeats": True},
+            ANSWER: {"open_pattern": rf"<\|channel\|>\s*final{rest}", "close_pattern": ends, "repeats": True},
             "rest": {"close_pattern": r"<\|end\|>|<\|call\|>|<\|return\|>", "repeats": True},
         },
     }

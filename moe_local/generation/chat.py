@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
 from moe_local.generation.template import REASONING_KEYS, Message
-from moe_local.generation.text import Generation, KVState, TextGenerator
+from moe_local.generation.text import Generation, KVState, TextGenerator, TooLongError
 
 _SHARE = 4  # of the context: the part of it that an answer is left, at least
 _MOST = 48 << 20  # bytes of a saved conversation
@@ -109,17 +110,26 @@ class ChatSession:
         context = self._generator.context
         answer = min(self.sampling.max_new_tokens or context, max(1, context // _SHARE))
         most = context - answer
-        for begin in [self._left_out, *(at for at in begins if at > self._left_out)]:
-            ids = render(self._generator, [*system, *turns[begin:]])
-            if len(ids) <= most:
-                return ids, begin
-            most = context // 2
-        if len(ids) < context:
+        if (ids := self._within(system, turns[self._left_out :], most)) is not None:
+            return ids, self._left_out
+        later = [at for at in begins if at > self._left_out]
+        # The earliest with which half of the context is left: the more is left out, the shorter it is.
+        first = bisect_left(later, True, key=lambda at: self._within(system, turns[at:], context // 2) is not None)
+        begin = later[min(first, len(later) - 1)] if later else self._left_out
+        if (ids := self._within(system, turns[begin:], context - 1)) is not None:
             return ids, begin
         raise MoeLocalError(
-            f"the message has {len(ids)} tokens and the context holds {context}",
+            f"the message has more tokens than the context of {context} holds",
             remedy="shorten it, or begin the chat with a larger --context",
         )
+
+    def _within(self, system: list[Message], turns: list[Message], most: int) -> list[int] | None:
+        """Token ids of a conversation; None where they are more than `most`."""
+        try:
+            ids = render(self._generator, [*system, *turns])
+        except TooLongError:
+            return None
+        return ids if len(ids) <= most else None
 
     def reset(self) -> None:
         """Forgets everything but the system message."""

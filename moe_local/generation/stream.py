@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from moe_local.generation.channels import ANSWER, HEADER, REASONINGS, AnswerFormat
+from moe_local.generation.channels import ANSWER, HEADER, UNOPENED, AnswerFormat, is_reasoning
 
 _HEADERS = (HEADER, "role")
 
@@ -42,11 +42,14 @@ class AnswerStream:
         self._withhold = max((len(each) for each in stop), default=1) - 1
         self._on_text, self._on_reasoning = on_text or _ignore, on_reasoning or _ignore
         self._handed = 0
-        self._text, self._reasoning = "", ""
+        self._text, self._reasoning, self._header = "", "", ""
+        self._reasons = False  # there is, or was, a place for reasoning, were it empty
         self.stopped = False
         self._region = ANSWER
         self._marks: Mapping[int, str] = {}
+        self._answers_once = False
         self._parser: Any = None
+        self._unrouted = ""  # text that the parser has, and has not told of
         if format is not None:
             self._begin(format, prompt)
 
@@ -56,6 +59,7 @@ class AnswerStream:
         except ValueError:  # of a template that a checkpoint brought, and that makes no sense
             return
         self._marks = format.marks
+        self._answers_once = format.answers_once
         self._route(self._parser.initial_events)
 
     @property
@@ -81,6 +85,8 @@ class AnswerStream:
         """No more tokens: what was held back is certain now."""
         self._words.flush()
         self._finish()
+        if not self._text and not self._reasons and self._header:  # it never came to what the header is of
+            self._answer(self._header.removeprefix("assistant"))
         self._hand_on(len(self._text))
 
     def pending_stop(self) -> bool:
@@ -95,32 +101,59 @@ class AnswerStream:
         if self._parser is None:
             self._answer(text)
             return
+        self._unrouted += text
         try:
             self._route(self._parser.feed(text))
-        except ValueError:  # a region that is not as its template says, such as broken JSON
-            self._parser = None
+        except Exception:  # whatever a template that a checkpoint brought makes of the parser
+            self._give_up()
 
     def _finish(self) -> None:
         if self._parser is None or self.stopped:
             return
-        parser, self._parser = self._parser, None
         try:
-            _, events = parser.finalize()
-        except ValueError:
-            return
-        self._route(events)
+            _, events = self._parser.finalize()
+            self._route(events)
+        except Exception:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """From here on everything is the answer, with what the parser held back."""
+        self._parser = None
+        held, self._unrouted = self._unrouted, ""
+        self._answer(held)
 
     def _route(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:
+            if self.stopped:
+                return
             kind, field = event["type"], event["field"]
             if kind == "region_open":
-                self._region = field if field in (*REASONINGS, *_HEADERS) else ANSWER
+                self._open(field)
             elif kind == "region_close":
-                self._region = ANSWER
-            elif field in REASONINGS:
-                self._reason(event["text"])
-            elif field not in _HEADERS:
-                self._answer(event["text"])
+                self._close(field)
+            else:
+                self._unrouted = self._unrouted.partition(event["text"])[2]
+                self._say(field, event["text"])
+
+    def _open(self, field: str) -> None:
+        self._region = field if is_reasoning(field) or field in _HEADERS else ANSWER
+        self._reasons |= is_reasoning(field)
+        if field == UNOPENED and not self._reasons:
+            # What came until now was reasoning; pieces that were handed on cannot be taken back.
+            self._reasoning, self._text, self._handed, self._reasons = self._text, "", 0, True
+
+    def _close(self, field: str) -> None:
+        if field == ANSWER and self._answers_once and self._text:
+            self.stopped = True
+        self._region = ANSWER
+
+    def _say(self, field: str, text: str) -> None:
+        if is_reasoning(field):
+            self._reason(text)
+        elif field in _HEADERS:
+            self._header += text
+        else:
+            self._answer(text)
 
     def _reason(self, text: str) -> None:
         text = text if self._reasoning else text.lstrip()
@@ -129,7 +162,7 @@ class AnswerStream:
             self._on_reasoning(text)
 
     def _answer(self, text: str) -> None:
-        if self._reasoning and not self._text:
+        if self._reasons and not self._text:
             text = text.lstrip()  # lines that set it off
         self._text += text
         found = [at for at in (self._text.find(each) for each in self._stop) if at >= 0]

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
+from jinja2 import Environment, TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from moe_local.errors import CheckpointError, MoeLocalError, first_line
@@ -59,7 +60,7 @@ class ChatTemplate:
         self._notice = notice
         self.settings = settings
         self._given = settings.source
-        self._variables = {**thinking(settings.level), **settings.variables}
+        self._variables = {**settings.variables, **thinking(settings.level)}
         if settings.level is not None and self.source and not self.hears(thinking(settings.level)):
             notice(f"this model's chat template has no switch for thinking: --think {settings.level} changes nothing")
 
@@ -101,20 +102,45 @@ class ChatTemplate:
         for message in messages:
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise MoeLocalError("a message has no role and content that are text")
+        messages = _of_known_roles(messages)
         told = {**self._variables, **(variables or {})}
         if taken := sorted(told.keys() & _taken()):
             raise MoeLocalError(f"{taken[0]} cannot be told to a chat template", remedy="leave it out")
+        self._assert_harmless()
         try:
             text = self._apply(messages, told)
         except MoeLocalError:  # of time, or of memory: it would be so again
             raise
         except Exception as refusal:  # templates are programs, and refuse with exceptions of their own
             return self._adapted(messages, told, refusal)
+        if not _has_last(messages, text):
+            text = self._in_parts(messages, told, text)
         if self._has_system(messages, text, told):
             return text
         return self._with_system_inside(messages, told, text)
 
-    def _apply(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    def _assert_harmless(self) -> None:
+        """Raises MoeLocalError for powers of numbers: they are computed at once, and nothing can end that."""
+        try:
+            tokens = list(Environment().lex(self.source))
+        except TemplateError:
+            return  # rendering tells of it
+        if any(kind == "operator" and value == "**" for _, kind, value in tokens):
+            raise MoeLocalError(
+                "the model's chat template computes powers, which may take for ever",
+                remedy="give another one with --chat-template",
+            )
+
+    def _in_parts(self, messages: Sequence[Message], variables: Mapping[str, Any], without: str) -> str:
+        """With each content as a list of parts, as some templates take it; as it was, where that is no better."""
+        parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        try:
+            text = self._apply(parts, variables)
+        except Exception:
+            return without
+        return text if _has_last(messages, text) else without
+
+    def _apply(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         def render() -> str:
             text: str = self._tokenizer.apply_chat_template(
                 list(messages), chat_template=self._given, add_generation_prompt=True, tokenize=False, **variables
@@ -126,9 +152,15 @@ class ChatTemplate:
     def _has_system(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> bool:
         """Whether the system message came out; one that the template passes over changes nothing."""
         rest = [message for message in messages if message["role"] != "system"]
-        system = "".join(message["content"].strip() for message in messages if message["role"] == "system")
-        if not system or not rest or system in text:
+        systems = [message["content"].strip() for message in messages if message["role"] == "system"]
+        if not any(systems) or not rest:
             return True
+        said = [*systems, *(message["content"].strip() for message in rest)]
+        # As often as it was said: a short one may stand in another message as well.
+        if all(text.count(each) >= sum(other.count(each) for other in said) for each in systems if each):
+            return True
+        if len(systems) > 1:
+            return False
         try:
             return self._apply(rest, variables) != text
         except Exception:
@@ -137,7 +169,12 @@ class ChatTemplate:
     def _with_system_inside(self, messages: Sequence[Message], variables: Mapping[str, Any], passed_over: str) -> str:
         """With the system's text in the first user message; as it was, where the template refuses that."""
         try:
+            text = self._apply(_systems_joined(messages), variables)
+            if self._has_system(_systems_joined(messages), text, variables) and text != passed_over:
+                return text
             text = self._apply(_joined(_system_inside(messages)), variables)
+        except MoeLocalError:
+            raise
         except Exception:
             return passed_over
         self._notice("this model's chat template knows no system message: its text is in the first user message")
@@ -146,6 +183,7 @@ class ChatTemplate:
     def _adapted(self, messages: Sequence[Message], variables: Mapping[str, Any], refusal: Exception) -> str:
         """Another conversation of the same words, one that the template takes."""
         ways = (
+            (_systems_joined(messages), "wants one system message, at the beginning: they are joined"),
             (_joined(messages), "wants turns to alternate: neighbours of one role are joined"),
             (_system_inside(messages), "knows no system message: its text is in the first user message"),
             (
@@ -159,6 +197,8 @@ class ChatTemplate:
                 continue
             try:
                 text = self._apply(other, variables)
+            except MoeLocalError:
+                raise
             except Exception:
                 continue
             self._notice(f"this model's chat template {how}")
@@ -173,7 +213,28 @@ class ChatTemplate:
 def _taken() -> frozenset[str]:
     """Names that are no variables of a template, but something that `apply_chat_template` is told."""
     named = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-    return frozenset(named) - {"tools", "documents", "kwargs"}
+    return (frozenset(named) | {"messages", "conversations"}) - {"tools", "documents", "kwargs"}
+
+
+def _has_last(messages: Sequence[Message], text: str) -> bool:
+    """Whether what the user said last came out, in whatever case or escapes: any long word of it."""
+    last = next((each["content"] for each in reversed(messages) if each["role"] == "user"), "")
+    return last.strip() in text or any(word.lower() in text.lower() for word in re.findall(r"\w{2,}", last)[-8:])
+
+
+def _of_known_roles(messages: Sequence[Message]) -> list[Message]:
+    """OpenAI's "developer" is what others call "system"; a system's text alone is what the user says."""
+    known = [{**each, "role": "system"} if each["role"] == "developer" else dict(each) for each in messages]
+    if known and all(each["role"] == "system" for each in known):
+        known[-1]["role"] = "user"
+    return known
+
+
+def _systems_joined(messages: Sequence[Message]) -> list[Message]:
+    """All system messages in one, at the beginning."""
+    systems = [each["content"] for each in messages if each["role"] == "system"]
+    rest = [each for each in messages if each["role"] != "system"]
+    return [{"role": "system", "content": _BETWEEN.join(systems)}, *rest] if systems else rest
 
 
 def _joined(messages: Sequence[Message]) -> list[Message]:

@@ -38,6 +38,10 @@ _PIECE = 1 << 16  # characters of a text that are turned into tokens at once, wh
 _UNSURE = 64  # tokens at the end of a piece, that what follows might change
 
 
+class TooLongError(MoeLocalError):
+    """A text of more tokens than the context holds."""
+
+
 class KVState:
     """A KV cache and the tokens it was made from, to go on from.
 
@@ -269,7 +273,7 @@ class TextGenerator:
         for begin in range(0, len(text), _PIECE):
             tokens += max(0, len(self._tokens(text[begin : begin + _PIECE], special=False)) - _UNSURE)
             if tokens > self.context:
-                raise MoeLocalError(
+                raise TooLongError(
                     f"the prompt has more than {tokens} tokens and the context holds {self.context}",
                     remedy="shorten it, or give a larger --context",
                 )

@@ -28,8 +28,11 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
 }
 _MOST = 1e30  # of any number that an option may be
 _OWN = ("id", "prompt", "messages", "system", "raw", "stop", "metadata")
+_LIMITS = ("max_completion_tokens", "max_tokens")  # what OpenAI calls it
 _TEMPLATE = ("chat_template_kwargs", "reasoning_effort")
-_EFFORTS = {"none": "off", "minimal": "low"} | {each: each for each in EFFORTS}  # OpenAI's words, and ours
+_EFFORTS = {"none": "off", "minimal": "low", "xhigh": "high"} | {
+    each: each for each in EFFORTS
+}  # OpenAI's words, and ours
 _ROLES = ("system", "user", "assistant")
 _KINDS = {str: "text", dict: "an object", int: "a whole number", float: "a number", bool: "true or false"}
 Fields = dict[str, Any]
@@ -86,6 +89,9 @@ class Own:
         id = _id(given.pop("id", None))
         with _naming(id):
             metadata = given.pop("metadata", None)
+            for name in _LIMITS:
+                if name in given:
+                    given.setdefault("max_new_tokens", given.pop(name))
             request = Request(
                 _prompt(given),
                 _sampling(given, defaults.sampling, _OPTIONS),
@@ -163,7 +169,7 @@ class OpenAI:
         for name, values in self._HARMLESS.items():
             if (value := body.pop(name, None)) is not None and value not in values:
                 raise MoeLocalError(f"{name} {value!r} is not done here", remedy="leave it out")
-        limits = [_typed(body, name, int) for name in ("max_completion_tokens", "max_tokens")]
+        limits = [_typed(body, name, int) for name in _LIMITS]
         limit = next((each for each in limits if each is not None), None)
         sampling = _sampling(body, defaults.sampling, self._OPTIONS)
         variables = _template_variables(body)
@@ -308,6 +314,8 @@ def _message(given: Any) -> Message:
         if not all(isinstance(part, str) for part in parts):
             raise MoeLocalError("a message has content that is not text")
         content = "".join(str(part) for part in parts)
+    if content is None and role == "assistant":  # of an answer that only called tools
+        content = ""
     if not isinstance(content, str):
         raise MoeLocalError("a message has no content")
     return {"role": role, "content": content}

@@ -21,6 +21,9 @@ PLAIN = tokenizer_with()
 MISTRAL = tokenizer_with("[THINK]", "[/THINK]")
 GEMMA = tokenizer_with("<|channel>", "<channel|>")
 COHERE = tokenizer_with("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")
+SOLAR = tokenizer_with("<|think|>", "<|end|>", "<|begin|>", "<|content|>", "<|flush|>", "<|calls|>")
+LONGCAT = tokenizer_with("<longcat_think>", "</longcat_think>")
+SPLIT = tokenizer_with(template="{{ messages[0].content.split('</reflect>')[-1] }}")
 TURN, FINAL = "<|start|>assistant", "<|channel|>final<|message|>"
 ANALYSIS = "<|channel|>analysis<|message|>"
 TOOL = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
@@ -42,6 +45,18 @@ CASES: dict[str, tuple[Any, str, str, str, str]] = {  # tokenizer, end of the pr
     "brackets": (MISTRAL, "[INST] hi [/INST]", "[THINK]why[/THINK]Because.", "why", "Because."),
     "gemma": (GEMMA, "", "<|channel>thought\nwhy<channel|>Because.", "why", "Because."),
     "cohere": (COHERE, "", "<|START_THINKING|>Hm<|END_THINKING|><|START_RESPONSE|>So<|END_RESPONSE|>", "Hm", "So"),
+    "harmony, a constraint": (HARMONY, TURN, "<|channel|>final <|constrain|>json<|message|>{}<|return|>", "", "{}"),
+    "harmony, a recipient first": (HARMONY, TURN, " to=user<|channel|>final<|message|>Yes.<|return|>", "", "Yes."),
+    "harmony, another channel": (HARMONY, TURN, f"<|channel|>note<|message|>hm<|end|>{TURN}{FINAL}Y", "hm", "Y"),
+    "harmony, it goes on": (HARMONY, TURN, f"{FINAL}Yes.<|end|><|start|>user<|message|>noise", "", "Yes."),
+    "harmony, no mark at all": (HARMONY, TURN, "Four or five.", "", "Four or five."),
+    "solar": (SOLAR, "", "<|think|>hm<|end|><|begin|>assistant<|content|>It is 42.<|flush|>", "hm", "It is 42."),
+    "solar, no thoughts": (SOLAR, "<|begin|>assistant", "<|content|>It is 42.<|flush|>", "", "It is 42."),
+    "closed and never opened": (THINK, "", "hm\n</think>\n\nIt is 42.", "hm", "It is 42."),
+    "closed, as the template splits": (SPLIT, "", "hm</reflect>It is 42.", "hm", "It is 42."),
+    "opened, as the template splits": (SPLIT, "", "<reflect>hm</reflect>It is 42.", "hm", "It is 42."),
+    "no thoughts": (THINK, "", "<think>\n\n</think>\n\nBecause.", "", "Because."),
+    "longcat": (LONGCAT, "", "<longcat_think>hm</longcat_think>It is 42.", "hm", "It is 42."),
 }  # fmt: skip
 
 
@@ -64,7 +79,11 @@ def test_reasoning_is_told_from_the_answer(case: str) -> None:
         stream.add(token)
     stream.end()
     assert (stream.reasoning, stream.text) == (reasoning, answer)
-    assert "".join(pieces["text"]) == answer and "".join(pieces["reasoning"]).strip() == reasoning
+    handed = "".join(pieces["text"])
+    if case.startswith("closed"):  # what was handed on before the mark came cannot be taken back
+        assert handed == reasoning + answer or handed == f"{reasoning}\n{answer}"
+    else:
+        assert handed == answer and "".join(pieces["reasoning"]).strip() == reasoning
 
 
 def test_a_template_that_the_tokenizer_declares() -> None:
@@ -81,7 +100,42 @@ def test_a_template_that_the_tokenizer_declares() -> None:
 
 
 @pytest.mark.parametrize(
-    "declared", [{}, {"fields": 5}, {"fields": {"a": {"open_pattern": "("}}}, {"fields": {"a": {}}}]
+    ("said", "reasoning", "answer"),
+    [
+        ("hi [TC{bad}json].rest", "", "hi {bad}json.rest"),
+        ("[TC" + "[" * 3000, "", "[" * 3000),
+        ("(why)Because <", "why", "Because <"),
+    ],
+)
+def test_only_the_texts_of_a_declared_template_count(said: str, reasoning: str, answer: str) -> None:
+    """Not what it would make of them: nothing is lost where that fails."""
+    tokenizer = tokenizer_with()
+    tokenizer.response_template = {
+        "start_anchor": "<|assistant|>",
+        "fields": {
+            "tool_calls": {"open": "[TC", "close": "]", "content": "json"},
+            "reasoning_text": {"open_pattern": r"(?P<mark>\()", "close": ")", "transform": {"a": "{mark}"}},
+            "must": {"open": "{{", "close": "}}", "optional": False},
+            "content": {},
+        },
+    }
+    stream = _stream(tokenizer, "<|assistant|>")
+    for token in _ids(tokenizer, said):
+        stream.add(token)
+    stream.end()
+    assert (stream.reasoning, stream.text) == (reasoning, answer)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"start_anchor_pattern": "(?!)"},
+        {"start_anchor_pattern": "(?!)", "fields": {"content": "x"}},
+        {},
+        {"fields": 5},
+        {"fields": {"a": {"open_pattern": "("}}},
+        {"fields": {"a": {}}},
+    ],
 )
 def test_a_template_that_makes_no_sense_leaves_the_text(declared: dict[str, Any]) -> None:
     tokenizer = tokenizer_with()

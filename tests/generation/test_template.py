@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -76,11 +77,65 @@ def test_a_template_that_does_not_end_is_stopped(source: str, monkeypatch: pytes
         _template(source).render(WITH_SYSTEM)
 
 
-@pytest.mark.parametrize("source", ["{{ messages | tojson(indent=10**9) }}", "{{ 'a' * 10**10 }}"])
+@pytest.mark.parametrize("source", ["{{ messages | tojson(indent=1000000000) }}", "{{ 'a' * 10000000000 }}"])
 def test_a_template_that_would_fill_the_memory_is_stopped(source: str) -> None:
     with pytest.raises(MoeLocalError, match="more text than fits"):
         _template(source).render(WITH_SYSTEM)
     assert len(bytearray(600 << 20)) == 600 << 20  # the bound is the template's, and gone with it
+
+
+@pytest.mark.parametrize("source", ["{{ (3 ** (10 ** 8)) % 10 }}", "{% set a = 9 ** n %}"])
+def test_powers_are_refused(source: str) -> None:
+    """They are computed at once: no time could end them."""
+    with pytest.raises(MoeLocalError, match="powers"):
+        _template(source).render(TWO_USERS)
+    assert _template("**{{ messages[0].content }}** {{ '**' }}").render(TWO_USERS) == "**one** **"
+
+
+PARTS = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+ONE_SYSTEM = (
+    "[system]{{ messages[0].content if messages[0].role == 'system' else 'none' }}"
+    "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
+
+
+def test_a_template_that_wants_content_in_parts() -> None:
+    assert _template(PARTS).render(TWO_USERS) == "[user]one[user]two"
+
+
+def test_no_system_message_is_lost_beside_another() -> None:
+    two = [
+        {"role": "system", "content": "one"},
+        {"role": "system", "content": "two"},
+        {"role": "user", "content": "a"},
+    ]
+    assert _template(ONE_SYSTEM).render(two) == "[system]one\n\ntwo[user]a"
+    hidden = [{"role": "system", "content": "a"}, {"role": "user", "content": "a b"}]
+    assert _template(PASSES_OVER).render(hidden) == "[user]a\n\na b"
+
+
+def test_roles_that_others_use() -> None:
+    developer = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    assert _template(ALTERNATE).render(developer) == "[user]be brief\n\nhi"
+    assert _template(ALTERNATE).render([{"role": "system", "content": "hi"}]) == "[user]hi"
+
+
+def test_two_renderings_at_once_leave_no_bound_behind() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    threads = [Thread(target=lambda s=s: bounded("it", lambda: time.sleep(s))) for s in (0.2, 0.3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_long_conversation_that_was_loaded_goes_on(qwen: Path) -> None:
+    with load(qwen, Options(device="cpu", context=256)) as engine:
+        session = engine.chat(Sampling(max_new_tokens=4, temperature=0))
+        turn = [{"role": "user", "content": "q" * 100}, {"role": "assistant", "content": "a" * 100}]
+        session.messages = turn * 400
+        assert session.send("hi").prompt_tokens <= 128
 
 
 def test_what_ends_in_time_is_left_alone() -> None:

@@ -66,12 +66,11 @@ class Exceptions:
         """Raises ValueError for a pattern or settings that are none."""
         found = []
         for pattern, change in given.items():
-            if not isinstance(change, dict | None):
+            if not isinstance(change, dict | bool | None):
                 raise ValueError(f"the settings of modules {pattern!r} are {change!r}")
-            left_alone = pattern.startswith("-:")
-            found.append(
-                (ModulePattern(pattern.removeprefix("-:").removeprefix("+:")), {} if left_alone else change or {})
-            )
+            left_alone = pattern.startswith("-:") or change is False
+            settings = change if isinstance(change, dict) and not left_alone else {}
+            found.append((ModulePattern(pattern.removeprefix("-:").removeprefix("+:")), settings))
         return cls(tuple(found))
 
     def of(self, module: str) -> Mapping[str, Any]:
