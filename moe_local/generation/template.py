@@ -106,7 +106,7 @@ class ChatTemplate:
         told = {**self._variables, **(variables or {})}
         if taken := sorted(told.keys() & _taken()):
             raise MoeLocalError(f"{taken[0]} cannot be told to a chat template", remedy="leave it out")
-        self._assert_harmless()
+        self.assert_harmless()
         try:
             text = self._apply(messages, told)
         except MoeLocalError:  # of time, or of memory: it would be so again
@@ -119,7 +119,7 @@ class ChatTemplate:
             return text
         return self._with_system_inside(messages, told, text)
 
-    def _assert_harmless(self) -> None:
+    def assert_harmless(self) -> None:
         """Raises MoeLocalError for powers of numbers: they are computed at once, and nothing can end that."""
         try:
             tokens = list(Environment().lex(self.source))

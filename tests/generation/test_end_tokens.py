@@ -35,6 +35,22 @@ def test_special_tokens_of_well_known_names(name: str) -> None:
     assert _ends(None, None, name) == {END, number}
 
 
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}<|over|>\n{% endfor %}", True),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }} {{ '<|over|>' }}{{ eos_token }}{% endfor %}", True),
+        ("{% for m in messages %}<|over|>{{ m.content }}\n{% endfor %}", False),
+        ("{{ raise_exception('no') }}", False),
+        ("{{ 9 ** 9 }}{{ messages[1].content }}<|over|>", False),
+    ],
+)
+def test_what_a_chat_template_closes_an_answer_with(template: str, named: bool) -> None:
+    tokenizer = tokenizer_with("<|over|>", template=template)
+    found = with_end_tokens(GenerationConfig(), Qwen3MoeConfig(), tokenizer).eos_token_id
+    assert (tokenizer.convert_tokens_to_ids("<|over|>") in found) == named and END in found
+
+
 def test_harmony_goes_on_after_its_reasoning() -> None:
     names = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>")
     tokenizer = tokenizer_with(*names)
