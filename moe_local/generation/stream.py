@@ -103,18 +103,21 @@ class AnswerStream:
             return
         self._unrouted += text
         try:
-            self._route(self._parser.feed(text))
+            events = self._parser.feed(text)
         except Exception:  # whatever a template that a checkpoint brought makes of the parser
             self._give_up()
+        else:
+            self._route(events)
 
     def _finish(self) -> None:
         if self._parser is None or self.stopped:
             return
         try:
             _, events = self._parser.finalize()
-            self._route(events)
         except Exception:
             self._give_up()
+        else:
+            self._route(events)
 
     def _give_up(self) -> None:
         """From here on everything is the answer, with what the parser held back."""

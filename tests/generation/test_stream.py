@@ -168,3 +168,17 @@ def test_stop_strings_count_in_the_answer_only() -> None:
             break
     stream.end()
     assert (stream.reasoning, stream.text, stream.stopped) == ("do not stop", "go ", True)
+
+
+@pytest.mark.parametrize("said", ["so", "<think>why</think>so"])
+def test_what_those_that_are_told_raise_is_raised(said: str) -> None:
+    """A full disk behind stdout, a reader that went away: not the parser's failures."""
+
+    def refuse(piece: str) -> None:
+        raise OSError("no room")
+
+    stream = _stream(THINK, "", on_text=refuse)
+    with pytest.raises(OSError, match="no room"):
+        for token in _ids(THINK, f"{said} "):
+            stream.add(token)
+        stream.end()
