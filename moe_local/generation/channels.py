@@ -58,7 +58,7 @@ class AnswerFormat:
     @property
     def answers_once(self) -> bool:
         """Whether the answer is marked off as well, so that it is over when its region closes."""
-        return self.template.get("start_anchor_pattern") == _NEVER and bool(self.template["fields"][ANSWER])
+        return self.template.get("start_anchor_pattern") == _NEVER and bool(self.template["fields"].get(ANSWER))
 
     def continues(self, token: str) -> bool:
         """Whether an answer may go on after this token: it closes a region that is not the answer's."""

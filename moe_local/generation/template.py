@@ -119,13 +119,17 @@ class ChatTemplate:
             return text
         return self._with_system_inside(messages, told, text)
 
-    def assert_harmless(self) -> None:
-        """Raises MoeLocalError for powers of numbers: they are computed at once, and nothing can end that."""
+    @cached_property
+    def _computes_powers(self) -> bool:
         try:
             tokens = list(Environment().lex(self.source))
         except TemplateError:
-            return  # rendering tells of it
-        if any(kind == "operator" and value == "**" for _, kind, value in tokens):
+            return False  # rendering tells of it
+        return any(kind == "operator" and value == "**" for _, kind, value in tokens)
+
+    def assert_harmless(self) -> None:
+        """Raises MoeLocalError for powers of numbers: they are computed at once, and nothing can end that."""
+        if self._computes_powers:
             raise MoeLocalError(
                 "the model's chat template computes powers, which may take for ever",
                 remedy="give another one with --chat-template",
