@@ -20,8 +20,8 @@ import torch
 from make_checkpoint import config, write
 
 from moe_local import Engine, Options, Request, Sampling, load
-from moe_local.config import parse_size
 from moe_local.memory.limits import peak_memory
+from moe_local.units import parse_size
 
 CONTEXT, PROMPT, DECODED = 1024, 512, 64
 SMALL = {"hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64, "vocab_size": 32768}
@@ -52,7 +52,7 @@ def measure(engine: Engine) -> dict[str, Any]:
 
 def device_memory(engine: Engine) -> dict[str, Any]:
     plan = engine.plan
-    if engine.prepared.device.type != "cuda":
+    if engine.load_plan.device.type != "cuda":
         return {"device": "cpu", "peak_vram": None, "planned_vram": plan.vram_used, "vram_budget": plan.vram}
     _, total = torch.cuda.mem_get_info()
     return {
@@ -75,7 +75,7 @@ def main() -> None:
     began = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), config(layers=8, experts=32, top_k=4, **SMALL))
-        options = Options(device=given.device, vram=given.vram, context=CONTEXT, experts=0.5, sequences=8)
+        options = Options(device=given.device, vram=given.vram, context=CONTEXT, experts=0.5, max_sequences=8)
         with load(folder, options) as engine:
             out = {**measure(engine), **device_memory(engine), "load_seconds": round(engine.load_seconds, 2)}
     out |= {"torch": torch.__version__, "peak_ram": peak_memory(), "seconds": round(perf_counter() - began, 1)}

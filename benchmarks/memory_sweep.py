@@ -17,7 +17,7 @@ from typing import Any
 
 import confined
 
-from moe_local.config import format_size, parse_size
+from moe_local.units import format_size, parse_size
 
 PROMPT = "The quick brown fox jumps over the lazy dog and then"
 COLUMNS = (

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import confined
 
-from moe_local.config import format_size, parse_size
+from moe_local.units import format_size, parse_size
 
 
 def main() -> None:

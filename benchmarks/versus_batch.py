@@ -25,7 +25,7 @@ from typing import Any
 import confined
 from versus_under_memory import bytes_read, read_ahead
 
-from moe_local.config import format_size, parse_share
+from moe_local.units import format_size, parse_share
 
 PARALLEL = (16, 64)  # sequences that llama.cpp is given at once
 LONGEST = 40.0  # seconds that llama.cpp is watched decoding
@@ -134,13 +134,15 @@ class Ours:
         import torch
 
         from moe_local.engine import load
-        from moe_local.planning import Options
+        from moe_local.planning.options import Options
 
         torch.set_num_threads(given.threads)
         self._together = given.side == "together"
         each = max(map(len, asked)) + given.new_tokens
         sequences = len(asked) if self._together else 1
-        options = Options(device="cpu", ram=given.limit, context=1024, sequences=sequences, each=each)
+        options = Options(
+            device="cpu", ram=given.limit, context=1024, max_sequences=sequences, tokens_per_sequence=each
+        )
         self._engine = load(given.store, options)
         self._engine.model.generation_config.eos_token_id = None
 

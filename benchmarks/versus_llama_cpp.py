@@ -182,7 +182,7 @@ class Forward:
     def _run(self, ids: list[int], cache: Any) -> Any:
         import torch
 
-        from moe_local.runtime.transformers_api import CACHE, kv_cache
+        from moe_local.model.transformers_api import CACHE, kv_cache
 
         with torch.inference_mode():
             out = self.model(torch.tensor([ids]), use_cache=True, logits_to_keep=1, **{CACHE: cache})
@@ -210,7 +210,7 @@ class MoeLocal(Forward):
         import torch
 
         from moe_local.engine import load
-        from moe_local.planning import Options
+        from moe_local.planning.options import Options
 
         torch.set_num_threads(threads)
         self.name = f"moe-local, {store.name}"

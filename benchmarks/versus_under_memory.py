@@ -29,7 +29,7 @@ from typing import Any
 import confined
 from versus_llama_cpp import WARM, Forward, LlamaCpp, MoeLocal, tokens
 
-from moe_local.config import format_size, parse_share
+from moe_local.units import format_size, parse_share
 
 SIDES = ("moe-local", "llama.cpp", "llama.cpp repacked", "accelerate")
 LONGEST = 25.0  # seconds of decoding

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from moe_local.jobs.job import Job
     from moe_local.jobs.lines import Defaults
     from moe_local.jobs.ray_pool import Loading
-    from moe_local.planning import Options
+    from moe_local.planning.options import Options
 
 Ran = tuple[dict[str, Any], float]  # figures, and the seconds that answering took
 SOME_FAILED = 8  # exit code: there are error records among the answers
@@ -95,7 +95,7 @@ def batch(
             raise MoeLocalError(f"--format {format} is unknown", remedy=f"use auto, {', '.join(FORMATS)}")
         defaults = Defaults(chosen, system, raw)
         each = given.bytes // max(1, given.count) // _CHARACTERS + (chosen.max_new_tokens or _GUESS)
-        options = replace(options, sequences=batch_size, each=each)
+        options = replace(options, max_sequences=batch_size, tokens_per_sequence=each)
         with closing(_target(output, given, name, model, options, defaults, settings, restart=restart)) as target:
             job = Job(given, target, FORMATS[name](), defaults, ordered=ordered, fail_fast=fail_fast)
             summary = _run(job, Loading(model, options, pack, settings), ray=ray, workers=workers)
@@ -155,7 +155,7 @@ def _run_here(job: Job, loading: Loading, *, stop: Event) -> Ran:
 
     with load(loading.model, loading.options, pack=loading.pack, template=loading.template) as engine:
         generator = engine.batch_generator()
-        if generator.together == 1 < loading.options.sequences:
+        if generator.together == 1 < loading.options.max_sequences:
             _say("note: prompts are answered one at a time: memory is short, or this model's cache cannot be shared")
         began = perf_counter()
         with _bar(job) as show:
@@ -189,7 +189,7 @@ def _figures(progress: Progress, engine: Engine) -> dict[str, Any]:
         "prompt_tokens": progress.prompt_tokens,
         "shared_prompt_tokens": progress.shared_tokens,
         "new_tokens": progress.new_tokens,
-        "sequences": engine.prepared.sequences,
+        "sequences": engine.load_plan.sequences,
         "hit_rate": round(counters.hit_rate, 4),
         "bytes_read": counters.bytes_read,
         "bytes_read_per_token": round(counters.bytes_read / max(1, progress.new_tokens)),

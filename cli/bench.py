@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from moe_local import __version__
-from moe_local.config import parse_share
 from moe_local.errors import MoeLocalError
+from moe_local.units import parse_share
 
 from . import options as opt
 from .failure import guarded
@@ -25,7 +25,7 @@ from .output import echo_json
 
 if TYPE_CHECKING:
     from moe_local.bench.live import Request
-    from moe_local.planning import Options
+    from moe_local.planning.options import Options
 
 _LIVE = "live"
 _SWEPT = ("ram", "vram", "experts", "policy", "prefetch", "io")
@@ -187,13 +187,13 @@ def _measured(asked: _Asked, flags: opt.LoadFlags, format: str | None) -> dict[s
             run = measure(engine, request, report)
         needs = engine.plan.needs
         model = {
-            "name": engine.prepared.checkpoint.directory.name,
+            "name": engine.load_plan.checkpoint.directory.name,
             "layers": len(needs.experts),
             "experts": list(needs.experts),
             "top_k": max(needs.top_k),
             "record_bytes": needs.slot,
-            "format": engine.prepared.expert_format,
-            "config_hash": engine.prepared.config_hash,
+            "format": engine.load_plan.expert_format,
+            "config_hash": engine.load_plan.config_hash,
         }
     config = {**_config(options), "format": format}
     workload = {
@@ -317,7 +317,7 @@ def replay(
 
     Example: `moe-local bench replay trace.npz --capacity 10%,25%,50% --policy lru,lfru --plot pictures`.
     """
-    from moe_local.bench.replays import Question, replay_report
+    from moe_local.bench.replay_report import Question, replay_report
     from moe_local.bench.trace import read_trace
 
     from .session import progress

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from moe_local.bench import tables
-from moe_local.bench.parts import part, run_labels
-from moe_local.config import format_size
+from moe_local.bench.report_reader import part, run_labels
+from moe_local.units import format_size
 
 from .output import Console
 from .terminal import show_routing

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_local.config import MOST_PROMPT, home
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
+from moe_local.files import MOST_PROMPT
+from moe_local.paths import cache_dir
 
 from . import options as opt
 from .output import echo, echo_json
@@ -59,7 +60,7 @@ def chat(
         session = engine.chat(chosen, system=system)
         terminal = sys.stdin.isatty()
         if terminal:
-            name = engine.prepared.checkpoint.directory.name
+            name = engine.load_plan.checkpoint.directory.name
             banner = f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave."
             stderr.print(banner, markup=False, soft_wrap=True)
         _converse(_Commands(engine, session, folded=fold), _Lines(terminal), strict=not terminal)
@@ -70,7 +71,7 @@ class _Lines:
 
     def __init__(self, terminal: bool) -> None:
         self._terminal = terminal
-        self._history = home() / "chat_history"
+        self._history = cache_dir() / "chat_history"
         if terminal:
             self._load_history()
 
@@ -78,7 +79,7 @@ class _Lines:
         try:
             import readline
 
-            home().mkdir(parents=True, exist_ok=True)
+            cache_dir().mkdir(parents=True, exist_ok=True)
             readline.set_history_length(1000)
             if self._history.exists():
                 readline.read_history_file(self._history)

@@ -12,8 +12,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.config import GIB, MIB, format_size, home
 from moe_local.errors import StorageError
+from moe_local.paths import cache_dir
+from moe_local.units import GIB, MIB, format_size
 
 from . import options as opt
 from .output import Console, echo_json
@@ -39,11 +40,11 @@ def examine() -> dict[str, Any]:
     import torch
 
     from moe_local.memory.limits import cores, memory_available, memory_limit
-    from moe_local.profiles import detect, profiles
+    from moe_local.planning.machines import detect, profiles
 
     gpus = [_gpu(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     first = gpus[0] if gpus else {}
-    cache = home()
+    cache = cache_dir()
     versions = {name: installed(name) for name in PACKAGES}
     return {
         "platform": platform.platform(),

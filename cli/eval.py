@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_local.config import format_size, home, read_text
 from moe_local.errors import MoeLocalError
+from moe_local.files import read_text
+from moe_local.paths import cache_dir
+from moe_local.units import format_size
 
 from . import options as opt
 from .output import echo, echo_json
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.evaluation.perplexity import Evaluation
     from moe_local.evaluation.reference import Reference
-    from moe_local.planning import Options
+    from moe_local.planning.options import Options
 
 _CHARACTERS = 256  # of a text for each token of --limit: more than any tokenizer puts into one, on average
 _MOST = 1 << 30  # characters of a text that is used whole
@@ -85,13 +87,13 @@ class _Request:
     def to_load(self) -> Options:
         from moe_local.evaluation.perplexity import DEFAULT_WINDOW
 
-        return replace(self.options, logits=self.window or DEFAULT_WINDOW)
+        return replace(self.options, logits_per_pass=self.window or DEFAULT_WINDOW)
 
     def sizes(self, engine: Engine) -> tuple[int, int]:
         """(window, stride) for a model."""
         from moe_local.evaluation.perplexity import DEFAULT_WINDOW
 
-        context = engine.prepared.context
+        context = engine.load_plan.context
         window = self.window or min(context, DEFAULT_WINDOW)
         if window > context:
             raise MoeLocalError(
@@ -137,9 +139,9 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
         ids, (window, stride) = request.ids(engine), request.sizes(engine)
         windows(len(ids), window, stride)  # refuses before anything is written
         vocabulary = vocabulary_size(engine.model)
-        predictions = stack.enter_context(reference_file(home(), len(ids) - 1, vocabulary))
+        predictions = stack.enter_context(reference_file(cache_dir(), len(ids) - 1, vocabulary))
         size = format_size(reference_bytes(len(ids) - 1, vocabulary))
-        stderr.print(f"the reference's predictions take {size} in {home()} while this runs", style="dim")
+        stderr.print(f"the reference's predictions take {size} in {cache_dir()} while this runs", style="dim")
         with progress() as report:
             result = evaluate(
                 engine.model,
@@ -147,12 +149,12 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
                 window,
                 stride,
                 keep=predictions,
-                chunk=engine.prepared.prefill_chunk,
+                chunk=engine.load_plan.prefill_chunk,
                 report=lambda done: report("reference", done),
             )
         predictions.rewind()
         tokenizer = engine.generator.tokenizer
-        return _Kept(model, result, engine.prepared.expert_format, ids, (window, stride), tokenizer, predictions)
+        return _Kept(model, result, engine.load_plan.expert_format, ids, (window, stride), tokenizer, predictions)
 
 
 def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[
                 window,
                 stride,
                 against=None if reference is None else reference.predictions,
-                chunk=engine.prepared.prefill_chunk,
+                chunk=engine.load_plan.prefill_chunk,
                 report=lambda done: report("evaluating", done),
             )
         return _fields(engine, result, (window, stride), reference)
@@ -186,9 +188,9 @@ def _check_same(ids: list[int], window: int, reference: _Kept, engine: Engine) -
         raise MoeLocalError(
             "the models' tokenizers split the text differently", remedy="compare models that share a tokenizer"
         )
-    if window > engine.prepared.context:
+    if window > engine.load_plan.context:
         raise MoeLocalError(
-            f"the reference's window of {window} is more than the context of {engine.prepared.context}",
+            f"the reference's window of {window} is more than the context of {engine.load_plan.context}",
             remedy="give a smaller --window",
         )
 
@@ -196,15 +198,15 @@ def _check_same(ids: list[int], window: int, reference: _Kept, engine: Engine) -
 def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], reference: _Kept | None) -> dict[str, Any]:
     stats = engine.stats()
     fields: dict[str, Any] = {
-        "model": str(engine.prepared.checkpoint.directory),
+        "model": str(engine.load_plan.checkpoint.directory),
         "perplexity": result.perplexity,
         "nll": result.nll,
         "tokens": result.tokens,
         "windows": result.windows,
         "window": sizes[0],
         "stride": sizes[1],
-        "expert_format": engine.prepared.expert_format,
-        "dtype": str(engine.prepared.dtype).removeprefix("torch."),
+        "expert_format": engine.load_plan.expert_format,
+        "dtype": str(engine.load_plan.dtype).removeprefix("torch."),
         "seconds": round(result.seconds, 4),
         "tokens_per_second": round(result.tokens_per_second, 3),
         "hit_rate": round(stats["hit_rate"], 4),

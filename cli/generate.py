@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from moe_local.config import MOST_PROMPT, read_text
 from moe_local.errors import MoeLocalError
+from moe_local.files import MOST_PROMPT, read_text
 
 from . import options as opt
 from .output import echo_json

@@ -9,13 +9,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.config import format_size
+from moe_local.units import format_size
 
 from . import options as opt
 from .output import Console, echo_json
 
 if TYPE_CHECKING:
-    from moe_local.planning import Prepared
+    from moe_local.planning.plan_load import LoadPlan
 
 
 def inspect(
@@ -32,8 +32,8 @@ def inspect(
 
     Example: `moe-local inspect Qwen/Qwen3-30B-A3B --ram 16GiB`.
     """
-    from moe_local.planning import prepare
-    from moe_local.profiles import get_profile
+    from moe_local.planning.machines import get_profile
+    from moe_local.planning.plan_load import plan_load
 
     from .session import resolve
 
@@ -41,8 +41,8 @@ def inspect(
     if machine is not None:
         vram = flags.vram or (str(machine.vram) if machine.vram else None)
         flags = replace(flags, ram=flags.ram or str(machine.ram), vram=vram)
-    options = replace(flags.options(), elsewhere=machine is not None)
-    described = describe(prepare(resolve(model), options))
+    options = replace(flags.options(), other_machine=machine is not None)
+    described = describe(plan_load(resolve(model), options))
     if machine is not None:
         described["device"] = machine.title
     if as_json:
@@ -51,20 +51,20 @@ def inspect(
         _show(described)
 
 
-def describe(prepared: Prepared) -> dict[str, Any]:
+def describe(load_plan: LoadPlan) -> dict[str, Any]:
     """Everything `inspect` says, sizes in bytes."""
-    plan, needs, catalog = prepared.plan, prepared.plan.needs, prepared.catalog
+    plan, needs, catalog = load_plan.plan, load_plan.plan.needs, load_plan.catalog
     return {
-        "model": str(prepared.checkpoint.directory),
-        "architecture": type(prepared.skeleton).__name__,
-        "dtype": str(prepared.dtype).removeprefix("torch."),
-        "device": str(prepared.device),
-        "context": prepared.context,
-        "checkpoint_bytes": prepared.checkpoint.total_bytes,
+        "model": str(load_plan.checkpoint.directory),
+        "architecture": type(load_plan.skeleton).__name__,
+        "dtype": str(load_plan.dtype).removeprefix("torch."),
+        "device": str(load_plan.device),
+        "context": load_plan.context,
+        "checkpoint_bytes": load_plan.checkpoint.total_bytes,
         "moe_layers": len(catalog.layers),
         "experts": needs.all_experts,
         "experts_per_token": needs.token_set,
-        "expert_format": prepared.expert_format,
+        "expert_format": load_plan.expert_format,
         "record_bytes": needs.slot,
         "expert_bytes": catalog.expert_bytes,
         "dense_bytes": needs.dense,
@@ -77,11 +77,11 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "vram_budget": plan.vram,
         "vram_planned": plan.vram_used,
         "device_slots": list(plan.device_slots),
-        "device_slots_for_prompts": list(plan.room(prepared.context).kept),
+        "device_slots_for_prompts": list(plan.capacity(load_plan.context).kept),
         "host_slots": None if plan.host_slots is None else list(plan.host_slots),
         "share_of_experts": round(plan.share, 4),
         "budget_for_one_token": plan.useful_minimum,
-        "notes": list(prepared.notes),
+        "notes": list(load_plan.notes),
     }
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from moe_local.config import parse_share, parse_size, read_text
 from moe_local.errors import MoeLocalError
+from moe_local.files import read_text
+from moe_local.units import parse_share, parse_size
 
 if TYPE_CHECKING:
     from moe_local.generation.sampling import Sampling
     from moe_local.generation.template import TemplateSettings
-    from moe_local.planning import Options
+    from moe_local.planning.options import Options
 
 MODEL = "Model"
 MEMORY = "Memory"
@@ -113,7 +114,7 @@ class LoadFlags:
 
     def options(self) -> Options:
         """What was typed, understood. Raises MoeLocalError naming what is wrong."""
-        from moe_local.planning import Options
+        from moe_local.planning.options import Options
 
         return Options(
             device=self.device,

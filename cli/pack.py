@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.config import format_size
 from moe_local.errors import CheckpointError
+from moe_local.units import format_size
 
 from . import options as opt
 from .output import Console, echo, echo_json
@@ -41,14 +41,13 @@ def pack(
     Takes the memory of a few experts, whatever the model's size. Interrupt or kill it and run it again: it goes on.
     Example: `moe-local pack Qwen/Qwen3-30B-A3B --format int4 --group-size 32`.
     """
-    from moe_local import packing
-    from moe_local.store import cached_store
+    from moe_local.store import cached_store, first_use
     from moe_local.store import pack as write
     from moe_local.store.job import relative_error
 
     from .session import progress, stderr
 
-    job = packing.plan(model, packing.choose(format, group_size, dense_format))
+    job = first_use.plan(model, first_use.choose(format, group_size, dense_format))
     target = output or cached_store(job)
     error = relative_error(job)
     stderr.print(f"{format_size(job.checkpoint.total_bytes)} to {format_size(job.total)} in {target}", markup=False)
@@ -88,19 +87,19 @@ def stores(
     as_json: opt.Json = False,
 ) -> None:
     """List the stores in the cache folder, or remove one."""
-    from moe_local.store import shelf
+    from moe_local.store import store_index
 
     if remove is not None:
-        gone = shelf.remove(remove)
+        gone = store_index.remove(remove)
         echo(f"removed {gone.name} ({format_size(gone.size)})")
         return
-    found = shelf.stores()
+    found = store_index.stores()
     if as_json:
         rows = [{**vars(stored), "directory": str(stored.directory), "whole": stored.whole} for stored in found]
         echo_json(rows)
         return
     if not found:
-        echo(f"no stores in {shelf.folder()}")
+        echo(f"no stores in {store_index.folder()}")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "size", "formats", "made from"):

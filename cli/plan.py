@@ -9,16 +9,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.config import format_size, parse_size
 from moe_local.errors import BudgetError
+from moe_local.units import format_size, parse_size
 
 from . import options as opt
 from .output import Console, echo_json
 
 if TYPE_CHECKING:
-    from moe_local.bench.estimate import Estimate, Formats, Machine
-    from moe_local.bench.locality import Locality
-    from moe_local.bench.sizes import ModelSizes
+    from moe_local.planning.estimate import Estimate, Formats, Machine
+    from moe_local.planning.locality import Locality
+    from moe_local.planning.sizes import ModelSizes
 
 DEFAULT_CONTEXT = 4096
 _WIDTH = 100
@@ -92,9 +92,9 @@ def plan(
     The same with other memory and a longer context: `moe-local plan Qwen/Qwen3-30B-A3B --profile rtx-3060-12gb
     --ram 64GiB --context 32768`.
     """
-    from moe_local.bench.configs import find_sizes
-    from moe_local.bench.estimate import Formats
-    from moe_local.bench.locality import get_locality, nearest
+    from moe_local.planning.estimate import Formats
+    from moe_local.planning.known_models import find_sizes
+    from moe_local.planning.locality import get_locality, nearest
 
     sizes = find_sizes(model)
     formats = Formats(_expert_format(format, sizes), group_size, dense_format)
@@ -121,8 +121,8 @@ def _expert_format(format: str, sizes: ModelSizes) -> str:
 
 def _machines(names: Sequence[str] | None, vram: str | None, ram: str | None) -> list[Machine]:
     """The machines asked for, each once; all that are known where none is."""
-    from moe_local.bench.estimate import Machine
-    from moe_local.profiles import get_profile, profiles
+    from moe_local.planning.estimate import Machine
+    from moe_local.planning.machines import get_profile, profiles
 
     asked = [name.strip() for given in names or () for name in given.split(",") if name.strip()]
     known = [get_profile(name) for name in dict.fromkeys(asked)] or list(profiles().values())
@@ -139,7 +139,7 @@ Row = tuple["Estimate", dict[str, "Estimate"]]  # the machine's, and with twice 
 def _estimate(
     machine: Machine, sizes: ModelSizes, formats: Formats, context: int, curve: Locality
 ) -> Row | BudgetError:
-    from moe_local.bench.estimate import doubled, estimate
+    from moe_local.planning.estimate import doubled, estimate
 
     try:
         found = estimate(sizes, machine, formats, context, curve)
@@ -150,7 +150,7 @@ def _estimate(
 
 def describe(sizes: ModelSizes, formats: Formats, context: int, curve: Locality) -> dict[str, Any]:
     """What is estimated, sizes in bytes."""
-    from moe_local.bench.estimate import dense_bytes, needs_of
+    from moe_local.planning.estimate import dense_bytes, needs_of
 
     needs = needs_of(sizes, formats, context)
     return {
@@ -252,7 +252,7 @@ def _misfits(machines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _caveats(d: dict[str, Any]) -> list[str]:
-    from moe_local.bench.estimate import PER_LAYER, REACHED, SYSTEM
+    from moe_local.planning.estimate import PER_LAYER, REACHED, SYSTEM
 
     return [
         "this is decoding with warm caches. At the low end nothing overlaps, memory gives"

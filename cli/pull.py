@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from moe_local.config import format_size
 from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.units import format_size
 
 from .output import echo
 

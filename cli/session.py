@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from moe_local.config import format_size, home
 from moe_local.errors import StorageError
+from moe_local.paths import cache_dir
+from moe_local.units import format_size
 
 from .interrupts import ignored
 from .output import stderr as stderr
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.template import TemplateSettings
     from moe_local.generation.text import Generation
-    from moe_local.planning import Options
+    from moe_local.planning.options import Options
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def resolve(model: str | None) -> str | Path:
     from moe_local.demo import ensure_demo
 
     with progress() as report:
-        return ensure_demo(home(), report)
+        return ensure_demo(cache_dir(), report)
 
 
 def load(
@@ -87,7 +88,7 @@ def tell(note: str) -> None:
 
 def _packed(model: str, format: str | None = None) -> str | Path:
     """The store of a model, made now if need be; the model itself where there is no room for one."""
-    from moe_local.packing import AUTO, ensure_packed
+    from moe_local.store.first_use import AUTO, ensure_packed
 
     try:
         with progress() as report:

@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.table import Table
 
-from moe_local.bench.parts import (
+from moe_local.bench.report_reader import (
     Part,
     layer_shares,
     number,

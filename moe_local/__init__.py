@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from moe_local.engine import Engine, load
     from moe_local.generation.batch import Answer, Request
     from moe_local.generation.sampling import Sampling
-    from moe_local.planning import Options, prepare
+    from moe_local.planning.options import Options
+    from moe_local.planning.plan_load import plan_load
 
 wait_asleep()
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Engine", "Options", "Request", "Sampling", "load", "prepare"]
+__all__ = ["Answer", "Engine", "Options", "Request", "Sampling", "load", "plan_load"]
 
 _HOMES = {
     "Answer": "moe_local.generation.batch",
     "Request": "moe_local.generation.batch",
     "Engine": "moe_local.engine",
-    "Options": "moe_local.planning",
+    "Options": "moe_local.planning.options",
     "load": "moe_local.engine",
-    "prepare": "moe_local.planning",
+    "plan_load": "moe_local.planning.plan_load",
     "Sampling": "moe_local.generation.sampling",
 }
 

@@ -16,8 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
-from moe_local.config import format_size, home
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
+from moe_local.experts.cache import ExpertCache, Tier
+from moe_local.experts.layer import PaddingMask, PagedLayer, RoutingHook
+from moe_local.experts.next_router import next_routers
+from moe_local.experts.prefetch import Prefetcher
+from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
 from moe_local.generation.chat import ChatSession, is_chat, prompt_ids
 from moe_local.generation.defaults import generation_defaults
@@ -28,18 +32,16 @@ from moe_local.generation.text import Generation, TextGenerator
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.pages import free_caches
-from moe_local.memory.placement import Plan
 from moe_local.memory.slab import Slab
-from moe_local.planning import Options, Prepared, prepare
+from moe_local.model.build import load_dense
+from moe_local.model.hooks import register_forward_hook
+from moe_local.paths import cache_dir
+from moe_local.planning.options import Options
+from moe_local.planning.placement import Plan
+from moe_local.planning.plan_load import LoadPlan, plan_load
 from moe_local.policies import get_policy
 from moe_local.prediction import get_predictor
-from moe_local.runtime.binding import load_dense
-from moe_local.runtime.cache import ExpertCache, Tier
-from moe_local.runtime.experts import Padding, PagedLayer, Tap
-from moe_local.runtime.passes import before_passes
-from moe_local.runtime.prefetch import Prefetcher
-from moe_local.runtime.routers import next_routers
-from moe_local.runtime.warm import remember, warm_up
+from moe_local.units import format_size
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
@@ -60,36 +62,36 @@ def load(
     report("planning", 0.0)
     if options is not None and options.threads is not None:
         torch.set_num_threads(options.threads)
-    prepared = prepare(model, options)
-    defaults, remarks = generation_defaults(prepared.checkpoint.directory, prepared.config)
+    load_plan = plan_load(model, options)
+    defaults, remarks = generation_defaults(load_plan.checkpoint.directory, load_plan.config)
     report("dense weights", 0.1)
     files = FileReader()
     try:
-        files.open(prepared.checkpoint.files, direct=prepared.direct_io)
+        files.open(load_plan.checkpoint.files, direct=load_plan.direct_io)
         reader = read_at(files)
         network = load_dense(
-            prepared.skeleton,
-            prepared.config,
-            prepared.catalog,
+            load_plan.skeleton,
+            load_plan.config,
+            load_plan.catalog,
             reader,
-            dtype=prepared.dtype,
-            device=prepared.device,
+            dtype=load_plan.dtype,
+            device=load_plan.device,
         )
         report("expert cache", 0.9)
-        cache = make_cache(prepared, reader)
-        if prepared.options.warm:
-            warm_up(cache, profile_file(prepared), lambda done: report("hot experts", 0.9 + done / 10))
-        tokenizer, doubts = load_tokenizer(prepared.checkpoint)
-        network.generation_config = with_end_tokens(defaults, prepared.config, tokenizer)
+        cache = make_cache(load_plan, reader)
+        if load_plan.options.warm:
+            warm_up(cache, profile_file(load_plan), lambda done: report("hot experts", 0.9 + done / 10))
+        tokenizer, doubts = load_tokenizer(load_plan.checkpoint)
+        network.generation_config = with_end_tokens(defaults, load_plan.config, tokenizer)
     except BaseException:
         files.close()
         raise
     report("ready", 1.0)
-    notes = (*prepared.notes, *remarks, *doubts)
-    if prepared.options.io == "direct" and not files.direct:
-        where = prepared.checkpoint.directory
+    notes = (*load_plan.notes, *remarks, *doubts)
+    if load_plan.options.io == "direct" and not files.direct:
+        where = load_plan.checkpoint.directory
         notes += (f"{where} cannot be read past the system's cache: reads are buffered, as with --io buffered",)
-    return Engine(prepared, network, tokenizer, cache, files, notes=notes, load_seconds=perf_counter() - began)
+    return Engine(load_plan, network, tokenizer, cache, files, notes=notes, load_seconds=perf_counter() - began)
 
 
 class Engine:
@@ -97,7 +99,7 @@ class Engine:
 
     def __init__(
         self,
-        prepared: Prepared,
+        load_plan: LoadPlan,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         cache: ExpertCache,
@@ -106,7 +108,7 @@ class Engine:
         notes: tuple[str, ...],
         load_seconds: float,
     ) -> None:
-        self.prepared = prepared
+        self.load_plan = load_plan
         self._model: PreTrainedModel | None = model
         self.files = files
         self.notes = notes  # for the user: what is not as it was asked for
@@ -115,14 +117,14 @@ class Engine:
         self._generator: TextGenerator | None = None
         self._cache = cache
         self._prefetcher = self._make_prefetcher()
-        before_passes(model, self._make_room)
+        register_forward_hook(model, self._resize_for)
         self.tap(None)
 
-    def _make_room(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    def _resize_for(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
         given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args]
         ids = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
-        self._cache.make_room(self.prepared.context if ids is None else ids.shape[0] * ids.shape[1])
+        self._cache.resize_for(self.load_plan.context if ids is None else ids.shape[0] * ids.shape[1])
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
@@ -135,18 +137,18 @@ class Engine:
 
     def _make_prefetcher(self) -> Prefetcher | None:
         """None where it was not asked for, or all experts fit."""
-        needs, predictor = self.plan.needs, self.prepared.options.prefetch
+        needs, predictor = self.plan.needs, self.load_plan.options.prefetch
         if predictor == "off" or sum(self.plan.host_slots or self.plan.device_slots) == needs.all_experts:
             return None
-        routers = next_routers(self.model, self.prepared.catalog)
+        routers = next_routers(self.model, self.load_plan.catalog)
         made = get_predictor(predictor)(routers, needs.experts)
         return Prefetcher(made, needs.experts, needs.top_k, self._cache.counters)
 
-    def tap(self, tap: Tap | None) -> None:
-        """From now on shows `tap` the routing of every forward pass; see `Tap`."""
+    def tap(self, tap: RoutingHook | None) -> None:
+        """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""
         for path, module in experts_modules(self.model).items():
-            layer = self.prepared.catalog.layer_of[path]
-            experts = self.prepared.catalog.layers[layer].experts
+            layer = self.load_plan.catalog.layer_of[path]
+            experts = self.load_plan.catalog.layers[layer].experts
             vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap, self._prefetcher)
 
     @property
@@ -163,7 +165,7 @@ class Engine:
 
     @property
     def plan(self) -> Plan:
-        return self.prepared.plan
+        return self.load_plan.plan
 
     @property
     def speaks(self) -> bool:
@@ -176,7 +178,7 @@ class Engine:
         if self._generator is not None:
             return self._generator
         if self._tokenizer is None:
-            checkpoint = self.prepared.checkpoint
+            checkpoint = self.load_plan.checkpoint
             elsewhere = "use the model's safetensors repository"
             _, reasons = load_tokenizer(checkpoint)
             why = f" ({reasons[0]})" if reasons else ""
@@ -190,8 +192,8 @@ class Engine:
             self.model,
             self._tokenizer,
             self._cache.counters,
-            self.prepared.context,
-            prefill_chunk=self.prepared.prefill_chunk,
+            self.load_plan.context,
+            prefill_chunk=self.load_plan.prefill_chunk,
         )
         self._generator = made
         return made
@@ -230,19 +232,19 @@ class Engine:
         return ChatSession(self.generator, sampling or Sampling(), system=system)
 
     def batch(self, requests: Iterable[Request | str], interrupt: threading.Event | None = None) -> Iterator[Answer]:
-        """Answers many requests (a text is one) together, as they are finished; see `Options.sequences`."""
+        """Answers many requests (a text is one) together, as they are finished; see `Options.max_sequences`."""
         yield from self.batch_generator().run(
             (Request(each) if isinstance(each, str) else each for each in requests), interrupt
         )
 
     def batch_generator(self) -> BatchGenerator:
         """What `batch` runs, for those that want to watch its progress."""
-        padding = Padding(self._cache.experts)
+        padding = PaddingMask(self._cache.experts)
         self.tap(padding)
         return BatchGenerator(
             self.generator,
-            sequences=self.prepared.sequences,
-            kv_tokens=self.prepared.kv_tokens,
+            sequences=self.load_plan.sequences,
+            kv_tokens=self.load_plan.kv_tokens,
             hide=padding.hide,
         )
 
@@ -266,14 +268,14 @@ class Engine:
 
     def close(self) -> None:
         """Frees the weights, the expert cache and the files at once; conversations with it can only be read."""
-        if self.prepared.options.warm and not self._cache.closed:
-            remember(self._cache, profile_file(self.prepared))
+        if self.load_plan.options.warm and not self._cache.closed:
+            remember(self._cache, profile_file(self.load_plan))
         self._cache.close()
         self.files.close()
         if self._generator is not None:
             self._generator.close()
         self._model = self._prefetcher = None
-        free_caches(self.prepared.device)
+        free_caches(self.load_plan.device)
 
     def __enter__(self) -> Engine:
         return self
@@ -284,25 +286,27 @@ class Engine:
         self.close()
 
 
-def profile_file(prepared: Prepared) -> Path:
+def profile_file(load_plan: LoadPlan) -> Path:
     """Where the hot experts of a model are remembered from one run to the next."""
-    checkpoint = prepared.checkpoint
-    return home() / "warm" / f"{checkpoint.directory.name[:80]}-{prepared.config_hash}.json"
+    checkpoint = load_plan.checkpoint
+    return cache_dir() / "warm" / f"{checkpoint.directory.name[:80]}-{load_plan.config_hash}.json"
 
 
-def make_cache(prepared: Prepared, reader: ReadAt) -> ExpertCache:
+def make_cache(load_plan: LoadPlan, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
-    plan, policy = prepared.plan, get_policy(prepared.options.policy)
+    plan, policy = load_plan.plan, get_policy(load_plan.options.policy)
     slot, experts = plan.needs.slot, plan.needs.experts
-    slab = Slab(plan.device_experts + plan.device_spare, slot, prepared.device)
+    slab = Slab(plan.device_experts + plan.device_spare, slot, load_plan.device)
     device = Tier.make(slab, experts, plan.device_slots, policy)
     host = None
     if plan.host_slots is not None:
-        slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=prepared.device.type == "cuda")
+        slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=load_plan.device.type == "cuda")
         host = Tier.make(slab, experts, plan.host_slots, policy)
     reserve = (plan.device_spare if host is None else plan.host_spare) // 2
-    room_for = plan.room if plan.rooms else None
-    return ExpertCache(prepared.catalog, RecordReader(reader), device, host, reserve=reserve, room_for=room_for)
+    capacity_for = plan.capacity if plan.capacities else None
+    return ExpertCache(
+        load_plan.catalog, RecordReader(reader), device, host, reserve=reserve, capacity_for=capacity_for
+    )
 
 
 def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:

@@ -1,1 +1,1 @@
-"""Hardware profiles, one TOML file a machine. Fields: see `moe_local.profiles.Profile`."""
+"""Hardware profiles, one TOML file a machine. Fields: see `moe_local.planning.machines.Profile`."""

@@ -13,14 +13,14 @@ import pytest
 from moe_local import Options, Request, Sampling, load
 from moe_local.bench import live
 from moe_local.bench.workload import Prompt
-from moe_local.config import MIB
 from moe_local.engine import Engine
 from moe_local.testing import architecture, write_tiny_checkpoint
+from moe_local.units import MIB
 
 ARCHITECTURES = ("qwen3_moe", "gpt_oss", "deepseek_v2")
 GREEDY = Sampling(max_new_tokens=8, temperature=0)
 PROMPTS = ("the hen and", "one two three four", "why")
-CPU = Options(device="cpu", context=256, dtype="float32", sequences=3)
+CPU = Options(device="cpu", context=256, dtype="float32", max_sequences=3)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

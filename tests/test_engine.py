@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 
 import moe_local
 from moe_local import Sampling
-from moe_local.config import MIB
 from moe_local.engine import Engine, load
 from moe_local.errors import BudgetError, CheckpointError, MoeLocalError, StorageError
-from moe_local.planning import Options, prepare
+from moe_local.planning.options import Options
+from moe_local.planning.plan_load import plan_load
 from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
+from moe_local.units import MIB
 
 PROMPT = "The quick brown fox"
 GREEDY = Sampling(max_new_tokens=16, temperature=0)
@@ -42,13 +43,13 @@ def test_the_same_tokens_at_every_budget(qwen: Path) -> None:
         wanted = _answers(engine)
         needs, overhead = engine.plan.needs, engine.plan.ram_overhead
     assert wanted[0] != wanted[1]
-    smallest = overhead + needs.fixed + (len(needs.experts) + 1) * needs.slot
+    smallest = overhead + needs.resident_bytes + (len(needs.experts) + 1) * needs.slot
     for options in (
         Options(context=128, experts=0.5),
         Options(context=128, experts=0.25),
         Options(context=128, experts=0.001),
         Options(context=128, ram=smallest + 64 * MIB, experts=0.001),
-        Options(context=128, vram=needs.fixed + 64 * MIB, experts=0.25, host_experts=0.5),
+        Options(context=128, vram=needs.resident_bytes + 64 * MIB, experts=0.25, host_experts=0.5),
     ):
         with load(qwen, options) as engine:
             assert _answers(engine) == wanted
@@ -57,10 +58,10 @@ def test_the_same_tokens_at_every_budget(qwen: Path) -> None:
 
 def test_small_budgets_are_refused_with_one_that_works(qwen: Path) -> None:
     with pytest.raises(BudgetError, match="--ram") as caught:
-        prepare(qwen, Options(ram=10 * MIB, context=128))
-    prepare(qwen, Options(ram=caught.value.minimum + 16 * MIB, context=128))
+        plan_load(qwen, Options(ram=10 * MIB, context=128))
+    plan_load(qwen, Options(ram=caught.value.minimum + 16 * MIB, context=128))
     with pytest.raises(BudgetError, match="--vram"):
-        prepare(qwen, Options(vram=MIB, context=128))
+        plan_load(qwen, Options(vram=MIB, context=128))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,31 +79,31 @@ def test_every_refused_budget_names_one_that_runs(
         device="cpu",
         ram=ram * MIB,
         vram=None if vram is None else vram * MIB,
-        sequences=sequences,
-        each=each,
+        max_sequences=sequences,
+        tokens_per_sequence=each,
         context=context,
     )
     try:
-        prepare(qwen, options)
+        plan_load(qwen, options)
     except BudgetError as error:
         named = {name: int(size) * MIB for name, size in re.findall(r"--(v?ram) (\d+)MiB", str(error))}
-        assert prepare(qwen, replace(options, **named)).plan.ram_used <= named.get("ram", options.ram)  # type: ignore[arg-type]
+        assert plan_load(qwen, replace(options, **named)).plan.ram_used <= named.get("ram", options.ram)  # type: ignore[arg-type]
 
 
 def test_a_budget_below_a_tokens_set_is_said(qwen: Path) -> None:
-    assert "caching only costs" in prepare(qwen, Options(experts=0.001)).notes[0]
-    assert "--experts 25%" in prepare(qwen, Options(experts=0.001)).notes[0]
-    assert prepare(qwen, Options(experts=0.5)).notes == ()
-    assert prepare(qwen, Options()).notes == ()
+    assert "caching only costs" in plan_load(qwen, Options(experts=0.001)).notes[0]
+    assert "--experts 25%" in plan_load(qwen, Options(experts=0.001)).notes[0]
+    assert plan_load(qwen, Options(experts=0.5)).notes == ()
+    assert plan_load(qwen, Options()).notes == ()
 
 
 def test_on_a_cpu_both_tiers_come_from_ram(qwen: Path) -> None:
     small = {"ram": 2048 * MIB, "context": 128, "device": "cpu"}
-    plan = prepare(qwen, Options(vram=256 * MIB, **small)).plan
+    plan = plan_load(qwen, Options(vram=256 * MIB, **small)).plan
     assert plan.vram_used is not None
     assert plan.ram_used == plan.ram_overhead + plan.vram_used + plan.host_bytes <= plan.ram
     with pytest.raises(BudgetError, match="--ram") as caught:
-        prepare(qwen, Options(vram=2048 * MIB, **small))
+        plan_load(qwen, Options(vram=2048 * MIB, **small))
     assert caught.value.minimum > 2048 * MIB
 
 
@@ -110,18 +111,18 @@ def test_where_memory_cannot_be_given_back_none_is(qwen: Path, monkeypatch: pyte
     def refuse(*args: object) -> None:
         raise AttributeError("malloc_trim")
 
-    monkeypatch.setattr("moe_local.planning.can_release", lambda: False)
-    monkeypatch.setattr("moe_local.runtime.cache.trim", refuse)
+    monkeypatch.setattr("moe_local.planning.plan_load.can_release", lambda: False)
+    monkeypatch.setattr("moe_local.experts.cache.trim", refuse)
     monkeypatch.setattr("moe_local.memory.slab.release", refuse)
     with load(qwen, Options(context=128, experts=0.25)) as engine:
-        assert engine.plan.rooms == ()
+        assert engine.plan.capacities == ()
         assert engine.generate(PROMPT, GREEDY).new_tokens == 16
 
 
 def test_a_pass_without_the_head_leaves_room_too(qwen: Path) -> None:
     with load(qwen, Options(context=128)) as engine:
         passes: list[int] = []
-        engine.cache.make_room = passes.append  # type: ignore[method-assign]
+        engine.cache.resize_for = passes.append  # type: ignore[method-assign]
         with torch.no_grad():
             engine.model.model(torch.tensor([[5, 6, 7]]))
             engine.model.model(inputs_embeds=torch.zeros(2, 4, engine.model.config.hidden_size))
@@ -196,9 +197,9 @@ def test_a_second_interrupt_leaves_the_engine_whole(qwen: Path) -> None:
 
 
 def test_a_budget_beyond_the_machine_is_cut_and_said(qwen: Path) -> None:
-    prepared = prepare(qwen, Options(ram=1 << 60))
-    assert "more than this machine" in prepared.notes[0]
-    assert prepared.plan.ram < 1 << 60
+    load_plan = plan_load(qwen, Options(ram=1 << 60))
+    assert "more than this machine" in load_plan.notes[0]
+    assert load_plan.plan.ram < 1 << 60
 
 
 def test_planned_dense_bytes_are_the_loaded_ones(qwen: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from moe_local.cli.main import app
-from moe_local.profiles import profiles
+from moe_local.planning.machines import profiles
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

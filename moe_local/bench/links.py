@@ -7,10 +7,10 @@ from time import perf_counter
 
 import torch
 
-from moe_local.config import MIB
 from moe_local.engine import Engine
 from moe_local.memory.disk import PARALLEL_READS, RecordReader
 from moe_local.memory.slab import Slab
+from moe_local.units import MIB
 
 _TRIAL = 512 * MIB
 _LONGEST = 2.0  # seconds
@@ -22,7 +22,7 @@ def measure_disk(engine: Engine) -> float:
 
     Reads at most 512 MiB, for two seconds at most.
     """
-    catalog = engine.prepared.catalog
+    catalog = engine.load_plan.catalog
     records = [extents for layer in catalog.layers for extents in layer.records]
     random.Random(0).shuffle(records)
     slab = Slab(PARALLEL_READS, catalog.record_size, torch.device("cpu"))
@@ -52,7 +52,7 @@ def measure_upload(engine: Engine) -> float | None:
     """GB/s of copying records from RAM to the device; None where there is no host tier."""
     if engine.plan.host_slots is None:
         return None
-    device = engine.prepared.device
+    device = engine.load_plan.device
     size = engine.plan.needs.slot
     source = Slab(8, size, torch.device("cpu"), pinned=device.type == "cuda")
     target = Slab(1, size, device)

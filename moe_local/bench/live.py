@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from moe_local.bench.balance import routing
 from moe_local.bench.energy import EnergyMeter
 from moe_local.bench.links import measure_disk, measure_upload
 from moe_local.bench.record import Recorder
-from moe_local.bench.route import Route
+from moe_local.bench.routing_stats import routing
 from moe_local.bench.trace import Trace, read_trace
+from moe_local.bench.trace_driver import Route
 from moe_local.bench.workload import Prompt
 from moe_local.engine import Engine
 from moe_local.errors import MoeLocalError
@@ -177,17 +177,17 @@ def _recording(wanted: Path | None) -> Iterator[Path]:
 
 def recorder_of(engine: Engine, path: Path) -> Recorder:
     """A recorder for a model's routing; give it to `engine.tap`."""
-    needs, prepared = engine.plan.needs, engine.prepared
+    needs, load_plan = engine.plan.needs, engine.load_plan
     return Recorder(
         path,
         layers=len(needs.experts),
         experts=max(needs.experts),
         top_k=max(needs.top_k),
         meta={
-            "model": prepared.checkpoint.directory.name,
-            "architecture": type(prepared.skeleton).__name__,
-            "config_hash": prepared.config_hash,
-            "expert_format": prepared.expert_format,
+            "model": load_plan.checkpoint.directory.name,
+            "architecture": type(load_plan.skeleton).__name__,
+            "config_hash": load_plan.config_hash,
+            "expert_format": load_plan.expert_format,
         },
     )
 
@@ -225,7 +225,7 @@ def _link(count: int, seconds: float, measured: float | None) -> dict[str, float
 def _memory(engine: Engine) -> dict[str, Any]:
     plan = engine.plan
     found: dict[str, Any] = {"ram": {"budget": plan.ram, "planned": plan.ram_used, "peak": peak_memory()}}
-    if engine.prepared.device.type == "cuda":
+    if engine.load_plan.device.type == "cuda":
         peak = torch.cuda.max_memory_reserved() + plan.vram_overhead
         found["vram"] = {"budget": plan.vram, "planned": plan.vram_used, "peak": peak}
     return found

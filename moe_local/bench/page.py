@@ -7,10 +7,20 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from itertools import groupby
 
-from moe_local.bench.parts import Part, Report, describe_config, model_name, number, numbers, part, plain, runs
 from moe_local.bench.pictures import Picture, inline, pictures
+from moe_local.bench.report_reader import (
+    Part,
+    Report,
+    describe_config,
+    model_name,
+    number,
+    numbers,
+    part,
+    plain,
+    runs,
+)
 from moe_local.bench.tables import Table, details, headline
-from moe_local.config import format_size
+from moe_local.units import format_size
 
 # Even if something hostile came through, a browser would neither run nor fetch it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from moe_local.bench.trace import Trace, id_type, part_of, read_trace
-from moe_local.config import whole
 from moe_local.errors import MoeLocalError, StorageError, UnsupportedError
+from moe_local.files import atomic_write
 
 
 class Recorder:
@@ -136,7 +136,7 @@ def _put(trace: Trace, path: Path) -> None:
     arrays: dict[str, Any] = {"ids": trace.ids, "lens": trace.lens, "names": np.array(trace.names)}
     optional: dict[str, Any] = {"weights": trace.weights, "forwards": trace.forwards}
     given = {name: array for name, array in optional.items() if array is not None}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         np.savez_compressed(file, meta=json.dumps(dict(trace.meta)), **arrays, **given)
 
 

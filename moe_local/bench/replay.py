@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_local.bench.balance import accesses_of
+from moe_local.bench.routing_stats import accesses_of
 from moe_local.bench.simulate import Accesses, next_uses, simulate
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
@@ -62,10 +62,10 @@ def choose(names: Sequence[str], *, weighted: bool) -> list[Policy]:
     chosen: dict[str, Policy] = {}
     for name in names:
         if name == EVERY:
-            chosen |= {n: policy for n, policy in POLICIES.items() if weighted or not policy.weighted}
+            chosen |= {n: policy for n, policy in POLICIES.items() if weighted or not policy.uses_router_weights}
         elif name not in known:
             raise MoeLocalError(f"there is no policy {name!r}", remedy=f"choose of {EVERY}, {', '.join(known)}")
-        elif known[name].weighted and not weighted and name != BELADY.name:
+        elif known[name].uses_router_weights and not weighted and name != BELADY.name:
             raise MoeLocalError(
                 f"{name} needs the routers' weights, which this trace lacks", remedy="record one here"
             )
@@ -76,7 +76,7 @@ def choose(names: Sequence[str], *, weighted: bool) -> list[Policy]:
 
 
 def capacity_slots(trace: Trace, share: float) -> tuple[int, ...]:
-    """Slots of each layer at a share of its experts. Raises MoeLocalError below what one token needs."""
+    """SlotTable of each layer at a share of its experts. Raises MoeLocalError below what one token needs."""
     slots = round(trace.experts * share)
     needed = min(trace.top_k, trace.experts)
     if slots < needed:
@@ -108,7 +108,7 @@ def replay(
         for scope in scopes
         for slots in capacities
         for policy in policies
-        if scope == SCOPES[0] or not policy.layered
+        if scope == SCOPES[0] or not policy.per_layer_only
     ]
     found = []
     with ThreadPoolExecutor(cores()) as pool:

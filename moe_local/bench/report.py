@@ -11,8 +11,8 @@ from typing import Any
 
 from moe_local.checkpoint.json_file import parse_json
 from moe_local.checkpoint.regular import read_regular
-from moe_local.config import whole
 from moe_local.errors import MoeLocalError, StorageError, first_line
+from moe_local.files import atomic_write
 
 _MOST = 48 << 20  # bytes of a report
 SCHEMA = "moe-local-bench/1"
@@ -102,7 +102,7 @@ def write_csv(report: Mapping[str, Any], path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """A file that appears whole or not at all. Raises StorageError when it cannot be written."""
     try:
-        with whole(path) as file:
+        with atomic_write(path) as file:
             file.write(text.encode())
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", remedy="choose another place") from error

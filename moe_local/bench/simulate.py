@@ -34,7 +34,7 @@ def simulate(accesses: Accesses, policy: Policy, capacities: NDArray[np.int64], 
     totals = np.array([capacities.sum()]) if shared else capacities
     layers, experts = accesses.ids.shape[1], accesses.experts
     spaces, keys = (1, layers * experts) if shared else (layers, experts)
-    state = np.zeros((spaces, policy.rows(keys), keys))
+    state = np.zeros((spaces, policy.state_rows(keys), keys))
     run(*functions, state, *accesses, totals, missed)
     return missed
 
@@ -70,7 +70,7 @@ def _jit() -> Callable[[Any], Any]:
 @cache
 def _compiled(policy: Policy) -> tuple[Any, ...]:
     jit = _jit()
-    return jit(_run), jit(policy.use), jit(policy.look), jit(policy.worth)
+    return jit(_run), jit(policy.on_access), jit(policy.prepare), jit(policy.score)
 
 
 def _run(

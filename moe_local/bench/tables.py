@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_local.bench.parts import (
+from moe_local.bench.report_reader import (
     ORACLE,
     Part,
     Report,
@@ -23,8 +23,8 @@ from moe_local.bench.parts import (
     run_labels,
     runs,
 )
-from moe_local.config import format_size
 from moe_local.policies import DEFAULT_POLICY
+from moe_local.units import format_size
 
 NOTHING = "–"  # noqa: RUF001 - a dash where a figure is missing
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_local.checkpoint.regular import read_regular
-from moe_local.config import format_size
 from moe_local.errors import MoeLocalError
+from moe_local.units import format_size
 
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
 _MOST_FILE = 256 << 20  # bytes, after `.xz`

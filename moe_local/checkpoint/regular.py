@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from moe_local.config import format_size
 from moe_local.errors import CheckpointError
+from moe_local.units import format_size
 
 
 def open_regular(file: Path) -> BinaryIO:

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from moe_local.demo.balanced_assignment import Int, balanced_assignment, balanced_kmeans
 from moe_local.demo.calibrate import answer_all, build_dense, collect_states, prose_windows, read_prompts, say
 from moe_local.demo.convert import Carving, CarvingShape, SwiGLU, fingerprint
-from moe_local.demo.dealing import Int, balanced_assignment, balanced_kmeans
 from moe_local.demo.evaluate import evaluate
 from moe_local.demo.source import DenseModel, fetch_dense, write_tokenizer
 

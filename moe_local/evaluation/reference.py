@@ -19,8 +19,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from moe_local.config import format_size
 from moe_local.errors import StorageError, is_disk_full
+from moe_local.units import format_size
 
 _SPARE = 1 << 28  # bytes of the disk to leave to others
 

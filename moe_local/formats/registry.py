@@ -11,6 +11,7 @@ from moe_local.checkpoint.record import Encoding, Layout
 from moe_local.errors import MoeLocalError
 from moe_local.formats.awq import Awq
 from moe_local.formats.base import Format, Packable
+from moe_local.formats.compressed_tensors import Packed
 from moe_local.formats.fp8 import Fp8
 from moe_local.formats.gguf import Gguf
 from moe_local.formats.gptq import Gptq
@@ -20,7 +21,6 @@ from moe_local.formats.mlx import Mlx
 from moe_local.formats.mxfp4 import Mxfp4
 from moe_local.formats.nf4 import Nf4
 from moe_local.formats.nvfp4 import Nvfp4
-from moe_local.formats.packed import Packed
 from moe_local.formats.plain import Plain
 from moe_local.formats.signed import AbsmaxInt8, SignedInt8
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from moe_local.checkpoint.json_file import parse_json
 from moe_local.checkpoint.regular import read_regular
-from moe_local.config import whole
 from moe_local.errors import MoeLocalError
+from moe_local.files import atomic_write
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
 from moe_local.generation.template import REASONING_KEYS, Message
@@ -141,7 +141,7 @@ class ChatSession:
         """Writes the messages as JSON; the file appears whole or not at all."""
         text = json.dumps(self.messages, ensure_ascii=False, indent=2)
         try:
-            with whole(file) as stream:
+            with atomic_write(file) as stream:
                 stream.write(text.encode())
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise MoeLocalError(f"cannot write {file} ({error})", remedy="choose another place") from error

@@ -26,9 +26,9 @@ from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import AnswerStream, OnText
 from moe_local.generation.template import ChatTemplate, TemplateSettings
 from moe_local.memory.limits import peak_memory
-from moe_local.runtime.footprint import PREFILL_CHUNK
-from moe_local.runtime.kv import PLAIN_LAYERS
-from moe_local.runtime.transformers_api import CACHE, kv_cache
+from moe_local.model.kv_cache import PLAIN_LAYERS
+from moe_local.model.transformers_api import CACHE, kv_cache
+from moe_local.planning.footprint import PREFILL_CHUNK
 from moe_local.telemetry import Counters
 
 DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from moe_local.config import locked, whole
 from moe_local.errors import MoeLocalError, StorageError, is_disk_full
+from moe_local.files import atomic_write, locked
 from moe_local.jobs.lines import MOST_LINE
 
 STDIO = "-"
@@ -161,7 +161,7 @@ class AnswerFile:
             # Empty before the note is there: whatever ends us in between, no answer passes for one of this job.
             if self._path.exists():
                 os.truncate(self._path, 0)
-            with whole(note) as stream:
+            with atomic_write(note) as stream:
                 stream.write(json.dumps(vars(terms), indent=2).encode())
         except (OSError, ValueError) as error:
             raise _unwritable(self._path, error) from error

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from moe_local.config import MOST_PROMPT, format_size
 from moe_local.errors import MoeLocalError
+from moe_local.files import MOST_PROMPT
 from moe_local.generation.batch import Answer, Request
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.template import EFFORTS, Message, thinking
+from moe_local.units import format_size
 
 MOST_LINE = 4 * MOST_PROMPT  # bytes
 _NUMBER, _COUNT = (int, float), (int,)

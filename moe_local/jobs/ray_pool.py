@@ -17,11 +17,11 @@ from itertools import islice
 from types import TracebackType
 from typing import Any
 
-from moe_local.config import home
 from moe_local.errors import MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.batch import Answer, Request
 from moe_local.generation.template import TemplateSettings
-from moe_local.planning import Options
+from moe_local.paths import cache_dir
+from moe_local.planning.options import Options
 
 _LOSSES = 3  # workers lost for each that there is, before the job gives up
 _CONNECT = 5.0  # seconds
@@ -42,12 +42,12 @@ class Loading:
         from moe_local.demo import ensure_demo
         from moe_local.engine import load
         from moe_local.memory.limits import memory_available
-        from moe_local.packing import ensure_packed
+        from moe_local.store.first_use import ensure_packed
 
         def quiet(stage: str, fraction: float) -> None:
             pass
 
-        where = ensure_demo(home(), quiet) if self.model is None else self.model
+        where = ensure_demo(cache_dir(), quiet) if self.model is None else self.model
         if self.pack and self.model is not None and self.options.dtype == "auto":
             where, _ = ensure_packed(self.model, quiet)
         options = self.options
@@ -66,7 +66,7 @@ class Worker:
 
     def capacity(self) -> int:
         """Sequences that it generates at once."""
-        return int(self._engine.prepared.sequences)
+        return int(self._engine.load_plan.sequences)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Answer]:
         """Answers as they are finished, their tags as they were."""

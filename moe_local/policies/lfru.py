@@ -11,14 +11,14 @@ from moe_local.policies.base import Keys, Policy, State
 HALF_LIFE = 48.0  # forward passes after which a use counts half
 
 
-def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
+def _on_access(state: State, keys: Keys, now: float, weights: Any) -> None:
     state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + 1
     state[1, keys] = now
 
 
-def _worth(state: State, keys: Any, now: float) -> Any:
+def _score(state: State, keys: Any, now: float) -> Any:
     age = now - state[1, keys]
     return state[0, keys] * np.exp2(-age / HALF_LIFE) / np.sqrt(age + 1)
 
 
-LFRU = Policy("lfru", lambda keys: 2, _use, _worth)
+LFRU = Policy("lfru", lambda keys: 2, _on_access, _score)

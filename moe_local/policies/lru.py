@@ -7,12 +7,12 @@ from typing import Any
 from moe_local.policies.base import Keys, Policy, State
 
 
-def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
+def _on_access(state: State, keys: Keys, now: float, weights: Any) -> None:
     state[0, keys] = now
 
 
-def _worth(state: State, keys: Any, now: float) -> Any:
+def _score(state: State, keys: Any, now: float) -> Any:
     return state[0, keys]
 
 
-LRU = Policy("lru", lambda keys: 1, _use, _worth)
+LRU = Policy("lru", lambda keys: 1, _on_access, _score)

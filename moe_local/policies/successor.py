@@ -17,7 +17,7 @@ _USES, _LAST, _FOLLOWED, _COUNT, _PAIRS = range(5)  # rows; from _PAIRS on, one 
 _DOUBT = 0.5  # of a pair that was not seen yet
 
 
-def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
+def _on_access(state: State, keys: Keys, now: float, weights: Any) -> None:
     experts = state.shape[1]
     previous = np.flatnonzero(state[_LAST] == now - 1)
     state[_USES, keys] = state[_USES, keys] * np.exp2((state[_LAST, keys] - now) / HALF_LIFE) + 1
@@ -29,16 +29,16 @@ def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
         state[_PAIRS + key, keys] += 1
 
 
-def _look(state: State, keys: Keys, now: float) -> None:
+def _prepare(state: State, keys: Keys, now: float) -> None:
     experts = state.shape[1]
     state[_FOLLOWED] = 0
     for key in keys:
         state[_FOLLOWED] += (state[_PAIRS + key] + _DOUBT) / (state[_COUNT, key] + _DOUBT * experts / len(keys))
 
 
-def _worth(state: State, keys: Any, now: float) -> Any:
+def _score(state: State, keys: Any, now: float) -> Any:
     age = now - state[_LAST, keys]
     return state[_USES, keys] * np.exp2(-age / HALF_LIFE) / np.sqrt(age + 1) * (state[_FOLLOWED, keys] + 1e-9)
 
 
-SUCCESSOR = Policy("successor", lambda keys: _PAIRS + keys, _use, _worth, _look, layered=True)
+SUCCESSOR = Policy("successor", lambda keys: _PAIRS + keys, _on_access, _score, _prepare, per_layer_only=True)

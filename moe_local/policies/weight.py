@@ -10,9 +10,9 @@ from moe_local.policies.base import Keys, Policy, State
 from moe_local.policies.lfu import HALF_LIFE, LFU
 
 
-def _use(state: State, keys: Keys, now: float, weights: Any) -> None:
+def _on_access(state: State, keys: Keys, now: float, weights: Any) -> None:
     state[0, keys] = state[0, keys] * np.exp2((state[1, keys] - now) / HALF_LIFE) + weights
     state[1, keys] = now
 
 
-WEIGHT = Policy("weight", lambda keys: 2, _use, LFU.worth, weighted=True)
+WEIGHT = Policy("weight", lambda keys: 2, _on_access, LFU.score, uses_router_weights=True)

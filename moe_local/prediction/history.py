@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from moe_local.prediction.base import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 _KEPT = 0.8  # of a use, from one token to the next
 

@@ -6,10 +6,12 @@ As in https://arxiv.org/abs/2312.17238 (mixtral-offloading) and Fate (https://ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from moe_local.prediction.base import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NextRouter:

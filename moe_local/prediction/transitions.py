@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from moe_local.prediction.base import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Transitions:

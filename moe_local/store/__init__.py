@@ -12,7 +12,7 @@ from moe_local.store.job import Packing
 from moe_local.store.manifest import MANIFEST, is_store
 from moe_local.store.packer import pack
 from moe_local.store.read import open_store
-from moe_local.store.shelf import Stored, cached_store, stores
+from moe_local.store.store_index import Stored, cached_store, stores
 from moe_local.store.verify import verify
 
 __all__ = ["MANIFEST", "Packing", "Stored", "cached_store", "is_store", "open_store", "pack", "stores", "verify"]

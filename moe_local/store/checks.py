@@ -13,7 +13,7 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Array, Encoding, Layout, Matrix
 from moe_local.checkpoint.tracing import row_major
 from moe_local.formats import packable
-from moe_local.store.dense import EMBEDDING
+from moe_local.store.dense_packing import EMBEDDING
 from moe_local.store.encode import encoded_specs
 from moe_local.store.manifest import Manifest, StoredMatrix
 from moe_local.store.writer import Planned

@@ -22,7 +22,7 @@ from moe_local.checkpoint.tracing import row_major
 from moe_local.formats import decode_bias, decode_projection, decode_tensor, format_of, packable, views
 from moe_local.formats.base import Affine, HasAffine, Mergeable
 from moe_local.formats.int4 import Int4
-from moe_local.store.dense import fitting
+from moe_local.store.dense_packing import fitting
 from moe_local.store.writer import PAGE, Planned
 
 

@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_local.bench.balance import routing
 from moe_local.bench.compare import BETTER, SAME, WORSE, compare
 from moe_local.bench.energy import EnergyMeter
 from moe_local.bench.live import Request, measure
 from moe_local.bench.record import write_trace
 from moe_local.bench.replay import replay
-from moe_local.bench.route import Route
+from moe_local.bench.routing_stats import routing
 from moe_local.bench.tables import METRICS
 from moe_local.bench.trace import Trace, read_trace
+from moe_local.bench.trace_driver import Route
 from moe_local.bench.workload import OWN, Prompt, read_prompts
-from moe_local.config import MIB
 from moe_local.engine import Engine, load
 from moe_local.errors import MoeLocalError
-from moe_local.planning import Options
+from moe_local.planning.options import Options
 from moe_local.policies import BELADY, POLICIES
+from moe_local.units import MIB
 
 PROMPTS = (*OWN[:3], Prompt("long", "One and two and three. " * 30, {"category": "long"}))
 

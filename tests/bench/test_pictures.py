@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_local.bench.parts import run_labels
 from moe_local.bench.pictures import draw, pictures
 from moe_local.bench.pictures.speed import Span, covered, stacked
 from moe_local.bench.pictures.theme import LIGHT, settings, svg
+from moe_local.bench.report_reader import run_labels
 from moe_local.errors import MoeLocalError, StorageError
 from tests.bench.reports import emptied, live, nulled, poisoned, replay
 from tests.processes import python

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_local.bench.balance import accesses_of
 from moe_local.bench.replay import choose, count_lookups, replay
+from moe_local.bench.routing_stats import accesses_of
 from moe_local.bench.simulate import _jit, next_uses, reuse_distances, simulate
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
-from moe_local.memory.residency import Share
+from moe_local.experts.residency import LayerResidency
 from moe_local.policies import BELADY, LRU, POLICIES
 from moe_local.testing.traces import small_traces
 
@@ -42,9 +42,9 @@ def _passes(trace: Trace, layer: int) -> Needed:
 def test_a_replay_is_what_the_cache_does(trace: Trace, capacity: int, policy: str) -> None:
     misses = []
     for layer in range(trace.layers):
-        share = Share(trace.experts, capacity, POLICIES[policy])
+        share = LayerResidency(trace.experts, capacity, POLICIES[policy])
         passes = filter(None, _passes(trace, layer))
-        misses.append(sum(len(share.need(list(p), list(p.values())).misses) for p in passes))
+        misses.append(sum(len(share.access(list(p), list(p.values())).misses) for p in passes))
     slots = np.full(trace.layers, capacity)
     assert simulate(accesses_of(trace), POLICIES[policy], slots, shared=False).sum(axis=(0, 2)).tolist() == misses
 
@@ -110,13 +110,13 @@ def test_nothing_beats_belady(trace: Trace, capacity: int, scope: str) -> None:
 @settings(deadline=None, max_examples=60)
 @given(small_traces(), st.integers(0, 7))
 def test_a_global_lru_is_one_share_of_all_keys(trace: Trace, capacity: int) -> None:
-    share = Share(trace.layers * trace.experts, capacity * trace.layers, LRU)
+    share = LayerResidency(trace.layers * trace.experts, capacity * trace.layers, LRU)
     passes = [_passes(trace, layer) for layer in range(trace.layers)]
     misses = 0
     for step in range(len(trace.steps)):
         for layer in range(trace.layers):
             if passes[layer][step]:
-                misses += len(share.need([layer * trace.experts + e for e in passes[layer][step]]).misses)
+                misses += len(share.access([layer * trace.experts + e for e in passes[layer][step]]).misses)
     found = simulate(accesses_of(trace), LRU, np.full(trace.layers, capacity), shared=True).sum()
     if trace.layers > 1:
         assert found == misses
@@ -129,10 +129,10 @@ def test_a_host_tier_sees_what_the_device_tier_misses(trace: Trace, device: int,
     (result, _) = replay(trace, [LRU, BELADY], [(device,) * layers], host_slots=(host,) * layers)
     wanted = []
     for layer in range(layers):
-        above, below, misses = Share(trace.experts, device, LRU), Share(trace.experts, host, LRU), 0
+        above, below, misses = LayerResidency(trace.experts, device, LRU), LayerResidency(trace.experts, host, LRU), 0
         for needed in filter(None, _passes(trace, layer)):
-            missed = above.need(list(needed)).misses
-            misses += len(below.need(missed).misses) if missed else 0
+            missed = above.access(list(needed)).misses
+            misses += len(below.access(missed).misses) if missed else 0
         wanted.append(misses)
     assert result.host_misses.tolist() == wanted
     assert result.lookups.tolist() == [sum(map(len, _passes(trace, layer))) for layer in range(layers)]

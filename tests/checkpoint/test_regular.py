@@ -15,7 +15,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.json_file import parse_json, read_json
 from moe_local.checkpoint.regular import assert_regular, read_regular
 from moe_local.errors import CheckpointError, MoeLocalError
-from moe_local.planning import prepare
+from moe_local.planning.plan_load import plan_load
 from moe_local.testing import architecture, write_tiny_checkpoint
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -111,7 +111,7 @@ def test_odd_values_of_a_configuration(name: str, value: object, qwen: Path, tmp
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, name: value}))
     try:
-        prepare(copy)
+        plan_load(copy)
     except MoeLocalError as error:
         assert error.remedy
 
@@ -123,7 +123,7 @@ def test_layers_without_end_under_any_name(tmp_path: Path) -> None:
     config["vision_config"]["depth"] = 10**30
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="more than 50000 modules"):
-        prepare(model)
+        plan_load(model)
 
 
 def test_a_shard_of_a_name_that_no_file_has(qwen: Path, tmp_path: Path) -> None:

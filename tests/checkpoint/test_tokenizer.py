@@ -99,12 +99,12 @@ def test_tiktoken(qwen: Path, tmp_path: Path) -> None:
 
 
 def test_tiktoken_runs_to_the_end(qwen: Path, tmp_path: Path) -> None:
-    from moe_local import Options, Sampling, load, packing
-    from moe_local.store import pack
+    from moe_local import Options, Sampling, load
+    from moe_local.store import first_use, pack
 
     (tmp_path / "model").mkdir()
     directory = _tiktoken(qwen, tmp_path / "model", _ranks(), KIMI)
-    store = pack(packing.plan(directory, packing.choose()), tmp_path / "store")
+    store = pack(first_use.plan(directory, first_use.choose()), tmp_path / "store")
     for where in (directory, store):
         with load(where, Options(device="cpu", context=64)) as engine:
             ids = engine.encode("hi", raw=True)

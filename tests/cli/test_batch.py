@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from moe_local.config import MIB
+from moe_local.units import MIB
 from tests.processes import run as run_process
 from tests.processes import small_disk, wait_until
 

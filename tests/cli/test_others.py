@@ -10,7 +10,7 @@ import pytest
 
 from moe_local.cli.versions import TESTED_UP_TO, notes
 from moe_local.errors import is_disk_full
-from moe_local.profiles import profiles
+from moe_local.planning.machines import profiles
 from tests.processes import python, small_disk
 
 from .conftest import Run, expect_error

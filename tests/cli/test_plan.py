@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_local.bench.configs import shipped
-from moe_local.profiles import profiles
+from moe_local.planning.known_models import shipped
+from moe_local.planning.machines import profiles
 from tests.processes import python
 
 from .conftest import Run, expect_error

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from moe_local.formats.awq import Awq
 from moe_local.formats.base import Affine
+from moe_local.formats.compressed_tensors import Packed
 from moe_local.formats.gptq import Gptq
 from moe_local.formats.grouped import unpack
-from moe_local.formats.packed import Packed
 from moe_local.formats.signed import AbsmaxInt8, SignedInt8
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from moe_local import packing, profiles
 from moe_local.bench.report import SCHEMA, read_report, rows
 from moe_local.bench.trace import read_trace
 from moe_local.bench.workload import read_prompts
@@ -32,16 +31,17 @@ from moe_local.checkpoint.header import read_header
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.engine import load
+from moe_local.experts.warm import _read as read_warm
 from moe_local.generation.chat import ChatSession
 from moe_local.generation.defaults import generation_defaults
 from moe_local.generation.sampling import Sampling
 from moe_local.jobs.files import AnswerFile, Source, Terms
 from moe_local.jobs.lines import FORMATS, Defaults, guess_format, understand
-from moe_local.planning import Options
-from moe_local.runtime.warm import _read as read_warm
-from moe_local.store import MANIFEST, pack, verify
-from moe_local.store.journal import JOURNAL, Journal
+from moe_local.planning import machines
+from moe_local.planning.options import Options
+from moe_local.store import MANIFEST, first_use, pack, verify
 from moe_local.store.manifest import _digest
+from moe_local.store.progress import JOURNAL, Journal
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.gguf import NAMES, write_tiny_gguf
 from tests.fuzz.mutate import damaged, early, spoilt, spoilt_json, spoilt_lines
@@ -60,7 +60,7 @@ class Target(ABC):
         self.prepare()
 
     @abstractmethod
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         """Makes what is sound."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Tiny(Target):
 
     model_type = "qwen3_moe"
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.model = write_tiny_checkpoint(
             architecture(self.model_type), self.folder / "model", max_shard_bytes=SMALL
         )
@@ -118,7 +118,7 @@ class Tiny(Target):
 class SafetensorsHeader(Tiny):
     share = 2.0
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         super().prepare()
         self.skeleton, self.sound  # noqa: B018 - before anything is damaged
 
@@ -175,7 +175,7 @@ class CompositeConfig(Config):
 class Quantised(Tiny):
     """The settings of every scheme, over tensors of its kind."""
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         from tests.checkpoint.schemes.test_hostile import SOUND
 
         self.schemes = SOUND
@@ -207,7 +207,7 @@ class Quantised(Tiny):
 
 
 class GenerationConfig(Tiny):
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         super().prepare()
         self.config = load_config(Checkpoint.open(self.model))
         given = {
@@ -227,7 +227,7 @@ class GenerationConfig(Tiny):
 class Tokenizer(Tiny):
     """None, or one that encodes."""
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         super().prepare()
         self.checkpoint = Checkpoint.open(self.model)
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -247,7 +247,7 @@ class Tokenizer(Tiny):
 class Tiktoken(Tokenizer):
     share = 0.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         from tests.checkpoint.test_tokenizer import KIMI, _ranks
 
         super().prepare()
@@ -268,7 +268,7 @@ class Gguf(Target):
 
     share = 2.0
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.sound = []
         for name in NAMES:
             write_tiny_gguf(architecture(name), self.folder / "sound.gguf", "Q4_0")
@@ -287,7 +287,7 @@ class GgufMetadata(Gguf):
 
     share = 1.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         super().prepare()
         self.pieces = []
         for content in self.sound:
@@ -388,9 +388,9 @@ class StoreManifest(Target):
 
     share = 1.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         model = write_tiny_checkpoint(architecture("qwen3_moe"), self.folder / "model", max_shard_bytes=SMALL)
-        self.store = pack(packing.plan(model, packing.choose("int4", 32, "int8")), self.folder / "store")
+        self.store = pack(first_use.plan(model, first_use.choose("int4", 32, "int8")), self.folder / "store")
         self.file = self.store / MANIFEST
         self.body = json.loads(self.file.read_text())
         self.body.pop("digest")
@@ -412,7 +412,7 @@ class StoreFile(StoreManifest):
 
     share = 1.0
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         super().prepare()
         self.good = {file: file.read_bytes() for file in sorted(self.store.iterdir()) if file != self.file}
 
@@ -430,7 +430,7 @@ class StoreFile(StoreManifest):
 
 
 class PackingJournal(Target):
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.identity = {"fingerprint": "a" * 64, "packing": "int4-g32, dense int8"}
         lines = [self.identity, *({"file": f"experts-{n:05}.safetensors", "checksums": [1, 2]} for n in range(3))]
         self.good = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
@@ -453,7 +453,7 @@ class BatchAnswers(Target):
 
     terms = Terms("0" * 64, "model", {"temperature": 0.5, "seed": 1})
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.out, self.note = self.folder / "out", self.folder / "out.job"
         self.answers = b"".join(b'{"id": null, "line": %d, "text": "x"}\n' % number for number in range(1, 6))
 
@@ -476,7 +476,7 @@ class BatchLines(Target):
 
     share = 1.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         own = {
             "id": "a", "prompt": "hi", "system": "s", "raw": False, "stop": ["x"], "temperature": 0.5, "top_k": 4,
             "max_new_tokens": 3, "seed": 1, "metadata": {"a": 1},
@@ -507,7 +507,7 @@ class BatchLines(Target):
 class Trace(Target):
     share = 1.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         ids = np.arange(60, dtype=np.uint8).reshape(10, 3, 2) % 8
         meta = np.array(json.dumps({"experts": 8, "model": "x", "layers": 3, "top_k": 2}))
         arrays = {
@@ -539,7 +539,7 @@ class Trace(Target):
 class Recording(Target):
     """The folder that an interrupted recording leaves."""
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.part = self.folder / "a.npz.part"
         self.part.mkdir()
         meta = {"experts": 8, "layers": 3, "top_k": 2, "model": "x"}
@@ -580,7 +580,7 @@ class Bombs(Target):
 
     share = 0.05
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.model = write_tiny_checkpoint(architecture("qwen3_moe"), self.folder / "model")
 
     def damage(self, random: Random) -> None:
@@ -620,7 +620,7 @@ class Bombs(Target):
 
 
 class Conversation(Target):
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         said = [("system", "s"), ("user", "hi"), ("assistant", "yes"), ("user", "and")]
         self.good = json.dumps([{"role": role, "content": text} for role, text in said]).encode()
 
@@ -634,17 +634,17 @@ class Conversation(Target):
 
 
 class Profiles(Target):
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         from importlib.resources import files
 
         entries = [entry for entry in files("moe_local.hardware").iterdir() if entry.name.endswith(".toml")]
-        self.sound = [entry.read_bytes() for entry in entries if entry.name != profiles.LOCALITIES]
+        self.sound = [entry.read_bytes() for entry in entries if entry.name != machines.LOCALITIES]
 
     def damage(self, random: Random) -> None:
         self.text = damaged(random, random.choice(self.sound)).decode("utf-8", errors="replace")
 
     def open(self) -> None:
-        found = profiles._parse("fuzzed", self.text)
+        found = machines._parse("fuzzed", self.text)
         assert found.ram >= 0
         assert found.vram >= 0
 
@@ -652,7 +652,7 @@ class Profiles(Target):
 class Report(Target):
     share = 0.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         head = {"schema": SCHEMA, "version": "1", "machine": {}}
         run = {"config": {"a": 1}, "summary": {"x": {"low": 1}}, "memory": {"ram": {"peak": 1}}, "error": None}
         live = {**head, "kind": "live", "model": {}, "runs": [run]}
@@ -669,7 +669,7 @@ class Report(Target):
 class Prompts(Target):
     share = 0.5
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         given = [{"prompt": "a", "x": 1}, {"turns": ["b"]}, {"messages": [{"role": "user", "content": "c"}]}]
         self.good = b"\n".join(json.dumps(line).encode() for line in given)
 
@@ -684,7 +684,7 @@ class Prompts(Target):
 class Warm(Target):
     share = 0.3
 
-    def prepare(self) -> None:
+    def plan_load(self) -> None:
         self.good = json.dumps([[0, 1, 2], [3], []]).encode()
 
     def damage(self, random: Random) -> None:

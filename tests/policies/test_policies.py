@@ -19,15 +19,15 @@ ALL = np.arange(KEYS)
 
 
 def _used(policy: Policy, uses: Uses) -> np.ndarray:
-    state = np.zeros((policy.rows(KEYS), KEYS))
+    state = np.zeros((policy.state_rows(KEYS), KEYS))
     for now, (keys, weight) in enumerate(uses, start=1):
-        policy.use(state, np.array(sorted(keys)), now, np.full(len(keys), weight))
-    policy.look(state, np.array(sorted(uses[-1][0])), len(uses))
+        policy.on_access(state, np.array(sorted(keys)), now, np.full(len(keys), weight))
+    policy.prepare(state, np.array(sorted(uses[-1][0])), len(uses))
     return state
 
 
 def _worth(policy: Policy, uses: Uses) -> np.ndarray:
-    return policy.worth(_used(policy, uses), ALL, len(uses))
+    return policy.score(_used(policy, uses), ALL, len(uses))
 
 
 def _faded(uses: Uses, key: int, half_life: float, *, weighted: bool) -> float:
@@ -58,15 +58,15 @@ def test_one_key_at_a_time_is_worth_the_same(uses: Uses) -> None:
     """As a compiled replay asks."""
     for policy in (*POLICIES.values(), BELADY):
         state = _used(policy, uses)
-        singly = [policy.worth(state, key, len(uses)) for key in ALL]
-        assert singly == policy.worth(state, ALL, len(uses)).tolist()
+        singly = [policy.score(state, key, len(uses)) for key in ALL]
+        assert singly == policy.score(state, ALL, len(uses)).tolist()
 
 
 def test_the_successor_learns_what_follows() -> None:
     """2 follows 0 and 3 follows 1: after a 0, of two keys used alike, the 2 is worth more."""
     uses: Uses = [({key}, 1.0) for key in (0, 2, 1, 3) * 10]
     state = _used(POLICIES["successor"], [*uses, ({0}, 1.0)])
-    two, three = POLICIES["successor"].worth(state, np.array([2, 3]), len(uses) + 1)
+    two, three = POLICIES["successor"].score(state, np.array([2, 3]), len(uses) + 1)
     assert two > 3 * three
 
 

@@ -11,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from moe_local import packing
 from moe_local.engine import load
 from moe_local.errors import CheckpointError, MoeLocalError
-from moe_local.planning import Options, prepare
-from moe_local.store import MANIFEST, pack, stores, verify
+from moe_local.planning.options import Options
+from moe_local.planning.plan_load import plan_load
+from moe_local.store import MANIFEST, first_use, pack, stores, verify
 from moe_local.store.manifest import _digest
 
 
 @pytest.fixture(scope="module")
 def packed(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(packing.plan(qwen, packing.choose("int8", dense="int8")), tmp_path_factory.mktemp("stores") / "store")
+    return pack(
+        first_use.plan(qwen, first_use.choose("int8", dense="int8")), tmp_path_factory.mktemp("stores") / "store"
+    )
 
 
 def edit(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -103,7 +105,7 @@ def test_what_a_manifest_says_is_checked(case: str, packed: Path, tmp_path: Path
     store = Path(shutil.copytree(packed, tmp_path / "store"))
     edit(store, EDITS[case])
     with pytest.raises(CheckpointError, match="store") as caught:
-        prepare(store, Options(device="cpu", context=64))
+        plan_load(store, Options(device="cpu", context=64))
     assert caught.value.remedy
     with contextlib.suppress(MoeLocalError):
         verify(store)

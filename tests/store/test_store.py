@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_local import packing
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.engine import load
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.generation.sampling import Sampling
-from moe_local.planning import Options, prepare
-from moe_local.store import is_store, open_store, pack, shelf, verify
+from moe_local.planning.options import Options
+from moe_local.planning.plan_load import plan_load
+from moe_local.store import first_use, is_store, open_store, pack, store_index, verify
 from moe_local.store.manifest import MANIFEST
 from moe_local.testing import architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
 from tests.processes import MOE, start
@@ -31,7 +31,7 @@ RUN = [found for found in (*architectures(), *whole_architectures()) if found.id
 
 
 def _packed(source: Path, target: Path, *names: object) -> Path:
-    return pack(packing.plan(source, packing.choose(*names)), target)  # type: ignore[arg-type]
+    return pack(first_use.plan(source, first_use.choose(*names)), target)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def _round_to_int8(weight: torch.Tensor, *, transposed: bool) -> None:
 
 
 def test_a_store_is_used_like_a_checkpoint(qwen: Path, store: Path) -> None:
-    prepared = prepare(store)
-    assert [str(e) for e in prepared.catalog.layers[0].kinds[0].encodings] == ["int8"]
-    assert prepared.catalog.layers[0].kinds[0].size % 4096 == 0
-    assert all(x.offset % 4096 == 0 for layer in prepared.catalog.layers for (x,) in layer.records)
-    assert prepared.plan.needs.dense < prepare(qwen).plan.needs.dense
+    load_plan = plan_load(store)
+    assert [str(e) for e in load_plan.catalog.layers[0].kinds[0].encodings] == ["int8"]
+    assert load_plan.catalog.layers[0].kinds[0].size % 4096 == 0
+    assert all(x.offset % 4096 == 0 for layer in load_plan.catalog.layers for (x,) in layer.records)
+    assert load_plan.plan.needs.dense < plan_load(qwen).plan.needs.dense
     with load(store, Options(context=128)) as whole, load(store, Options(context=128, experts=0.3)) as paged:
         assert whole.generate("hello", GREEDY).token_ids == paged.generate("hello", GREEDY).token_ids
         assert paged.stats()["misses"] > 0
@@ -183,7 +183,7 @@ def test_any_flipped_byte_is_named(store: Path, tmp_path: Path) -> None:
 
 def test_a_record_is_named_by_layer_and_expert(store: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
-    extent = prepare(copy).catalog.layers[2].records[5][0]
+    extent = plan_load(copy).catalog.layers[2].records[5][0]
     with extent.file.open("r+b") as stream:
         stream.seek(extent.offset + 100)
         stream.write(b"\xff\x00\xff")
@@ -255,20 +255,20 @@ def test_a_checkpoint_may_have_a_manifest_of_its_own(qwen: Path, tmp_path: Path)
     source = Path(shutil.copytree(qwen, tmp_path / "source"))
     (source / "manifest.json").write_text('{"name": "app"}')
     assert not is_store(source)
-    prepare(source)
+    plan_load(source)
 
 
 def test_the_library_knows_its_own(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path))
-    made, _ = packing.ensure_packed(qwen, lambda stage, fraction: None)
+    made, _ = first_use.ensure_packed(qwen, lambda stage, fraction: None)
     (tmp_path / "stores" / "mine").mkdir()
     (tmp_path / "stores" / "mine" / "file").write_text("precious")
     (made / MANIFEST).write_text("{")
-    (stored,) = shelf.stores()
+    (stored,) = store_index.stores()
     assert "damaged" in stored.formats
     with pytest.raises(MoeLocalError, match="no store"):
-        shelf.remove("mine")
-    shelf.remove(stored.name)
+        store_index.remove("mine")
+    store_index.remove(stored.name)
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["mine"]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_local.bench.parts import Report
+from moe_local.bench.report_reader import Report
 from moe_local.errors import MoeLocalError, StorageError
 
 if TYPE_CHECKING:

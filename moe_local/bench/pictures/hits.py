@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from moe_local.bench.parts import (
+from moe_local.bench.report_reader import (
     ORACLE,
     Part,
     Report,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from moe_local.bench.parts import (
+from moe_local.bench.report_reader import (
     Part,
     Report,
     model_name,

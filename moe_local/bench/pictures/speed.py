@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from moe_local.bench.parts import Part, Report, model_name, number, part, parts, run_labels, runs
+from moe_local.bench.report_reader import Part, Report, model_name, number, part, parts, run_labels, runs
 
 from . import Picture
 from .theme import Theme, drawable, dress, mixed, new_figure, wrapped

@@ -19,8 +19,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from moe_local.runtime.kv import PLAIN_LAYERS
-from moe_local.runtime.transformers_api import kv_cache
+from moe_local.model.kv_cache import PLAIN_LAYERS
+from moe_local.model.transformers_api import kv_cache
 
 _ATTENDS = (*PLAIN_LAYERS, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
 _RECURS = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)

@@ -19,7 +19,7 @@ from moe_local.checkpoint.schemes import understood
 from moe_local.engine import load
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.formats.mxfp4 import Mxfp4
-from moe_local.planning import Options
+from moe_local.planning.options import Options
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.quantised import assert_quantised_runs, is_linear, rewrite_checkpoint
 

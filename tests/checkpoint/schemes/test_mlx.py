@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moe_local import packing
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.schemes import understood
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
-from moe_local.planning import prepare
-from moe_local.store import pack, verify
+from moe_local.planning.plan_load import plan_load
+from moe_local.store import first_use, pack, verify
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.quantised import assert_runs_as, decode_checkpoint, is_linear
 
@@ -119,7 +118,7 @@ def test_every_variant(case: str, tmp_path: Path) -> None:
         settings_used = settings
         quantised, plain = write(model_type, tmp_path, settings, also=also)
     assert_runs_as(model_type, quantised, plain)
-    job = packing.plan(quantised, packing.choose())
+    job = first_use.plan(quantised, first_use.choose())
     if settings_used.get("bits") in (3, 4) and len(settings_used) < 4:
         assert job.expert_formats == "int4-g32"
     assert verify(pack(job, tmp_path / "store")) == []
@@ -154,7 +153,7 @@ def test_what_is_wrong_is_named(
     config = json.loads((quantised / "config.json").read_text()) | changes
     (quantised / "config.json").write_text(json.dumps(config))
     with pytest.raises(error, match=message):
-        prepare(quantised)
+        plan_load(quantised)
 
 
 def test_models_of_which_mlx_changes_more_are_refused(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_models_of_which_mlx_changes_more_are_refused(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.switch_mlp.up_proj.weight"] = torch.ones(2, 2, 2)
     save_file(tensors, original / "model.safetensors")
     with pytest.raises(UnsupportedError, match="qwen3_next"):
-        prepare(original)
+        plan_load(original)
 
 
 @pytest.mark.parametrize("change", ["another model", "attention taken apart"])

@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_local import packing
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.schemes import understood
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
-from moe_local.store import pack, verify
+from moe_local.store import first_use, pack, verify
 from moe_local.store.job import relative_error
 from moe_local.testing.quantised import assert_quantised_runs, assert_runs_as, is_linear, rewrite_checkpoint
 
@@ -121,7 +120,7 @@ WRITERS = {
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS.keys())
 def test_every_variant(writer: Writer, tmp_path: Path) -> None:
     quantised = assert_quantised_runs("qwen3_moe", tmp_path, writer.quantise, writer.dequantise, writer.config)
-    job = packing.plan(quantised, packing.choose(dense="keep"))
+    job = first_use.plan(quantised, first_use.choose(dense="keep"))
     if "nvfp4" in job.expert_formats and "fp8" not in job.expert_formats:
         assert relative_error(job) == 0
     store = pack(job, tmp_path / "store")
@@ -142,7 +141,7 @@ def test_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
     }
     (quantised / "hf_quant_config.json").write_text(json.dumps(beside))
     assert_runs_as("mixtral", quantised, tmp_path / "plain")
-    store = pack(packing.plan(quantised, packing.choose()), tmp_path / "store")
+    store = pack(first_use.plan(quantised, first_use.choose()), tmp_path / "store")
     assert not (store / "hf_quant_config.json").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from moe_local.engine import load
 from moe_local.generation.batch import Request
 from moe_local.generation.sampling import Sampling
-from moe_local.planning import Options
+from moe_local.planning.options import Options
 from moe_local.testing import Architecture, architectures, whole_architectures, write_tiny_checkpoint
 
 EVERY = [found for found in (*architectures(), *whole_architectures()) if found.can_generate]
@@ -21,7 +21,7 @@ PROMPTS = [[5 + (i * 37 + n) % 200 for i in range(length)] for n, length in enum
 @pytest.mark.parametrize("found", [f for f in EVERY if f.id not in REFUSED], ids=lambda found: found.id)
 def test_together_as_alone(found: Architecture, tmp_path: Path) -> None:
     write_tiny_checkpoint(found, tmp_path)
-    with load(tmp_path, Options(device="cpu", context=64, experts=0.5, sequences=3)) as engine:
+    with load(tmp_path, Options(device="cpu", context=64, experts=0.5, max_sequences=3)) as engine:
         engine.model.generation_config.eos_token_id = None
         alone = [engine.generate(prompt, GREEDY).token_ids for prompt in PROMPTS]
         answers = list(engine.batch(Request(prompt, GREEDY, tag=n) for n, prompt in enumerate(PROMPTS)))

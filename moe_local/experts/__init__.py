@@ -1,0 +1,1 @@
+"""What happens at an MoE layer: route, fetch, multiply, sum. Start reading in `layer.py`."""

@@ -1,0 +1,173 @@
+"""Building a transformers model whose experts modules are ours, and loading its dense part.
+
+Experts classes are replaced by subclasses without parameters while the model is built, so that expert tensors are
+never materialised: to transformers they are unexpected keys, and are left in the files.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.catalog import Catalog
+from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.record import Source
+from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.experts.layer import PagedExperts
+from moe_local.memory.disk import ReadAt
+from moe_local.memory.tensors import read_tensor
+from moe_local.model.attention import use_products
+from moe_local.model.encoded import encoded_module, load_arrays, with_modules
+from moe_local.model.kv_cache import grow_in_place
+from moe_local.model.rows import EmbeddingOnDisk, embeddings_on_disk
+
+_patching = threading.Lock()  # the classes belong to the whole process
+
+
+def load_dense(
+    skeleton: PreTrainedModel,
+    config: PreTrainedConfig,
+    catalog: Catalog,
+    read_at: ReadAt,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PreTrainedModel:
+    """The model with its dense weights on `device` and its experts modules of `PagedExperts`, not yet connected.
+
+    Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
+    """
+    dense = catalog.dense
+    lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
+    experts = experts_modules(skeleton)
+    others = dict.fromkeys(catalog.encoded, encoded_module) | dict.fromkeys(catalog.rows, EmbeddingOnDisk)
+    with paged_experts({type(module) for module in experts.values()}), _quiet():
+        try:
+            model, info = with_modules(type(skeleton), others).from_pretrained(
+                None,
+                config=deepcopy(config),
+                state_dict=lazy,
+                dtype=dtype,
+                device_map={"": device},
+                ignore_mismatched_sizes=True,  # they are ours to refuse, by name
+                output_loading_info=True,
+            )
+        except RuntimeError as error:  # an operation of a conversion failed
+            raise CheckpointError(
+                f"the dense weights of {_directory(dense)} do not convert ({' '.join(str(error).split())})",
+                remedy="download it again",
+            ) from error
+        except ValueError as error:
+            raise UnsupportedError(
+                f"{type(skeleton).__name__} cannot be built with paged experts ({' '.join(str(error).split())})",
+                remedy="report this architecture",
+            ) from error
+    _check_loaded(model, info, dense)
+    use_products(model)
+    if device.type == "cpu":
+        grow_in_place(model)
+    captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
+    if captured != set(experts):
+        missed = ", ".join(sorted(set(experts) - captured))
+        raise CheckpointError(f"these MoE blocks were not captured: {missed}", remedy="report this architecture")
+
+    def read(entry: TensorEntry) -> Tensor:
+        return read_tensor(entry, read_at, entry.dtype).to(device)
+
+    load_arrays(model, catalog.encoded, read)
+    embeddings_on_disk(model, catalog.rows, read_at, read)
+    return model
+
+
+class LazyTensor:
+    """A tensor that is read when `[...]` is asked of it, as transformers' loader does."""
+
+    def __init__(self, source: Source, read_at: ReadAt, dtype: torch.dtype) -> None:
+        self._source = source
+        self._read_at = read_at
+        self._dtype = dtype  # of what is held encoded
+
+    def __getitem__(self, index: object) -> Tensor:
+        return read_tensor(self._source, self._read_at, self._dtype)
+
+
+@contextmanager
+def paged_experts(classes: set[type[nn.Module]]) -> Iterator[None]:
+    """While inside, models are built with paged subclasses in place of these experts classes.
+
+    Each modeling file builds the experts it defines, so the name in that file is the only one to replace.
+    transformers' own patch mapping does the same by walking all its modules, which imports some that need packages
+    nobody has, and does not undo it when a load fails.
+    """
+    with _patching:
+        for original in classes:
+            setattr(sys.modules[original.__module__], original.__name__, _paged_subclass(original))
+        try:
+            yield
+        finally:
+            for original in classes:
+                setattr(sys.modules[original.__module__], original.__name__, original)
+
+
+def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
+    def initialize(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original.__init__(self, *args, **kwargs)
+        for name in list(self._parameters):
+            delattr(self, name)
+            # Some models' own initialisation reaches into their experts: there must be something to reach.
+            self.__dict__[name] = torch.empty(0)
+        vars(self)["_is_hf_initialized"] = True
+
+    members = {"__init__": initialize, "__module__": original.__module__}
+    return type(original.__name__, (PagedExperts, original), members)
+
+
+def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mapping[str, Source]) -> None:
+    directory = _directory(dense)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{directory} lacks {_some(missing)}", remedy="download it again")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise CheckpointError(
+            f"{directory} holds {name} of shape {tuple(found)}, and config.json says {tuple(wanted)}",
+            remedy="download it again",
+        )
+
+
+def _directory(dense: Mapping[str, Source]) -> str:
+    if not dense:
+        return "the checkpoint"
+    source = next(iter(dense.values()))
+    entry = source if isinstance(source, TensorEntry) else next(iter(source.parts.values()))
+    return str(entry.file.parent)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers would report every expert tensor as unexpected, and draw a progress bar of its own."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,17 @@
+"""What is to happen before every forward pass of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]  # the module, its arguments, its named arguments
+
+
+def register_forward_hook(model: PreTrainedModel, hook: Hook) -> None:
+    """Calls `hook` before passes of the model and of the model without its head: twice where one calls the other."""
+    for module in {model, model.base_model}:
+        module.register_forward_pre_hook(hook, with_kwargs=True)

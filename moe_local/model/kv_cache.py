@@ -1,0 +1,86 @@
+"""KV caches that a token is written into.
+
+transformers' `DynamicLayer` copies every key and value to add a token's, and a CPU's matrix library wants lengths
+that are rounded up, another copy: with 4,000 tokens, a sixth of a token's time. Here they lie in buffers of such
+lengths, zeros at the end, and are copied when one is full.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from moe_local.model.hooks import register_forward_hook
+from moe_local.model.transformers_api import CACHE
+
+_STEP = 64  # tokens: lengths are rounded up to it
+_BUFFER = "_moe_local_buffer"  # on keys and values: what they are the beginning of
+_FILLED = "_moe_local_filled"  # on a buffer: its tokens; who has fewer may not write after them
+
+
+def columns(length: int) -> int:
+    """Tokens that a buffer has room for when `length` are in it.
+
+    A CPU's matrix library makes and keeps a program for every length it meets: so there are few of them.
+    """
+    return length + -length % max(_STEP, 1 << max(0, length.bit_length() - 4))
+
+
+def with_room(states: Tensor) -> Tensor:
+    """Keys or values [B, KV, L, D] and zeros, [B, KV, columns(L) or more, D]: no copy where they lie in a buffer."""
+    buffer: Tensor | None = getattr(states, _BUFFER, None)
+    return _buffer_of(states, states.shape[-2]) if buffer is None else buffer
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A `DynamicLayer` whose `keys` and `values` begin buffers. Other tensors may be put in their place."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The next tokens' key_states and value_states [B, KV, T, D] -> all keys and values, [B, KV, L + T, D]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys: Tensor = _appended(self.keys, key_states)
+        self.values: Tensor = _appended(self.values, value_states)
+        return self.keys, self.values
+
+
+PLAIN_LAYERS = (DynamicLayer, GrowingLayer)  # that keep every token, and nothing else
+
+
+def _appended(held: Tensor, new: Tensor) -> Tensor:
+    """held [B, KV, L, D] or empty, new [B, KV, T, D] -> [B, KV, L + T, D]."""
+    length = held.shape[-2] if held.numel() else 0
+    total = length + new.shape[-2]
+    buffer: Tensor | None = getattr(held, _BUFFER, None)
+    fits = buffer is not None and total <= buffer.shape[-2] and getattr(buffer, _FILLED) == length
+    if buffer is None or not fits or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
+        buffer = _buffer_of(held if length else new[..., :0, :], total)
+    buffer[..., length:total, :] = new
+    setattr(buffer, _FILLED, total)
+    states = buffer[..., :total, :]
+    setattr(states, _BUFFER, buffer)
+    return states
+
+
+def _buffer_of(states: Tensor, length: int) -> Tensor:
+    """Room for `length` tokens that begins with `states` [B, KV, L, D]."""
+    *shape, held, width = states.shape
+    buffer = states.new_empty(*shape, columns(length), width)
+    buffer[..., :held, :] = states
+    buffer[..., held:, :] = 0
+    return buffer
+
+
+def grow_in_place(model: PreTrainedModel) -> None:
+    """Has the plain layers of whatever KV cache this model is given be `GrowingLayer`s."""
+
+    def convert(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        for layer in getattr(inputs.get(CACHE), "layers", ()):
+            if type(layer) is DynamicLayer:
+                layer.__class__ = GrowingLayer
+
+    register_forward_hook(model, convert)

@@ -1,0 +1,1 @@
+"""Arithmetic before anything is loaded: what a model takes, and what fits where."""

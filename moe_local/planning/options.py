@@ -1,0 +1,56 @@
+"""What a user may choose about loading. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_local.errors import MoeLocalError
+from moe_local.policies import DEFAULT_POLICY, get_policy
+from moe_local.prediction import get_predictor
+
+IO_MODES = ("auto", "direct", "buffered")
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose about loading. Sizes in bytes; None lets moe-local choose.
+
+    On a CPU, `vram` bounds a device tier that is itself in RAM, and so a part of `ram`.
+    """
+
+    device: str = "auto"
+    ram: int | None = None
+    vram: int | None = None
+    context: int | None = None
+    dtype: str = "auto"
+    experts: float = 1.0  # cap on the share of experts in the device tier
+    host_experts: float = 1.0  # and in the host tier
+    policy: str = DEFAULT_POLICY  # which experts are kept: a name of `POLICIES`
+    prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
+    io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
+    warm: bool = False  # begin with the experts that the last run of this kind ended with
+    other_machine: bool = False  # plan for another machine: what this one has does not bound the budgets
+    max_sequences: int = 1  # that `Engine.batch` generates at once, at most
+    tokens_per_sequence: int = 512  # tokens of such a sequence, on average, that memory is kept for
+    threads: int | None = None  # that compute: torch's for the whole process; None: one for each core
+    logits_per_pass: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
+
+    def __post_init__(self) -> None:
+        get_policy(self.policy)
+        if self.io not in IO_MODES:
+            raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
+        if self.prefetch != "off":
+            get_predictor(self.prefetch)
+        if self.max_sequences < 1 or self.tokens_per_sequence < 1:
+            raise MoeLocalError(
+                f"{self.max_sequences} sequences of {self.tokens_per_sequence} tokens cannot be generated"
+            )
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise MoeLocalError(f"--threads {self.threads} is not a number from 1 to {_MOST_THREADS}")
+        for name, share in (("experts", self.experts), ("host experts", self.host_experts)):
+            if not 0 < share <= 1:
+                raise MoeLocalError(f"a share of {share} of the {name} is not above 0 and at most 1")
+        for name, size in (("--ram", self.ram), ("--vram", self.vram)):
+            if size is not None and size < 0:
+                raise MoeLocalError(f"{name} {size} is not a number of bytes")

@@ -1,0 +1,275 @@
+"""From budgets to a plan: what goes into which tier, before anything is loaded. Arithmetic only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from moe_local.errors import BudgetError
+from moe_local.experts.capacity import TierCapacity
+from moe_local.units import MIB, format_size
+
+_KV_SHARE = 0.25  # of what is left after the dense weights: the most that a batch's KV caches take
+_LONGEST = 1 << 60  # tokens
+_IN_FLIGHT, _MANY_IN_FLIGHT = 32 * MIB, 96 * MIB  # for one sequence, and for a batch, which needs nearly all experts
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes, in bytes, at one context length."""
+
+    dense: int  # everything but the experts
+    kv_bytes: int  # KV cache of one sequence, at the full context
+    workspace: int  # activations and temporaries at their peak, in passes of as many tokens as there are
+    slot: int  # the largest record
+    experts: tuple[int, ...]  # experts of each MoE layer
+    top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
+    rows: int = 0  # of `dense`: embeddings, that could be read from the disk row by row
+    rows_on_disk: int = 0  # and, not in `dense`, those that are
+    sequences: int = 1  # that are computed at once
+    kv_bytes_per_sequence: int = 0  # bytes of the KV cache of one of several sequences
+    workspace_bytes_per_sequence: int = 0  # and of what else it takes
+    workspaces: tuple[tuple[int, int], ...] = ()  # (tokens, bytes) of smaller forward passes, ascending
+
+    @property
+    def kv_cache(self) -> int:
+        """Of all sequences."""
+        return max(self.kv_bytes, self.sequences * self.kv_bytes_per_sequence)
+
+    @property
+    def resident_bytes(self) -> int:
+        more = self.sequences * self.workspace_bytes_per_sequence if self.sequences > 1 else 0
+        return self.dense + self.kv_cache + self.workspace + more
+
+    def with_rows_on_disk(self, available: int) -> Needs:
+        """With embeddings left on the disk, where `available` bytes do not hold them and everything else.
+
+        A token needs one row of them, and all of an expert: their memory is worth more to experts.
+        """
+        if available >= self.resident_bytes + self.all_experts * self.slot:
+            return self
+        return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
+
+    def with_fewer_sequences(self, available: int) -> Needs:
+        """With as many sequences as leave to experts three quarters of what `available` bytes have beside the rest.
+
+        One where even the fewest slots would not fit beside two: a budget is not too small for a batch alone.
+        """
+        share = (available - self.dense - self.workspace) * _KV_SHARE
+
+        def fit(count: int) -> bool:
+            needs = replace(self, sequences=count)
+            return count * self.kv_bytes_per_sequence <= share and needs.resident_bytes + _least(needs) <= available
+
+        return replace(self, sequences=next((n for n in range(self.sequences, 1, -1) if fit(n)), 1))
+
+    def workspace_of(self, tokens: int) -> int:
+        """Of a forward pass of so many tokens."""
+        return next((size for most, size in self.workspaces if tokens <= most), self.workspace)
+
+    @property
+    def all_experts(self) -> int:
+        return sum(self.experts)
+
+    @property
+    def token_set(self) -> int:
+        """Experts that one token needs: with fewer slots, caching is worse than none."""
+        return sum(min(k, n) for k, n in zip(self.top_k, self.experts, strict=True))
+
+    @property
+    def useful_share(self) -> float:
+        """The share of each layer's experts, in whole hundredths, that holds one token's."""
+        return max(math.ceil(100 * min(k, n) / n) for k, n in zip(self.top_k, self.experts, strict=True)) / 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """SlotTable of each layer in each tier, and the arithmetic behind them (bytes).
+
+    With one memory (a CPU alone) the device tier is RAM and there is no host tier. Long forward passes take more
+    memory than a token: `capacities` (tokens, capacity) says what the tier has in passes of up to so many tokens, the
+    last one also in longer ones. The slots are those of the first. No capacities: it is always the same.
+    """
+
+    needs: Needs
+    ram: int  # budget for the whole process
+    vram: int | None  # budget on the device, where it has memory of its own
+    ram_overhead: int  # the process itself: interpreter, libraries
+    vram_overhead: int  # the device's runtime
+    device_slots: tuple[int, ...]  # experts kept of each layer
+    host_slots: tuple[int, ...] | None
+    device_in_ram: bool = False  # the device's memory is a part of RAM
+    device_spare: int = 0  # slots for what passes through
+    host_spare: int = 0
+    elastic: bool = False  # what a long pass needs is the tier's in shorter ones
+    capacities: tuple[tuple[int, TierCapacity], ...] = ()  # ascending
+
+    def capacity(self, tokens: int) -> TierCapacity:
+        """Of the device tier, in a forward pass of so many tokens."""
+        capacities = self.capacities or ((tokens, TierCapacity(self.device_slots, self.device_spare)),)
+        return next((capacity for most, capacity in capacities if tokens <= most), capacities[-1][1])
+
+    @property
+    def device_experts(self) -> int:
+        return sum(self.device_slots)
+
+    @property
+    def share(self) -> float:
+        """LayerResidency of all experts that the device tier holds."""
+        return self.device_experts / self.needs.all_experts
+
+    @property
+    def device_bytes(self) -> int:
+        """What is taken beside the dense part in the device tier's memory, where that is most."""
+        needs = self.needs
+        return max(
+            (
+                capacity.slots * needs.slot - (needs.workspace - needs.workspace_of(tokens))
+                for tokens, capacity in self.capacities
+            ),
+            default=(self.device_experts + self.device_spare) * needs.slot,
+        )
+
+    @property
+    def host_bytes(self) -> int:
+        return (sum(self.host_slots or ()) + self.host_spare) * self.needs.slot
+
+    @property
+    def ram_used(self) -> int:
+        on_host = self.ram_overhead + self.host_bytes
+        return on_host + self.needs.resident_bytes + self.device_bytes if self.device_in_ram else on_host
+
+    @property
+    def vram_used(self) -> int | None:
+        return None if self.vram is None else self.vram_overhead + self.needs.resident_bytes + self.device_bytes
+
+    @property
+    def useful_minimum(self) -> int:
+        """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
+        needs, overhead = self.needs, self.ram_overhead if self.vram is None else self.vram_overhead
+        slots = min(needs.token_set + spare_slots(needs), needs.all_experts)
+        saved = needs.workspace - needs.workspace_of(needs.sequences) if self.elastic else 0
+        return overhead + needs.resident_bytes + max(slots * needs.slot - saved, _least(needs))
+
+    @property
+    def too_small_to_cache(self) -> bool:
+        return any(
+            slots < min(k, n)
+            for slots, k, n in zip(self.device_slots, self.needs.top_k, self.needs.experts, strict=True)
+        )
+
+
+def make_plan(
+    needs: Needs,
+    *,
+    ram: int,
+    vram: int | None = None,
+    ram_overhead: int = 0,
+    vram_overhead: int = 0,
+    device_in_ram: bool = False,
+    device_share: float = 1.0,
+    host_share: float = 1.0,
+    elastic: bool = False,
+    slack: int = 0,
+) -> Plan:
+    """Gives every byte of the budgets that is left to slots, at least one a layer and at most all the experts.
+
+    Where not all fit, some more slots are spare: experts that a tier does not keep pass through them.
+
+    `device_share` and `host_share` cap a tier at that share of each layer's experts, however much would fit.
+    With `elastic` and one memory, the tier has what a token's forward pass leaves of the longest one's workspace, and
+    gives it back for longer ones. With `device_in_ram` the device tier (where it has a budget of its own: all of it)
+    is taken from `ram`.
+    Raises BudgetError, with the smallest budgets that would do, when not even one slot a layer fits; they have
+    `slack` bytes more, as the overhead is not the same from one run to the next.
+    """
+    least = _least(needs)
+    if vram is None:
+        taken = ram_overhead + needs.resident_bytes
+        if ram < taken + least:
+            raise _too_little(f"{format_size(ram)} of RAM", needs, {"--ram": taken + least + slack})
+        steps = [tokens for tokens, _ in needs.workspaces if tokens >= needs.sequences] if elastic else []
+        steps.append(_LONGEST)
+        left = [ram - taken + needs.workspace - needs.workspace_of(tokens) for tokens in steps]
+        capacities = [TierCapacity(*_tier(each, needs, device_share)) for each in left]
+        return Plan(
+            needs,
+            ram,
+            None,
+            ram_overhead,
+            0,
+            capacities[0].kept,
+            None,
+            device_in_ram=True,
+            device_spare=capacities[0].spare,
+            elastic=elastic,
+            capacities=tuple(zip(steps, capacities, strict=True)) if len(set(capacities)) > 1 else (),
+        )
+    taken = vram_overhead + needs.resident_bytes
+    short_of_vram = vram < taken + least
+    vram_wanted = taken + least + slack if short_of_vram else vram
+    ram_taken = ram_overhead + (vram_wanted if device_in_ram else 0)
+    wanted = {"--vram": vram_wanted} if short_of_vram else {}
+    if ram < ram_taken + least:
+        wanted["--ram"] = ram_taken + least + slack
+    if wanted:
+        short = f"{format_size(vram)} of device memory" if short_of_vram else f"{format_size(ram)} of RAM"
+        raise _too_little(short, needs, wanted)
+    device, device_spare = _tier(vram - taken, needs, device_share)
+    host, host_spare = _tier(ram - ram_taken, needs, host_share)
+    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram, device_spare, host_spare)
+
+
+def _least(needs: Needs) -> int:
+    """Bytes of the fewest slots: one a layer, and one for what passes through."""
+    return (len(needs.experts) + 1) * needs.slot
+
+
+def _tier(available: int, needs: Needs, share: float) -> tuple[tuple[int, ...], int]:
+    """SlotTable of each layer, and spare ones, in `available` bytes."""
+    slots, most = available // needs.slot, capped(needs.experts, share)
+    if most == needs.experts and slots >= needs.all_experts:
+        return most, 0
+    spare = min(spare_slots(needs), slots - len(most))
+    return share_out(slots - spare, most), spare
+
+
+def spare_slots(needs: Needs) -> int:
+    """SlotTable that keep a disk busy: enough reads in flight, of enough bytes."""
+    alone = needs.sequences == 1
+    wanted = -(-(_IN_FLIGHT if alone else _MANY_IN_FLIGHT) // needs.slot)
+    return min(max(2, wanted), 16 if alone else 48)
+
+
+def _too_little(budget: str, needs: Needs, wanted: Mapping[str, int]) -> BudgetError:
+    """`wanted` are the smallest budgets that would do, by option, the first for what is short."""
+    options = " and ".join(f"{option} {-(-size >> 20)}MiB" for option, size in wanted.items())
+    return BudgetError(
+        f"a budget of {budget} is too small: the dense weights need {format_size(needs.dense)}, the KV cache"
+        f" {format_size(needs.kv_cache)}, activations {format_size(needs.workspace)}, one expert of each of"
+        f" {len(needs.experts)} layers and one more {format_size(_least(needs))}",
+        minimum=next(iter(wanted.values())),
+        remedy=f"give at least {options}, or shorten --context",
+    )
+
+
+def capped(experts: Sequence[int], share: float) -> tuple[int, ...]:
+    """`share` of each layer's experts, rounded up."""
+    return tuple(min(count, max(1, math.ceil(count * share - 1e-9))) for count in experts)
+
+
+def share_out(slots: int, most: Sequence[int]) -> tuple[int, ...]:
+    """Deals slots to layers as evenly as `most` (each layer's maximum) allows; all of them if they suffice.
+
+    The sum is min(slots, sum(most)), and two layers that are not at their maximum differ by one slot at most.
+    """
+    given = [0] * len(most)
+    left = min(slots, sum(most))
+    while left:
+        open_layers = [layer for layer, top in enumerate(most) if given[layer] < top]
+        each = max(1, min(left // len(open_layers), min(most[layer] - given[layer] for layer in open_layers)))
+        for layer in open_layers[:left]:
+            given[layer] += each
+            left -= each
+    return tuple(given)

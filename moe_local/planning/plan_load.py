@@ -1,0 +1,156 @@
+"""From a model's name and the user's budgets to a plan, before any weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from moe_local.errors import MoeLocalError
+from moe_local.memory.limits import memory_available, memory_limit, process_memory
+from moe_local.memory.pages import can_release
+from moe_local.model.kv_cache import columns
+from moe_local.model.rows import bytes_of_rows, leave_on_disk, readable_by_rows
+from moe_local.planning.footprint import measure, prefill_chunk
+from moe_local.planning.options import Options
+from moe_local.planning.placement import Needs, Plan, make_plan
+from moe_local.store.open import ModelFiles, open_model
+from moe_local.units import MIB, format_size
+
+DEFAULT_CONTEXT = 4096
+_KEEP_FREE = 0.1  # of what is available, where no budget was given
+_ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
+
+
+@dataclass(frozen=True)
+class LoadPlan(ModelFiles):
+    """What was understood, and planned, and not yet loaded."""
+
+    device: torch.device
+    context: int
+    sequences: int  # that are generated at once, at most
+    kv_tokens: int  # that their KV caches hold together, padding included
+    options: Options
+    plan: Plan
+    notes: tuple[str, ...]
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt that go through the model at once, at most."""
+        return prefill_chunk(self.skeleton, self.context, self.dtype)
+
+    @property
+    def direct_io(self) -> bool:
+        """Whether to read past the page cache: it pays where that could not hold the experts anyway."""
+        if self.options.io != "auto":
+            return self.options.io == "direct"
+        left = memory_available() + process_memory() - self.plan.ram_used
+        return left < self.catalog.expert_bytes
+
+
+def plan_load(model: str | Path, options: Options | None = None) -> LoadPlan:
+    """Reads a checkpoint's headers and makes the plan; no weights are read.
+
+    Raises BudgetError when it cannot fit, CheckpointError and UnsupportedError for what cannot be run.
+    """
+    options = options or Options()
+    found = open_model(model, options.dtype)
+    context = _context(found.config, options.context)
+    device = _device(options.device)
+    rows = readable_by_rows(found.skeleton, found.catalog) if device.type == "cpu" else {}
+    needs = measure(
+        found.skeleton,
+        found.catalog,
+        context,
+        found.dtype,
+        device=device,
+        logits=options.logits_per_pass,
+        sequences=options.max_sequences,
+        each=min(options.tokens_per_sequence, context),
+    )
+    needs = replace(needs, rows=bytes_of_rows(rows, found.dtype))
+    # An encoder's passes are not seen before they begin.
+    elastic = device.type == "cpu" and can_release() and not found.config.is_encoder_decoder
+    plan, notes = _plan(needs, device, options, elastic=elastic)
+    sequences = plan.needs.sequences
+    if plan.needs.rows_on_disk:
+        found = replace(found, catalog=leave_on_disk(found.catalog, rows))
+    return LoadPlan(
+        **vars(found),
+        device=device,
+        context=context,
+        sequences=sequences,
+        kv_tokens=max(columns(context), sequences * columns(min(options.tokens_per_sequence, context))),
+        options=options,
+        plan=plan,
+        notes=notes,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
+    return torch.device(name)
+
+
+def _context(config: PreTrainedConfig, wanted: int | None) -> int:
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+    if wanted is None:
+        return int(min(DEFAULT_CONTEXT, most))
+    if wanted < 1:
+        raise MoeLocalError(f"--context {wanted} is not a number of tokens")
+    if wanted > most:
+        raise MoeLocalError(f"--context {wanted} is more than this model's {most} positions")
+    return wanted
+
+
+def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
+    notes: list[str] = []
+    vram, vram_overhead = options.vram, 0
+    if device.type == "cuda" and not options.other_machine:
+        free, total = torch.cuda.mem_get_info()
+        vram_overhead = total - free
+        vram = vram if vram is not None else int(total - free * _KEEP_FREE)
+    ram_overhead = -(-process_memory() // _ROUND) * _ROUND  # the device's runtime, begun above, included
+    ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
+    if ram > memory_limit() and not options.other_machine:
+        notes.append(
+            f"the RAM budget of {format_size(ram)} is more than this machine gives;"
+            f" {format_size(memory_limit())} is used instead"
+        )
+        ram = memory_limit()
+    budget, overhead = (ram, ram_overhead) if vram is None else (vram, vram_overhead)
+    available = budget - overhead
+    plan = make_plan(
+        needs.with_rows_on_disk(available).with_fewer_sequences(available),
+        ram=ram,
+        vram=vram,
+        ram_overhead=ram_overhead,
+        vram_overhead=vram_overhead,
+        device_in_ram=device.type == "cpu" and not options.other_machine,
+        device_share=options.experts,
+        host_share=options.host_experts,
+        elastic=elastic,
+        slack=0 if options.other_machine else _ROUND,
+    )
+    if plan.too_small_to_cache:
+        notes.append(_too_small(plan, options))
+    return plan, tuple(notes)
+
+
+def _too_small(plan: Plan, options: Options) -> str:
+    option, budget = ("--ram", plan.ram) if plan.vram is None else ("--vram", plan.vram)
+    if budget >= plan.useful_minimum and options.experts < 1:
+        remedy = f"--experts {plan.needs.useful_share:.0%}"
+    else:
+        remedy = f"{option} {-(-plan.useful_minimum >> 20)}MiB"
+    return (
+        f"{plan.device_experts} experts fit and one token needs {plan.needs.token_set}: below that caching only"
+        f" costs; {remedy} would hold a token's set"
+    )

@@ -1,0 +1,86 @@
+"""From a model's name to its files: what it is, and where everything in it lies."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe_local.checkpoint.architecture import (
+    assert_all_captured,
+    build_skeleton,
+    compute_dtype,
+    load_config,
+    model_class,
+)
+from moe_local.checkpoint.catalog import Catalog, assert_choices, assert_dense_shapes, build_catalog
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.hub import locate
+from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.formats import supports
+from moe_local.store.manifest import is_store
+from moe_local.store.read import open_store
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint or store: its model on meta, and where everything is."""
+
+    checkpoint: Checkpoint
+    config: PreTrainedConfig
+    skeleton: PreTrainedModel
+    catalog: Catalog
+    dtype: torch.dtype
+
+    @property
+    def expert_format(self) -> str:
+        """How the experts are held."""
+        return " and ".join(map(str, self.catalog.encodings))
+
+    @property
+    def config_hash(self) -> str:
+        """Of config.json, to tell models apart."""
+        return hashlib.sha256(self.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
+
+
+def open_model(model: str | Path, dtype: str = "auto") -> ModelFiles:
+    """Reads the headers of a checkpoint or store.
+
+    Raises CheckpointError and UnsupportedError for what cannot be run.
+    """
+    directory = locate(str(model))
+    store = open_store(directory) if is_store(directory) else None
+    checkpoint = store.checkpoint if store else Checkpoint.open(directory)
+    config = load_config(checkpoint)
+    chosen = _dtype(dtype) or compute_dtype(config, checkpoint)
+    skeleton = build_skeleton(model_class(config), config, chosen)
+    assert_all_captured(skeleton)
+    catalog = store.catalog(skeleton) if store else build_catalog(checkpoint, skeleton)
+    _assert_supported(catalog, checkpoint)
+    assert_dense_shapes(catalog, skeleton, checkpoint.directory)
+    assert_choices(catalog, config, checkpoint.directory)
+    return ModelFiles(checkpoint, config, skeleton, catalog, chosen)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    if name == "auto":
+        return None
+    if name not in _DTYPES:
+        raise MoeLocalError(f"--dtype {name} is unknown", remedy=f"use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
+    for layer in catalog.layers:
+        for layout in layer.kinds:
+            if not supports(layout):
+                raise UnsupportedError(
+                    f"{checkpoint.directory} holds the experts of {layer.path} as"
+                    f" {' and '.join(map(str, layout.encodings))}, which cannot be read",
+                    remedy="use the model's bf16, fp16 or fp32 weights",
+                )

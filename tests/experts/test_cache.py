@@ -1,0 +1,285 @@
+"""The expert cache under a disk that is slow, reorders and fails: no torn record, no evicted pin, no deadlock."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_local.checkpoint.catalog import Catalog, LayerCatalog
+from moe_local.checkpoint.record import Array, Encoding, Extent, Layout, Matrix, Projection
+from moe_local.errors import MoeLocalError, StorageError
+from moe_local.experts.cache import ExpertCache, Tier
+from moe_local.experts.capacity import TierCapacity
+from moe_local.experts.residency import SlotTable
+from moe_local.formats import Expert
+from moe_local.memory.disk import FileReader, ReadAt, RecordReader
+from moe_local.memory.slab import Slab
+from moe_local.policies import LRU, POLICIES, Policy
+from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
+
+LAYERS, EXPERTS, WIDTH = 3, 10, 64
+RECORD = 2 * WIDTH * WIDTH * 4
+SPARE = 2
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every element of expert e of layer l is 100 * l + e."""
+    path = tmp_path_factory.mktemp("cache") / "experts.bin"
+    values = [100.0 * layer + expert for layer in range(LAYERS) for expert in range(EXPERTS)]
+    with path.open("wb") as stream:
+        for value in values:
+            stream.write(torch.full((RECORD // 4,), value).numpy().tobytes())
+    return path
+
+
+def _catalog(file: Path) -> Catalog:
+    half = RECORD // 2
+
+    def projection(position: int) -> Projection:
+        array = Array(torch.float32, (WIDTH, WIDTH), (WIDTH, 1), position)
+        return Projection((Matrix(Encoding("fp32"), (WIDTH, WIDTH), {"weight": array}),))
+
+    layout = Layout({"up_proj": projection(0), "down_proj": projection(half)}, RECORD)
+
+    def record(index: int) -> tuple[Extent, ...]:
+        start = index * RECORD
+        return (Extent(file, start, half, 0), Extent(file, start + half, half, half))
+
+    layers = tuple(
+        LayerCatalog(
+            f"layers.{layer}", (layout,) * EXPERTS, tuple(record(layer * EXPERTS + e) for e in range(EXPERTS))
+        )
+        for layer in range(LAYERS)
+    )
+    return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})
+
+
+def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU) -> ExpertCache:
+    cpu = torch.device("cpu")
+
+    def tier(slots: int) -> Tier:
+        spare = 0 if slots == EXPERTS else SPARE
+        return Tier.make(Slab(slots * LAYERS + spare, RECORD, cpu), [EXPERTS] * LAYERS, [slots] * LAYERS, policy)
+
+    def room(tokens: int) -> TierCapacity:
+        """More than one token leave half of the slots."""
+        kept = device if tokens == 1 else device // 2
+        return TierCapacity((kept,) * LAYERS, 0 if kept == EXPERTS else SPARE)
+
+    return ExpertCache(
+        _catalog(file),
+        RecordReader(read_at),
+        tier(device),
+        None if host is None else tier(host),
+        capacity_for=room if host is None else None,
+    )
+
+
+@pytest.fixture
+def files(file: Path) -> FileReader:
+    reader = FileReader()
+    reader.open([file])
+    yield reader
+    reader.close()
+
+
+def _one_by_one(fetching: Iterator[list[tuple[int, Expert]]]) -> Iterator[tuple[int, Expert]]:
+    return chain.from_iterable(fetching)
+
+
+def _assert_right(layer: int, expert: int, weights: Expert) -> None:
+    value = 100.0 * layer + expert
+    assert (weights.up(torch.eye(WIDTH)) == value).all()
+    assert (weights.down(torch.eye(WIDTH)) == value).all()
+
+
+def _assert_settled(cache: ExpertCache) -> None:
+    assert cache._underway is None
+    assert not cache._waiting
+    assert not cache._uploads
+    for tier in filter(None, (cache._device, cache._host)):
+        for layer, share in enumerate(tier.shares):
+            assert all((layer, expert) in tier.slots for expert in share)
+        ahead = cache._staged | cache._unwanted if tier is cache._landing else set()
+        assert tier.slots.available == tier.slots.limit - sum(len(list(share)) for share in tier.shares) - len(ahead)
+
+
+TIERS = [(10, None), (4, None), (1, None), (0, None), (4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
+
+
+def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
+    return [(layer, expert) for expert in rng.sample(range(EXPERTS), 4)]
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+@pytest.mark.parametrize(("device", "host"), TIERS)
+def test_what_is_asked_for_comes_once_and_right(
+    file: Path, files: FileReader, device: int, host: int | None, read_ahead: bool
+) -> None:
+    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
+    rng = random.Random(0)
+    for _ in range(60):
+        cache.resize_for(rng.choice([1, 1, 5]))
+        layer = rng.randrange(LAYERS)
+        wanted = rng.sample(range(EXPERTS), rng.randint(0, EXPERTS))
+        got = []
+        ahead = partial(_guess, rng, (layer + 1) % LAYERS) if read_ahead else tuple
+        for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
+            got.append(expert)
+            _assert_right(layer, expert, weights)
+        assert sorted(got) == sorted(wanted)
+        _assert_settled(cache)
+    counters = cache.counters
+    assert counters.forwards == 60
+    assert (counters.prefetched > 0) == read_ahead
+    read = counters.misses - counters.host_hits - counters.prefetch_hits
+    assert counters.bytes_read == RECORD * read + counters.bytes_prefetched
+    assert counters.bytes_uploaded == (0 if host is None else RECORD * counters.misses)
+    cache.close()
+
+
+@pytest.mark.parametrize(("device", "host"), TIERS)
+def test_after_failures_and_early_ends_all_is_right(
+    file: Path, files: FileReader, device: int, host: int | None
+) -> None:
+    chaos = random.Random(1)
+    disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.05)
+    cache = _cache(file, disk, device, host)
+    rng = random.Random(2)
+    failures = stops = 0
+    abandoned = []
+    for _ in range(200):
+        layer = rng.randrange(LAYERS)
+        wanted = rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
+        leave_after = rng.choice([None, None, rng.randint(1, EXPERTS)])
+        cache.resize_for(rng.choice([1, 1, 5]))
+        fetching = cache.fetch(layer, wanted, None, partial(_guess, rng, (layer + 1) % LAYERS))
+        try:
+            for count, (expert, weights) in enumerate(_one_by_one(fetching), start=1):
+                _assert_right(layer, expert, weights)
+                if count == leave_after:
+                    stops += 1
+                    abandoned.append(fetching)  # as a traceback keeps it, closed at any later time
+                    break
+            else:
+                _assert_settled(cache)
+        except StorageError:
+            failures += 1
+        if rng.random() < 0.2:
+            abandoned.clear()
+    assert failures > 3
+    assert stops > 5
+    cache.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on Windows")
+@pytest.mark.parametrize(("device", "host"), TIERS)
+def test_an_interrupt_between_any_two_instructions(
+    file: Path, files: FileReader, device: int, host: int | None
+) -> None:
+    """A real signal, as Ctrl-C sends, at random moments of fetches and of the recovery from the one before."""
+    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host)
+    rng = random.Random(3)
+    interrupted = 0
+    for _ in range(400):
+        layer, wanted = rng.randrange(LAYERS), rng.sample(range(EXPERTS), rng.randint(1, EXPERTS))
+        with interrupted_after(1e-5 + rng.expovariate(3000)) as struck:
+            cache.resize_for(rng.choice([1, 1, 5]))
+            got = []
+            ahead = partial(_guess, rng, (layer + 1) % LAYERS)
+            for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
+                got.append(expert)
+                _assert_right(layer, expert, weights)
+            assert sorted(got) == sorted(wanted)
+        interrupted += len(struck)
+    assert interrupted > 40
+    cache.close()
+
+
+def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: FileReader) -> None:
+    cache = _cache(file, files, 4, None)
+    for layer in range(LAYERS):
+        for expert in (1, 2, 3, 4):
+            list(cache.fetch(layer, [expert]))
+    cache.resize_for(5)
+    assert cache.residents() == [[3, 4]] * LAYERS
+    read = cache.counters.bytes_read
+    for layer in range(LAYERS):
+        for expert, weights in _one_by_one(cache.fetch(layer, [3, 4])):
+            _assert_right(layer, expert, weights)
+    assert cache.counters.bytes_read == read
+    cache.resize_for(1)
+    assert cache.residents() == [[3, 4]] * LAYERS
+    list(cache.fetch(0, [7, 8]))
+    assert cache.residents()[0] == [3, 4, 7, 8]
+    _assert_settled(cache)
+    cache.close()
+
+
+def test_growing_that_was_interrupted_leaves_slots_for_all_that_is_kept(
+    file: Path, files: FileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = _cache(file, files, 6, None)
+    cache.resize_for(5)
+    for struck in ("shrink", "retain"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SlotTable, struck, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+            cache.resize_for(1)
+        for layer in range(LAYERS):
+            got = [expert for expert, _ in _one_by_one(cache.fetch(layer, range(EXPERTS)))]
+            assert sorted(got) == list(range(EXPERTS))
+    cache.close()
+
+
+def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
+    cache = _cache(file, files, 4, None)
+    cache.close()
+    with pytest.raises(MoeLocalError, match="closed"):
+        next(cache.fetch(0, [1]))
+    cache.close()
+
+
+def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> None:
+    """While one that is about to leave is held, reads go on into every slot that there is."""
+    cache = _cache(file, files, 1, None, POLICIES["weight"])
+    list(cache.fetch(0, [0], [0.1]))
+    fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
+    ((expert, held),) = next(fetching)
+    assert (expert, 0 in cache._device.shares[0]) == (0, False)
+    while cache._reader._finished.qsize() < 2:
+        pass
+    assert (held.up(torch.eye(WIDTH)) == 0).all()
+    assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
+    _assert_settled(cache)
+    cache.close()
+
+
+def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader) -> None:
+    """Ten experts in RAM at once, and three slots above."""
+    cache = _cache(file, files, 1, EXPERTS)
+    list(cache.fetch(0, [0]))
+    fetching = cache.fetch(0, list(range(EXPERTS)))
+    assert [expert for expert, _ in next(fetching)] == [0]
+    while cache._reader._finished.qsize() < 2 * (EXPERTS - 1):
+        pass
+    assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
+    _assert_settled(cache)
+    cache.close()
+
+
+def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
+    cache = _cache(file, SlowDisk(files), 5, None)
+    list(cache.fetch(0, [3, 7]))
+    first, *rest = [[expert for expert, _ in ready] for ready in cache.fetch(0, [1, 3, 5, 7])]
+    assert first == [3, 7]
+    assert sorted(rest) == [[1], [5]]
+    assert (cache.counters.hits, cache.counters.misses) == (2, 4)
+    cache.close()
