@@ -43,22 +43,20 @@ def pack(
     """
     from moe_local.store import cached_store, first_use
     from moe_local.store import pack as write
-    from moe_local.store.job import relative_error
 
     from .session import progress, stderr
 
     job = first_use.plan(model, first_use.choose(format, group_size, dense_format))
     target = output or cached_store(job)
-    error = relative_error(job)
     stderr.print(f"{format_size(job.checkpoint.total_bytes)} to {format_size(job.total)} in {target}", markup=False)
-    stderr.print(f"experts in {job.expert_formats}: {error:.2%} off the original (RMS, sampled)", markup=False)
+    stderr.print(f"experts in {job.expert_formats}: {job.error:.2%} off the original (RMS, sampled)", markup=False)
     began = time.perf_counter()
     with progress() as report:
         write(job, target, report)
     seconds = time.perf_counter() - began
     if as_json:
         found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes, **job.identity}
-        echo_json({**found, "error": error, "seconds": round(seconds, 2)})
+        echo_json({**found, "error": job.error, "seconds": round(seconds, 2)})
     else:
         stderr.print(f"packed in {seconds:.1f} s", markup=False)
         echo(target)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moe_local.generation.template import TemplateSettings
     from moe_local.generation.text import Generation
     from moe_local.planning.options import Options
+    from moe_local.store.open import ModelFiles
 
 
 @contextmanager
@@ -66,13 +67,12 @@ def load(
     from moe_local import engine
     from moe_local.generation.template import TemplateSettings
 
-    where = resolve(model)
-    if format is not None:
-        where = _packed(str(where), format)
-    elif pack and model is not None and options.dtype == "auto":
-        where = _packed(model)
+    named = resolve(model)
+    files: str | Path | ModelFiles = named
+    if format is not None or (pack and model is not None and options.dtype == "auto"):
+        files = _packed(named, format, options.dtype)
     with progress() as report:
-        loaded = engine.load(where, options, report=report)
+        loaded = engine.load(files, options, report=report)
     for note in loaded.notes:
         tell(note)
     if loaded.speaks:
@@ -86,21 +86,22 @@ def tell(note: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
-def _packed(model: str, format: str | None = None) -> str | Path:
-    """The store of a model, made now if need be; the model itself where there is no room for one."""
+def _packed(model: str | Path, format: str | None, dtype: str) -> str | Path | ModelFiles:
+    """The files of the model's store, made now if need be; the model itself where there is no room for one."""
     from moe_local.store.first_use import AUTO, ensure_packed
 
     try:
         with progress() as report:
-            where, made = ensure_packed(model, report, format or AUTO)
+            files, made = ensure_packed(model, report, format or AUTO, dtype)
     except StorageError as error:
         if format is not None:
             raise
         stderr.print(f"not packed: {error.message}; the original is read", markup=False, soft_wrap=True)
         return model
     if made:
-        stderr.print(f"packed {model} once, into {where}; --no-pack reads the original", markup=False, soft_wrap=True)
-    return where
+        store = files.checkpoint.directory
+        stderr.print(f"packed {model} once, into {store}; --no-pack reads the original", markup=False, soft_wrap=True)
+    return files
 
 
 def _quiet_libraries() -> None:

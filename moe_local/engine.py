@@ -41,13 +41,14 @@ from moe_local.planning.placement import Plan
 from moe_local.planning.plan_load import LoadPlan, plan_load
 from moe_local.policies import get_policy
 from moe_local.prediction import get_predictor
+from moe_local.store.open import ModelFiles
 from moe_local.units import format_size
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
 
 def load(
-    model: str | Path,
+    model: str | Path | ModelFiles,
     options: Options | None = None,
     *,
     report: Report | None = None,

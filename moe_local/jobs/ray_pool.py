@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -43,11 +44,12 @@ class Loading:
         from moe_local.engine import load
         from moe_local.memory.limits import memory_available
         from moe_local.store.first_use import ensure_packed
+        from moe_local.store.open import ModelFiles
 
         def quiet(stage: str, fraction: float) -> None:
             pass
 
-        where = ensure_demo(cache_dir(), quiet) if self.model is None else self.model
+        where: str | Path | ModelFiles = ensure_demo(cache_dir(), quiet) if self.model is None else self.model
         if self.pack and self.model is not None and self.options.dtype == "auto":
             where, _ = ensure_packed(self.model, quiet)
         options = self.options

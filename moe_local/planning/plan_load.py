@@ -50,35 +50,36 @@ class LoadPlan(ModelFiles):
         return left < self.catalog.expert_bytes
 
 
-def plan_load(model: str | Path, options: Options | None = None) -> LoadPlan:
-    """Reads a checkpoint's headers and makes the plan; no weights are read.
+def plan_load(model: str | Path | ModelFiles, options: Options | None = None) -> LoadPlan:
+    """What goes where when a model is loaded: of one by name, whose headers are read, or of files that were opened
+    with the options' dtype. No weights are read. Leaves the skeleton of the files fit for loading alone.
 
     Raises BudgetError when it cannot fit, CheckpointError and UnsupportedError for what cannot be run.
     """
     options = options or Options()
-    found = open_model(model, options.dtype)
-    context = _context(found.config, options.context)
+    files = model if isinstance(model, ModelFiles) else open_model(model, options.dtype)
+    context = _context(files.config, options.context)
     device = _device(options.device)
-    rows = readable_by_rows(found.skeleton, found.catalog) if device.type == "cpu" else {}
+    rows = readable_by_rows(files.skeleton, files.catalog) if device.type == "cpu" else {}
     needs = measure(
-        found.skeleton,
-        found.catalog,
+        files.skeleton,
+        files.catalog,
         context,
-        found.dtype,
+        files.dtype,
         device=device,
         logits=options.logits_per_pass,
         sequences=options.max_sequences,
         each=min(options.tokens_per_sequence, context),
     )
-    needs = replace(needs, rows=bytes_of_rows(rows, found.dtype))
+    needs = replace(needs, rows=bytes_of_rows(rows, files.dtype))
     # An encoder's passes are not seen before they begin.
-    elastic = device.type == "cpu" and can_release() and not found.config.is_encoder_decoder
+    elastic = device.type == "cpu" and can_release() and not files.config.is_encoder_decoder
     plan, notes = _plan(needs, device, options, elastic=elastic)
     sequences = plan.needs.sequences
     if plan.needs.rows_on_disk:
-        found = replace(found, catalog=leave_on_disk(found.catalog, rows))
+        files = replace(files, catalog=leave_on_disk(files.catalog, rows))
     return LoadPlan(
-        **vars(found),
+        **vars(files),
         device=device,
         context=context,
         sequences=sequences,

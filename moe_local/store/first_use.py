@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.hub import locate
 from moe_local.checkpoint.schemes import method
 from moe_local.errors import MoeLocalError
 from moe_local.formats import packed_encoding
 from moe_local.store import Packing, cached_store, is_store, pack
-from moe_local.store.job import Job, plan_packing, relative_error
-from moe_local.store.open import ModelFiles, open_model
+from moe_local.store.job import Job, plan_packing
+from moe_local.store.open import ModelFiles, open_checkpoint, open_model
 from moe_local.store.packer import Report
+from moe_local.store.store_index import find_store
 
 AUTO = "auto"
 DENSE = ("keep", "int8", "int4")  # embeddings are int8 in both
@@ -40,31 +43,46 @@ def choose(experts: str = AUTO, group: int = 64, dense: str = "int8") -> Packing
 
 def plan(model: str | Path, packing: Packing) -> Job:
     """What packing a checkpoint will make. Raises MoeLocalError for a store: its originals are gone."""
-    found = open_model(model)
-    if is_store(found.checkpoint.directory):
+    directory = locate(str(model))
+    if is_store(directory):
         raise MoeLocalError(f"{model} is a store already", remedy="pack the checkpoint that it was made from")
-    return _job(found, packing)
+    return plan_packing(open_model(directory), packing)
 
 
-def _job(found: ModelFiles, packing: Packing) -> Job:
-    return plan_packing(found.checkpoint, found.catalog, found.skeleton, packing, found.dtype)
+def ensure_packed(
+    model: str | Path, report: Report, format: str = AUTO, dtype: str = AUTO
+) -> tuple[ModelFiles, bool]:
+    """The files to run a model from, and whether they were packed now: a store in the cache folder, made if need be.
 
-
-def ensure_packed(model: str | Path, report: Report, format: str = AUTO) -> tuple[Path, bool]:
-    """The store of a checkpoint in the cache folder, made if need be, and whether it was made now.
-
-    With "auto" a store, or a checkpoint that is quantised in a format that is run as it is, is given back.
+    With "auto" a store is run as it is, and so is a checkpoint that is quantised in a format that packing would not
+    make faster, or not without loss. `dtype` is what the files are to compute in, see `open_model`.
+    Raises StorageError where there is no room for the store.
     """
-    found = open_model(model)
-    directory = found.checkpoint.directory
-    if is_store(directory) and format != AUTO:
-        raise MoeLocalError(f"{model} is a store already", remedy="give the checkpoint that it was made from")
-    if is_store(directory) or (format == AUTO and method(found.checkpoint) not in _WORTH_IT):
-        return directory, False
-    job = _job(found, choose(format))
-    exact = format == AUTO and method(found.checkpoint) in _EXACT_OR_NOT
-    if exact and relative_error(job) > _ROUNDING:
-        return directory, False
+    directory = locate(str(model))
+    if is_store(directory):
+        if format != AUTO:
+            raise MoeLocalError(f"{model} is a store already", remedy="give the checkpoint that it was made from")
+        return open_model(directory, dtype), False
+    checkpoint = Checkpoint.open(directory)
+    store, made = _store_of(checkpoint, report, format)
+    return (open_checkpoint(checkpoint, dtype) if store is None else open_model(store, dtype)), made
+
+
+def _store_of(checkpoint: Checkpoint, report: Report, format: str) -> tuple[Path | None, bool]:
+    """The store to run a checkpoint from, made if need be, and whether it was; None where it is run as it is.
+
+    A store that is there is found without understanding the checkpoint.
+    """
+    scheme = method(checkpoint)
+    if format == AUTO and scheme not in _WORTH_IT:
+        return None, False
+    must_be_exact = format == AUTO and scheme in _EXACT_OR_NOT
+    packing = choose(format)
+    if (found := find_store(checkpoint, packing)) is not None:
+        return None if must_be_exact and found.error > _ROUNDING else found.directory, False
+    job = plan_packing(open_checkpoint(checkpoint), packing)
+    if must_be_exact and job.error > _ROUNDING:
+        return None, False
     target = cached_store(job)
     there = is_store(target)
     return pack(job, target, report), not there

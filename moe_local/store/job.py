@@ -13,19 +13,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog, distinct, shared
 from moe_local.checkpoint.files import INDEX, Checkpoint
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.quantization import QUANT_FILE
 from moe_local.checkpoint.record import Encoding, Layout, Source
+from moe_local.checkpoint.schemes import method
 from moe_local.formats import decode_projection
 from moe_local.memory.disk import FileReader
 from moe_local.store.dense_packing import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
 from moe_local.store.format_mapping import nearest
 from moe_local.store.manifest import MANIFEST
+from moe_local.store.open import ModelFiles
 from moe_local.store.source import read_record
 from moe_local.store.writer import Planned
 
@@ -50,6 +51,14 @@ class Packing:
     def of_dense(self, encoding: Encoding | None) -> Encoding:
         assert self.dense is not None
         return self.dense if encoding is None or not self.near else nearest(encoding, self.dense)
+
+    def asked_of(self, checkpoint: Checkpoint) -> str:
+        """What is asked for, in words that a store keeps: with the same words, the same comes of this checkpoint.
+
+        What is not quantised has nothing to be near to.
+        """
+        near = "nearest or " if self.near and method(checkpoint) is not None else ""
+        return f"{near}{self.experts}, dense {self.dense or 'kept'}"
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,14 @@ class Job:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What tells one packing from another."""
+        """What tells one packing from another: of which files, and into what."""
         packing = f"{self.expert_formats}, dense {self.dense_formats}"
         return {"fingerprint": fingerprint(self.checkpoint), "packing": packing}
+
+    @cached_property
+    def error(self) -> float:
+        """See `relative_error`."""
+        return relative_error(self)
 
     @cached_property
     def dense_tensors(self) -> dict[str, Planned]:
@@ -109,13 +123,11 @@ class Job:
         return Planned(self.dtype, shape)
 
 
-def plan_packing(
-    checkpoint: Checkpoint, catalog: Catalog, skeleton: PreTrainedModel, packing: Packing, dtype: torch.dtype
-) -> Job:
-    """What packing will make, and how much of it. Reads nothing."""
-    layouts = tuple(_packed_layouts(layer, packing) for layer in catalog.layers)
-    dense = plan_dense(catalog, skeleton, None if packing.dense is None else packing.of_dense)
-    return Job(checkpoint, catalog, layouts, dense, packing, dtype)
+def plan_packing(files: ModelFiles, packing: Packing) -> Job:
+    """What packing a checkpoint will make, and how much of it. Reads nothing."""
+    layouts = tuple(_packed_layouts(layer, packing) for layer in files.catalog.layers)
+    dense = plan_dense(files.catalog, files.skeleton, None if packing.dense is None else packing.of_dense)
+    return Job(files.checkpoint, files.catalog, layouts, dense, packing, files.dtype)
 
 
 def _packed_layouts(layer: LayerCatalog, packing: Packing) -> tuple[Layout, ...]:
@@ -125,7 +137,9 @@ def _packed_layouts(layer: LayerCatalog, packing: Packing) -> tuple[Layout, ...]
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Changes when the checkpoint's configuration, tensors or files do."""
+    """64 hex digits that change when the checkpoint's configuration, tensors or files do, and not with its folder's
+    name. Reads nothing beyond what opening it read.
+    """
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     for name, entry in sorted(checkpoint.tensors.items()):
         digest.update(f"{name} {entry.dtype} {entry.shape} {entry.offset}".encode())

@@ -60,7 +60,7 @@ class Manifest:
     small file; `headers` the CRC-32 of the header of every safetensors file.
     """
 
-    source: Mapping[str, Any]  # name, fingerprint
+    source: Mapping[str, str]  # name and fingerprint of the checkpoint, packing; and asked and error, but in old ones
     made_by: Mapping[str, str]  # versions
     formats: Mapping[str, str]  # experts, dense
     layers: tuple[StoredLayer, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A checkpoint or store: its model on meta, and where everything is."""
+    """A checkpoint or store, understood: its model on meta, and where every tensor lies."""
 
     checkpoint: Checkpoint
     config: PreTrainedConfig
@@ -49,18 +50,30 @@ class ModelFiles:
 
 
 def open_model(model: str | Path, dtype: str = "auto") -> ModelFiles:
-    """Reads the headers of a checkpoint or store.
+    """The files of a model by name: a path (a checkpoint, a GGUF file, a store) or a hub's model. Reads headers.
 
+    `dtype` is what the dense part computes in, a name of `_DTYPES`; "auto" is the checkpoint's own.
     Raises CheckpointError and UnsupportedError for what cannot be run.
     """
     directory = locate(str(model))
-    store = open_store(directory) if is_store(directory) else None
-    checkpoint = store.checkpoint if store else Checkpoint.open(directory)
+    if not is_store(directory):
+        return open_checkpoint(Checkpoint.open(directory), dtype)
+    store = open_store(directory)
+    return _model_files(store.checkpoint, store.catalog, dtype)
+
+
+def open_checkpoint(checkpoint: Checkpoint, dtype: str = "auto") -> ModelFiles:
+    """The files of a checkpoint (no store) whose headers were read; errors as in `open_model`."""
+    return _model_files(checkpoint, lambda skeleton: build_catalog(checkpoint, skeleton), dtype)
+
+
+def _model_files(checkpoint: Checkpoint, catalog_of: Callable[[PreTrainedModel], Catalog], dtype: str) -> ModelFiles:
+    """Builds the skeleton, has `catalog_of` find everything that it needs, and checks what was found."""
     config = load_config(checkpoint)
     chosen = _dtype(dtype) or compute_dtype(config, checkpoint)
     skeleton = build_skeleton(model_class(config), config, chosen)
     assert_all_captured(skeleton)
-    catalog = store.catalog(skeleton) if store else build_catalog(checkpoint, skeleton)
+    catalog = catalog_of(skeleton)
     _assert_supported(catalog, checkpoint)
     assert_dense_shapes(catalog, skeleton, checkpoint.directory)
     assert_choices(catalog, config, checkpoint.directory)

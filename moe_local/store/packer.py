@@ -192,7 +192,12 @@ def _finish(job: Job, partial: Path, journal: Journal) -> None:
     planned = job.dense_tensors
     headers = {layer.file: header_checksum(partial / layer.file) for layer in layers}
     manifest = Manifest(
-        source={"name": str(job.checkpoint.directory.resolve()), **job.identity},
+        source={
+            "name": str(job.checkpoint.directory.resolve()),
+            **job.identity,
+            "asked": job.packing.asked_of(job.checkpoint),
+            "error": str(job.error),
+        },
         made_by={
             "moe-local": __version__,
             "torch": torch.__version__,

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_local.checkpoint.files import Checkpoint
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.paths import cache_dir
-from moe_local.store.job import Job
+from moe_local.store.job import Job, Packing, fingerprint
 from moe_local.store.manifest import Manifest, is_store
 from moe_local.store.progress import is_unfinished
+
+_DIGITS = 8  # of a fingerprint, at the end of a store's name
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,32 @@ def cached_store(job: Job) -> Path:
     """Where the store of this packing belongs in the cache folder."""
     name = job.checkpoint.directory.resolve().name[:80]
     formats = f"{job.expert_formats}-dense-{job.dense_formats}".replace(" and ", "-").replace(" ", "-")
-    return folder() / f"{name}-{formats}-{job.identity['fingerprint'][:8]}"
+    return folder() / f"{name}-{formats}-{job.identity['fingerprint'][:_DIGITS]}"
+
+
+@dataclass(frozen=True)
+class FoundStore:
+    """A store of a checkpoint, whole as far as its manifest says, and what packing it cost: see `relative_error`."""
+
+    directory: Path
+    error: float
+
+
+def find_store(checkpoint: Checkpoint, packing: Packing) -> FoundStore | None:
+    """The store of the cache folder that was packed from these very files when this packing was asked for.
+
+    None where there is no such store, or only one that is damaged or does not say what was asked for: what packing
+    would make, and so `cached_store`, is known once the checkpoint is understood.
+    """
+    digest, asked = fingerprint(checkpoint), packing.asked_of(checkpoint)
+    for directory in sorted(folder().glob(f"*-{digest[:_DIGITS]}")):
+        try:
+            source = Manifest.read(directory).source
+            if (source["fingerprint"], source["asked"]) == (digest, asked):
+                return FoundStore(directory, float(source["error"]))
+        except (CheckpointError, OSError, KeyError, ValueError):
+            continue
+    return None
 
 
 def stores() -> list[Stored]:

@@ -81,7 +81,8 @@ def test_four_bit_integers_are_kept(
     job = first_use.plan(source, first_use.choose())
     assert job.expert_formats == "int4-g32"
     assert (relative_error(job) < 0.004) == lossless
-    made, now = first_use.ensure_packed(source, lambda stage, fraction: None)
+    files, now = first_use.ensure_packed(source, lambda stage, fraction: None)
+    made = files.checkpoint.directory
     assert (now, made == source) == (lossless, not lossless)
     if lossless:
         kept = {m.path.rpartition(".")[2] for m in open_store(made).manifest.matrices if m.encoding.format == "int4"}

@@ -260,7 +260,8 @@ def test_a_checkpoint_may_have_a_manifest_of_its_own(qwen: Path, tmp_path: Path)
 
 def test_the_library_knows_its_own(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path))
-    made, _ = first_use.ensure_packed(qwen, lambda stage, fraction: None)
+    files, _ = first_use.ensure_packed(qwen, lambda stage, fraction: None)
+    made = files.checkpoint.directory
     (tmp_path / "stores" / "mine").mkdir()
     (tmp_path / "stores" / "mine" / "file").write_text("precious")
     (made / MANIFEST).write_text("{")
