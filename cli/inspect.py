@@ -43,12 +43,14 @@ def inspect(
         flags = replace(flags, ram=flags.ram or str(machine.ram), vram=vram)
     options = replace(flags.options(), other_machine=machine is not None)
     described = describe(plan_load(resolve(model), options))
+    process = "interpreter and libraries"
     if machine is not None:
         described["device"] = machine.title
+        process = f"the system, {process}"
     if as_json:
         echo_json(described)
     else:
-        _show(described)
+        _show(described, process)
 
 
 def describe(load_plan: LoadPlan) -> dict[str, Any]:
@@ -85,19 +87,19 @@ def describe(load_plan: LoadPlan) -> dict[str, Any]:
     }
 
 
-def _show(d: dict[str, Any]) -> None:
+def _show(d: dict[str, Any], process: str) -> None:
     console = Console()
     table = Table(title=escape(d["model"]), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for label, value in _rows(d):
+    for label, value in _rows(d, process):
         table.add_row(label, escape(value))
     console.print(table)
     for note in d["notes"]:
         console.print(f"[yellow]note:[/] {escape(note)}")
 
 
-def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(d: dict[str, Any], process: str) -> list[tuple[str, str]]:
     tier = "VRAM" if d["vram_budget"] is not None else "RAM"
     slots = d["device_slots"]
     spread = f"{min(slots)}" if min(slots) == max(slots) else f"{min(slots)} to {max(slots)}"
@@ -114,7 +116,7 @@ def _rows(d: dict[str, Any]) -> list[tuple[str, str]]:
         ("dense weights", format_size(d["dense_bytes"]) + embeddings),
         ("KV cache", f"{format_size(d['kv_cache_bytes'])} at {d['context']} tokens"),
         ("activations", format_size(d["workspace_bytes"])),
-        ("process", f"{format_size(d['process_bytes'])} (interpreter and libraries)"),
+        ("process", f"{format_size(d['process_bytes'])} ({process})"),
         ("RAM budget", f"{format_size(d['ram_budget'])}, of which {format_size(d['ram_planned'])} planned"),
     ]
     if d["vram_budget"] is not None:

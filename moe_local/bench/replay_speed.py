@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_local.bench.replay import Replay
-from moe_local.planning.estimate import PER_LAYER, Formats, Machine, computed_bytes, needs_of, speed_range
+from moe_local.planning.estimate import PER_LAYER, speed_range
 from moe_local.planning.known_models import find_sizes
-from moe_local.planning.machines import get_profile
+from moe_local.planning.machines import Machine, get_profile
 from moe_local.planning.sizes import ModelSizes
+from moe_local.planning.weights import Formats, computed_bytes, needs_of
 
 _CONTEXT = 4096  # tokens whose keys and values are read
 _GIGA = 1e9

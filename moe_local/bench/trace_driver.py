@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
-from moe_local.planning.placement import Needs
+from moe_local.planning.needs import Needs
 
 
 class Route:

@@ -15,7 +15,7 @@ from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.evaluation.reference import Reference
 from moe_local.evaluation.scoring import log_probabilities
 from moe_local.evaluation.windows import windows
-from moe_local.planning.footprint import PREFILL_CHUNK
+from moe_local.planning.formulas import PREFILL_CHUNK
 
 DEFAULT_WINDOW = 512
 

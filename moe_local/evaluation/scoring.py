@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from moe_local.evaluation.windows import Window
 from moe_local.generation.text import refuse_damage
 from moe_local.model.transformers_api import CACHE, kv_cache
-from moe_local.planning.footprint import PREFILL_CHUNK
+from moe_local.planning.formulas import PREFILL_CHUNK
 
 ROWS = 8  # distributions in float32 at a time: a large vocabulary has half a megabyte a row
 

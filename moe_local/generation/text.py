@@ -28,7 +28,7 @@ from moe_local.generation.template import ChatTemplate, TemplateSettings
 from moe_local.memory.limits import peak_memory
 from moe_local.model.kv_cache import PLAIN_LAYERS
 from moe_local.model.transformers_api import CACHE, kv_cache
-from moe_local.planning.footprint import PREFILL_CHUNK
+from moe_local.planning.formulas import PREFILL_CHUNK
 from moe_local.telemetry import Counters
 
 DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from moe_local.model.kv_cache import columns, with_room
+from moe_local.model.buffers import SCORES, columns
+from moe_local.model.kv_cache import with_room
 
 _OURS = "_moe_local_attention"  # on modules that are to use it
 _FILL = 16  # queries: those of a block are rounded up to it
-SCORES = 1 << 22  # scores of a block at most: 4 bytes each, and a few copies
 
 
 def is_ours(device: torch.device, dtype: torch.dtype) -> bool:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.formats import Multiply, format_of
+from moe_local.model.buffers import LARGE
 
-LARGE = 1 << 26  # elements: a matrix of so many is not decoded for the sake of many rows
 _FEW = 32  # rows, that every format multiplies without decoding
 
 

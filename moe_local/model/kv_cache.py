@@ -14,20 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from moe_local.model.buffers import columns
 from moe_local.model.hooks import register_forward_hook
 from moe_local.model.transformers_api import CACHE
 
-_STEP = 64  # tokens: lengths are rounded up to it
 _BUFFER = "_moe_local_buffer"  # on keys and values: what they are the beginning of
 _FILLED = "_moe_local_filled"  # on a buffer: its tokens; who has fewer may not write after them
-
-
-def columns(length: int) -> int:
-    """Tokens that a buffer has room for when `length` are in it.
-
-    A CPU's matrix library makes and keeps a program for every length it meets: so there are few of them.
-    """
-    return length + -length % max(_STEP, 1 << max(0, length.bit_length() - 4))
 
 
 def with_room(states: Tensor) -> Tensor:

@@ -15,19 +15,13 @@ from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
 from moe_local.formats import format_of
-from moe_local.model.attention import SCORES, is_ours
-from moe_local.model.encoded import LARGE
-from moe_local.model.kv_cache import columns
+from moe_local.model.attention import is_ours
+from moe_local.model.buffers import LARGE, columns
 from moe_local.model.transformers_api import kv_cache
-from moe_local.planning.placement import Needs
-from moe_local.units import MIB
+from moe_local.planning import formulas
+from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes
+from moe_local.planning.needs import Needs
 
-PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
-
-_EAGER_SCORES = 1 << 30  # bytes of scores for which a prompt goes through the model in smaller chunks
-_LEAST_CHUNK = 32
-_SHORTER = (1, 32, 128)  # tokens of forward passes that are planned for by themselves
-_MOST_PROGRAMS = 160 * MIB
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
 
@@ -49,24 +43,31 @@ def measure(
     Leaves `skeleton` (on meta) fit for nothing else.
     """
     config = skeleton.config.get_text_config()
-    kv = kv_cache_bytes(skeleton, columns(context), dtype)
+    kv_bytes = kv_cache_bytes(skeleton, columns(context), dtype)
     kv_bytes_per_sequence = kv_cache_bytes(skeleton, columns(each), dtype) if sequences > 1 else 0
     top_k = _top_k(skeleton, catalog)
-    programs = _programs(skeleton, catalog)
-    chunk = prefill_chunk(skeleton, context, dtype)
-
-    def workspace(tokens: int) -> int:
-        return (
-            _workspace(config, kv, context, dtype, max(top_k), logits, device, min(tokens, context))
-            + _eager_scores(skeleton, context, dtype, min(tokens, context))
-            + _decoding(skeleton, catalog, dtype, tokens)
-            + programs
-        )
-
+    heads = _attribute(config, "num_attention_heads", 1)
+    shared = max(1, heads // _attribute(config, "num_key_value_heads", heads))
+    passes = ForwardPass(
+        context=context,
+        itemsize=dtype.itemsize,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        heads=heads,
+        top_k=max(top_k),
+        kv_bytes=kv_bytes,
+        heads_per_kv=1 if is_ours(device, dtype) else shared,
+        expanded=_expanded(config, heads),
+        eager_heads=_eager_heads(skeleton),
+        logits=logits,
+        programs=_programs(skeleton, catalog),
+    )
+    workspace, workspaces = passes.workspaces(lambda tokens: _decoding(skeleton, catalog, dtype, tokens))
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
-        kv_bytes=kv,
-        workspace=workspace(chunk),
+        kv_bytes=kv_bytes,
+        workspace=workspace,
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
@@ -74,29 +75,27 @@ def measure(
         kv_bytes_per_sequence=kv_bytes_per_sequence,
         workspace_bytes_per_sequence=4 * kv_bytes_per_sequence // max(1, config.num_hidden_layers)
         + 2 * config.vocab_size * 4,
-        workspaces=tuple((tokens, workspace(tokens)) for tokens in _SHORTER if tokens < chunk),
+        workspaces=workspaces,
     )
 
 
 def prefill_chunk(model: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
-    """Tokens of a prompt that go through the model at once: fewer where all their scores are held in memory."""
-    chunk = PREFILL_CHUNK
-    while chunk > _LEAST_CHUNK and _eager_scores(model, context, dtype, chunk) > _EAGER_SCORES:
-        chunk //= 2
-    return chunk
+    """Tokens of a prompt that go through the model at once, at most."""
+    return formulas.prefill_chunk(_eager_heads(model), context, dtype.itemsize)
 
 
-def _eager_scores(model: PreTrainedModel, context: int, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of the attention scores of so many tokens in a model that transformers runs eagerly; 0 in others.
-
-    All heads at once, with the copies that masks, sinks and a softmax in float32 make: 4 to 15 bytes a score were
-    measured in bf16, 12 in float32, over seven architectures.
-    """
+def _eager_heads(model: PreTrainedModel) -> int:
+    """Heads whose scores a model holds all at once: those of one that transformers runs eagerly; 0 of others."""
     config = model.config.get_text_config()
     if config._attn_implementation != "eager":
         return 0
-    heads = max(_attribute(config, name, 1) for name in ("num_attention_heads", "swa_num_attention_heads"))
-    return tokens * context * heads * (8 + 4 * dtype.itemsize)
+    return max(_attribute(config, name, 1) for name in ("num_attention_heads", "swa_num_attention_heads"))
+
+
+def _expanded(config: PreTrainedConfig, heads: int) -> int:
+    """Numbers a token that keys and values of latent attention are expanded to in each layer; 0 for other kinds."""
+    parts = [_attribute(config, name, 0) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    return heads * sum(parts) if _attribute(config, "kv_lora_rank", 0) else 0
 
 
 def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype) -> int:
@@ -115,7 +114,7 @@ def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype)
 
 
 def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
-    """Bytes of the KV cache after `context` tokens: a forward pass on meta, and the sizes of what it cached.
+    """Bytes of keys and values after `context` tokens: a forward pass on meta, and the sizes of what it cached.
 
     Where a model's code cannot run on meta, falls back to two vectors a head, a layer and a token.
     """
@@ -131,11 +130,11 @@ def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) 
 
 
 def _tensors(cache: Any) -> Iterator[Tensor]:
-    """Every tensor that a cache holds, in whatever attribute of its layers."""
+    """Every tensor that a cache holds, but for single numbers, in whatever attribute of its layers."""
     for layer in getattr(cache, "layers", None) or [cache]:
         for value in vars(layer).values():
             for item in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(item, Tensor):
+                if isinstance(item, Tensor) and item.ndim:
                     yield item
 
 
@@ -143,8 +142,7 @@ def _kv_by_formula(config: PreTrainedConfig, context: int, dtype: torch.dtype) -
     heads = _attribute(config, "num_attention_heads", 1)
     kv_heads = _attribute(config, "num_key_value_heads", heads)
     size = _attribute(config, "head_dim", config.hidden_size // heads)
-    layers: int = config.num_hidden_layers
-    return 2 * layers * kv_heads * size * context * dtype.itemsize
+    return formulas.kv_cache_bytes(2 * kv_heads * size, config.num_hidden_layers, context, dtype.itemsize)
 
 
 def _attribute(config: PreTrainedConfig, name: str, default: int) -> int:
@@ -179,41 +177,14 @@ def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, t
         small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
         if small and format_of(tensor.encoding).decodes(tokens):
             shapes.append((tensor.shape[0], tensor.shape[1]))
-    return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
+    return decoding_bytes(shapes, dtype.itemsize)
 
 
 def _programs(skeleton: PreTrainedModel, catalog: Catalog) -> int:
-    """What a CPU's matrix library keeps for matrices that are multiplied as they are: measured, with large ones."""
+    """Bytes that a CPU's matrix library keeps for the matrices that are multiplied as they are."""
     sizes = [m.shape[0] * m.shape[1] * 2 for m in catalog.matrices() if m.encoding in PLAIN.values()]
     head = skeleton.get_output_embeddings()
     for path, module in skeleton.named_modules():
         if isinstance(module, nn.Linear) and module is not head and path not in catalog.encoded:
             sizes.append(module.out_features * module.in_features * 2)
-    return min(_MOST_PROGRAMS, 10 * max(sizes, default=0))
-
-
-def _workspace(
-    config: PreTrainedConfig,
-    kv: int,
-    context: int,
-    dtype: torch.dtype,
-    top_k: int,
-    logits: int,
-    device: torch.device,
-    tokens: int,
-) -> int:
-    """Temporaries at the peak of a forward pass of so many tokens, with the allocator's slack.
-
-    One layer's keys and values are copied when they grow and again to be multiplied, where that is not our own
-    attention for every head that shares them; a chunk has its mask, its hidden states and one row a token and choice
-    of expert; sampling works on a few copies of the logits.
-    """
-    hidden: int = config.hidden_size
-    heads = _attribute(config, "num_attention_heads", 1)
-    shared = 1 if is_ours(device, dtype) else max(1, heads // _attribute(config, "num_key_value_heads", heads))
-    layer_kv: int = kv // max(1, config.num_hidden_layers)
-    scores_at_once = SCORES if tokens > 1 else heads * context
-    attention = layer_kv * (2 + 2 * shared) + tokens * context * (1 + dtype.itemsize) + scores_at_once * 16
-    rows = tokens * (top_k * 3 + 12) * hidden * max(4, dtype.itemsize)
-    scores: int = (7 + min(logits, tokens)) * config.vocab_size * 4
-    return 64 * MIB + attention + rows + scores
+    return program_bytes(sizes)

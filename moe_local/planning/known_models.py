@@ -10,7 +10,9 @@ from typing import Any
 from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.names import HubName, parse_hub_name
 from moe_local.errors import CheckpointError, UnsupportedError
-from moe_local.planning.sizes import ModelSizes, model_sizes, short
+from moe_local.planning.config_fields import short
+from moe_local.planning.families import model_sizes
+from moe_local.planning.sizes import ModelSizes
 
 _LARGEST_FILE = 1 << 24  # bytes: the longest published config.json has some thousands
 

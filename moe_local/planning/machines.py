@@ -1,4 +1,7 @@
-"""Hardware profiles: what a machine has and how fast it moves bytes, from TOML files shipped with the package."""
+"""Machines that need not be here: how much memory they have, and how fast they move bytes.
+
+Profiles are TOML files shipped with the package.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from moe_local.units import GIB
 
 _MOST = 1e9  # of any number: GiB, or GB/s
 CPU_ONLY = "cpu-only"
+SYSTEM = 2 * GIB  # of RAM: an idle desktop takes about 1.5 GiB, the interpreter with torch and transformers 0.5
+DRIVER = GIB // 2  # of VRAM: the driver's context and the libraries' kernels
 LOCALITIES = "localities.toml"  # beside the profiles, and none itself
 
 
@@ -95,3 +100,38 @@ def detect(gpu: str | None, vram: int | None) -> Profile:
     named = [p for p in known.values() if p.gpu and all(word in gpu.lower() for word in p.gpu.split())]
     candidates = named or [p for p in known.values() if p.gpu]
     return min(candidates, key=lambda p: (abs(p.vram - vram), -len(p.gpu)))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory in bytes, bandwidths in GB/s (10^9 bytes). Without VRAM the device tier is RAM."""
+
+    name: str
+    title: str
+    ram: int
+    vram: int | None
+    memory_bandwidth: float  # of the device tier
+    pcie_bandwidth: float
+    disk_bandwidth: float
+
+    @classmethod
+    def of(cls, profile: Profile, *, ram: int | None = None, vram: int | None = None) -> Machine:
+        """The profile's machine, with other amounts of memory where given; 0 of VRAM leaves the GPU out.
+
+        Raises MoeLocalError for VRAM on a machine without a GPU.
+        """
+        if vram and not profile.vram:
+            raise MoeLocalError(f"{profile.name} has no GPU", remedy="leave out --vram, or choose another --profile")
+        vram = profile.vram if vram is None else vram
+        bandwidth = profile.vram_bandwidth if vram else profile.ram_bandwidth
+        return cls(
+            profile.name, profile.title, profile.ram if ram is None else ram, vram or None, bandwidth,
+            profile.pcie_bandwidth, profile.disk_bandwidth,
+        )  # fmt: skip
+
+    @property
+    def device_memory(self) -> str:
+        return "ram" if self.vram is None else "vram"
+
+    def bandwidth(self, link: str) -> float:
+        return {"pcie": self.pcie_bandwidth, "disk": self.disk_bandwidth}.get(link, self.memory_bandwidth)

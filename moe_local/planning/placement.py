@@ -4,88 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from moe_local.errors import BudgetError
 from moe_local.experts.capacity import TierCapacity
+from moe_local.planning.needs import Needs
 from moe_local.units import MIB, format_size
 
-_KV_SHARE = 0.25  # of what is left after the dense weights: the most that a batch's KV caches take
 _LONGEST = 1 << 60  # tokens
 _IN_FLIGHT, _MANY_IN_FLIGHT = 32 * MIB, 96 * MIB  # for one sequence, and for a batch, which needs nearly all experts
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a model takes, in bytes, at one context length."""
-
-    dense: int  # everything but the experts
-    kv_bytes: int  # KV cache of one sequence, at the full context
-    workspace: int  # activations and temporaries at their peak, in passes of as many tokens as there are
-    slot: int  # the largest record
-    experts: tuple[int, ...]  # experts of each MoE layer
-    top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
-    rows: int = 0  # of `dense`: embeddings, that could be read from the disk row by row
-    rows_on_disk: int = 0  # and, not in `dense`, those that are
-    sequences: int = 1  # that are computed at once
-    kv_bytes_per_sequence: int = 0  # bytes of the KV cache of one of several sequences
-    workspace_bytes_per_sequence: int = 0  # and of what else it takes
-    workspaces: tuple[tuple[int, int], ...] = ()  # (tokens, bytes) of smaller forward passes, ascending
-
-    @property
-    def kv_cache(self) -> int:
-        """Of all sequences."""
-        return max(self.kv_bytes, self.sequences * self.kv_bytes_per_sequence)
-
-    @property
-    def resident_bytes(self) -> int:
-        more = self.sequences * self.workspace_bytes_per_sequence if self.sequences > 1 else 0
-        return self.dense + self.kv_cache + self.workspace + more
-
-    def with_rows_on_disk(self, available: int) -> Needs:
-        """With embeddings left on the disk, where `available` bytes do not hold them and everything else.
-
-        A token needs one row of them, and all of an expert: their memory is worth more to experts.
-        """
-        if available >= self.resident_bytes + self.all_experts * self.slot:
-            return self
-        return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
-
-    def with_fewer_sequences(self, available: int) -> Needs:
-        """With as many sequences as leave to experts three quarters of what `available` bytes have beside the rest.
-
-        One where even the fewest slots would not fit beside two: a budget is not too small for a batch alone.
-        """
-        share = (available - self.dense - self.workspace) * _KV_SHARE
-
-        def fit(count: int) -> bool:
-            needs = replace(self, sequences=count)
-            return count * self.kv_bytes_per_sequence <= share and needs.resident_bytes + _least(needs) <= available
-
-        return replace(self, sequences=next((n for n in range(self.sequences, 1, -1) if fit(n)), 1))
-
-    def workspace_of(self, tokens: int) -> int:
-        """Of a forward pass of so many tokens."""
-        return next((size for most, size in self.workspaces if tokens <= most), self.workspace)
-
-    @property
-    def all_experts(self) -> int:
-        return sum(self.experts)
-
-    @property
-    def token_set(self) -> int:
-        """Experts that one token needs: with fewer slots, caching is worse than none."""
-        return sum(min(k, n) for k, n in zip(self.top_k, self.experts, strict=True))
-
-    @property
-    def useful_share(self) -> float:
-        """The share of each layer's experts, in whole hundredths, that holds one token's."""
-        return max(math.ceil(100 * min(k, n) / n) for k, n in zip(self.top_k, self.experts, strict=True)) / 100
-
-
-@dataclass(frozen=True)
 class Plan:
-    """SlotTable of each layer in each tier, and the arithmetic behind them (bytes).
+    """Slots of each layer in each tier, and the arithmetic behind them (bytes).
 
     With one memory (a CPU alone) the device tier is RAM and there is no host tier. Long forward passes take more
     memory than a token: `capacities` (tokens, capacity) says what the tier has in passes of up to so many tokens, the
@@ -116,7 +48,7 @@ class Plan:
 
     @property
     def share(self) -> float:
-        """LayerResidency of all experts that the device tier holds."""
+        """The share of all experts that the device tier holds."""
         return self.device_experts / self.needs.all_experts
 
     @property
@@ -150,7 +82,7 @@ class Plan:
         needs, overhead = self.needs, self.ram_overhead if self.vram is None else self.vram_overhead
         slots = min(needs.token_set + spare_slots(needs), needs.all_experts)
         saved = needs.workspace - needs.workspace_of(needs.sequences) if self.elastic else 0
-        return overhead + needs.resident_bytes + max(slots * needs.slot - saved, _least(needs))
+        return overhead + needs.resident_bytes + max(slots * needs.slot - saved, needs.least_slots_bytes)
 
     @property
     def too_small_to_cache(self) -> bool:
@@ -184,50 +116,76 @@ def make_plan(
     Raises BudgetError, with the smallest budgets that would do, when not even one slot a layer fits; they have
     `slack` bytes more, as the overhead is not the same from one run to the next.
     """
-    least = _least(needs)
     if vram is None:
-        taken = ram_overhead + needs.resident_bytes
-        if ram < taken + least:
-            raise _too_little(f"{format_size(ram)} of RAM", needs, {"--ram": taken + least + slack})
-        steps = [tokens for tokens, _ in needs.workspaces if tokens >= needs.sequences] if elastic else []
-        steps.append(_LONGEST)
-        left = [ram - taken + needs.workspace - needs.workspace_of(tokens) for tokens in steps]
-        capacities = [TierCapacity(*_tier(each, needs, device_share)) for each in left]
-        return Plan(
-            needs,
-            ram,
-            None,
-            ram_overhead,
-            0,
-            capacities[0].kept,
-            None,
-            device_in_ram=True,
-            device_spare=capacities[0].spare,
-            elastic=elastic,
-            capacities=tuple(zip(steps, capacities, strict=True)) if len(set(capacities)) > 1 else (),
-        )
-    taken = vram_overhead + needs.resident_bytes
-    short_of_vram = vram < taken + least
-    vram_wanted = taken + least + slack if short_of_vram else vram
+        return _in_one_memory(needs, ram, ram_overhead, device_share, slack, elastic=elastic)
+    shares = (device_share, host_share)
+    return _in_two_memories(needs, ram, vram, ram_overhead, vram_overhead, shares, slack, device_in_ram=device_in_ram)
+
+
+def _in_one_memory(needs: Needs, ram: int, overhead: int, share: float, slack: int, *, elastic: bool) -> Plan:
+    """Everything in RAM, which is the device tier. Arguments and errors as `make_plan`."""
+    taken, least = overhead + needs.resident_bytes, needs.least_slots_bytes
+    if ram < taken + least:
+        raise _too_little(f"{format_size(ram)} of RAM", needs, {"--ram": taken + least + slack})
+    steps = [tokens for tokens, _ in needs.workspaces if tokens >= needs.sequences] if elastic else []
+    steps.append(_LONGEST)
+    left = [ram - taken + needs.workspace - needs.workspace_of(tokens) for tokens in steps]
+    capacities = [TierCapacity(*_tier(each, needs, share)) for each in left]
+    return Plan(
+        needs=needs,
+        ram=ram,
+        vram=None,
+        ram_overhead=overhead,
+        vram_overhead=0,
+        device_slots=capacities[0].kept,
+        host_slots=None,
+        device_in_ram=True,
+        device_spare=capacities[0].spare,
+        elastic=elastic,
+        capacities=tuple(zip(steps, capacities, strict=True)) if len(set(capacities)) > 1 else (),
+    )
+
+
+def _in_two_memories(
+    needs: Needs,
+    ram: int,
+    vram: int,
+    ram_overhead: int,
+    vram_overhead: int,
+    shares: tuple[float, float],
+    slack: int,
+    *,
+    device_in_ram: bool,
+) -> Plan:
+    """The dense part on the device and experts in both. `shares` are of the device and of the host tier; the rest as
+    `make_plan`.
+    """
+    taken, least = vram_overhead + needs.resident_bytes, needs.least_slots_bytes
+    vram_wanted = vram if vram >= taken + least else taken + least + slack
     ram_taken = ram_overhead + (vram_wanted if device_in_ram else 0)
-    wanted = {"--vram": vram_wanted} if short_of_vram else {}
+    wanted = {"--vram": vram_wanted} if vram < vram_wanted else {}
     if ram < ram_taken + least:
         wanted["--ram"] = ram_taken + least + slack
     if wanted:
-        short = f"{format_size(vram)} of device memory" if short_of_vram else f"{format_size(ram)} of RAM"
+        short = f"{format_size(vram)} of device memory" if "--vram" in wanted else f"{format_size(ram)} of RAM"
         raise _too_little(short, needs, wanted)
-    device, device_spare = _tier(vram - taken, needs, device_share)
-    host, host_spare = _tier(ram - ram_taken, needs, host_share)
-    return Plan(needs, ram, vram, ram_overhead, vram_overhead, device, host, device_in_ram, device_spare, host_spare)
-
-
-def _least(needs: Needs) -> int:
-    """Bytes of the fewest slots: one a layer, and one for what passes through."""
-    return (len(needs.experts) + 1) * needs.slot
+    device, host = _tier(vram - taken, needs, shares[0]), _tier(ram - ram_taken, needs, shares[1])
+    return Plan(
+        needs=needs,
+        ram=ram,
+        vram=vram,
+        ram_overhead=ram_overhead,
+        vram_overhead=vram_overhead,
+        device_slots=device[0],
+        host_slots=host[0],
+        device_in_ram=device_in_ram,
+        device_spare=device[1],
+        host_spare=host[1],
+    )
 
 
 def _tier(available: int, needs: Needs, share: float) -> tuple[tuple[int, ...], int]:
-    """SlotTable of each layer, and spare ones, in `available` bytes."""
+    """Slots of each layer, and spare ones, in `available` bytes."""
     slots, most = available // needs.slot, capped(needs.experts, share)
     if most == needs.experts and slots >= needs.all_experts:
         return most, 0
@@ -236,7 +194,7 @@ def _tier(available: int, needs: Needs, share: float) -> tuple[tuple[int, ...], 
 
 
 def spare_slots(needs: Needs) -> int:
-    """SlotTable that keep a disk busy: enough reads in flight, of enough bytes."""
+    """Slots that keep a disk busy: enough reads in flight, of enough bytes."""
     alone = needs.sequences == 1
     wanted = -(-(_IN_FLIGHT if alone else _MANY_IN_FLIGHT) // needs.slot)
     return min(max(2, wanted), 16 if alone else 48)
@@ -248,7 +206,7 @@ def _too_little(budget: str, needs: Needs, wanted: Mapping[str, int]) -> BudgetE
     return BudgetError(
         f"a budget of {budget} is too small: the dense weights need {format_size(needs.dense)}, the KV cache"
         f" {format_size(needs.kv_cache)}, activations {format_size(needs.workspace)}, one expert of each of"
-        f" {len(needs.experts)} layers and one more {format_size(_least(needs))}",
+        f" {len(needs.experts)} layers and one more {format_size(needs.least_slots_bytes)}",
         minimum=next(iter(wanted.values())),
         remedy=f"give at least {options}, or shorten --context",
     )

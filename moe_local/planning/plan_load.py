@@ -11,11 +11,13 @@ from transformers import PreTrainedConfig
 from moe_local.errors import MoeLocalError
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.pages import can_release
-from moe_local.model.kv_cache import columns
+from moe_local.model.buffers import columns
 from moe_local.model.rows import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.planning.footprint import measure, prefill_chunk
+from moe_local.planning.machines import DRIVER, SYSTEM
+from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
-from moe_local.planning.placement import Needs, Plan, make_plan
+from moe_local.planning.placement import Plan, make_plan
 from moe_local.store.open import ModelFiles, open_model
 from moe_local.units import MIB, format_size
 
@@ -59,7 +61,7 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     options = options or Options()
     files = model if isinstance(model, ModelFiles) else open_model(model, options.dtype)
     context = _context(files.config, options.context)
-    device = _device(options.device)
+    device = _device(options)
     rows = readable_by_rows(files.skeleton, files.catalog) if device.type == "cpu" else {}
     needs = measure(
         files.skeleton,
@@ -73,7 +75,9 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     )
     needs = replace(needs, rows=bytes_of_rows(rows, files.dtype))
     # An encoder's passes are not seen before they begin.
-    elastic = device.type == "cpu" and can_release() and not files.config.is_encoder_decoder
+    elastic = (
+        device.type == "cpu" and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
+    )
     plan, notes = _plan(needs, device, options, elastic=elastic)
     sequences = plan.needs.sequences
     if plan.needs.rows_on_disk:
@@ -90,12 +94,15 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     )
 
 
-def _device(name: str) -> torch.device:
+def _device(options: Options) -> torch.device:
+    """What is computed on: this machine's device, or another's, which has a GPU if it has VRAM."""
+    name = options.device
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        has_gpu = options.vram is not None if options.other_machine else torch.cuda.is_available()
+        return torch.device("cuda" if has_gpu else "cpu")
     if name not in ("cpu", "cuda"):
         raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not options.other_machine and not torch.cuda.is_available():
         raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
     return torch.device(name)
 
@@ -111,29 +118,44 @@ def _context(config: PreTrainedConfig, wanted: int | None) -> int:
     return wanted
 
 
-def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
-    notes: list[str] = []
+@dataclass(frozen=True)
+class _Budgets:
+    """Bytes that a process may use of each memory, and what it uses before anything is loaded."""
+
+    ram: int
+    ram_overhead: int
+    vram: int | None  # None where the device has no memory of its own, or none that is bounded
+    vram_overhead: int = 0
+
+
+def _budgets(options: Options, device: torch.device) -> _Budgets:
+    """What was asked for; where nothing was, what is free but for a tenth."""
     vram, vram_overhead = options.vram, 0
-    if device.type == "cuda" and not options.other_machine:
+    if options.other_machine:
+        vram_overhead = 0 if vram is None else DRIVER
+    elif device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         vram_overhead = total - free
         vram = vram if vram is not None else int(total - free * _KEEP_FREE)
-    ram_overhead = -(-process_memory() // _ROUND) * _ROUND  # the device's runtime, begun above, included
+    # The device's runtime, begun above, is a part of this process.
+    ram_overhead = SYSTEM if options.other_machine else -(-process_memory() // _ROUND) * _ROUND
     ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
-    if ram > memory_limit() and not options.other_machine:
+    return _Budgets(ram, ram_overhead, vram, vram_overhead)
+
+
+def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
+    notes: list[str] = []
+    budgets = _budgets(options, device)
+    if budgets.ram > memory_limit() and not options.other_machine:
         notes.append(
-            f"the RAM budget of {format_size(ram)} is more than this machine gives;"
+            f"the RAM budget of {format_size(budgets.ram)} is more than this machine gives;"
             f" {format_size(memory_limit())} is used instead"
         )
-        ram = memory_limit()
-    budget, overhead = (ram, ram_overhead) if vram is None else (vram, vram_overhead)
-    available = budget - overhead
+        budgets = replace(budgets, ram=memory_limit())
+    available = budgets.ram - budgets.ram_overhead if budgets.vram is None else budgets.vram - budgets.vram_overhead
     plan = make_plan(
         needs.with_rows_on_disk(available).with_fewer_sequences(available),
-        ram=ram,
-        vram=vram,
-        ram_overhead=ram_overhead,
-        vram_overhead=vram_overhead,
+        **vars(budgets),
         device_in_ram=device.type == "cpu" and not options.other_machine,
         device_share=options.experts,
         host_share=options.host_experts,

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
-from moe_local.model.kv_cache import GrowingLayer, columns, with_room
+from moe_local.model.buffers import columns
+from moe_local.model.kv_cache import GrowingLayer, with_room
 
 STEPS = st.lists(st.one_of(st.integers(1, 90), st.sampled_from(["crop", "select", "reset"])), min_size=1, max_size=12)
 

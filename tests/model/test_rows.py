@@ -13,8 +13,8 @@ import torch
 from moe_local.engine import load
 from moe_local.errors import StorageError
 from moe_local.model.rows import EmbeddingOnDisk
+from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
-from moe_local.planning.placement import Needs
 from moe_local.planning.plan_load import plan_load
 from moe_local.store import first_use, pack
 from moe_local.testing import FailingDisk

@@ -10,29 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_local.errors import BudgetError, MoeLocalError
-from moe_local.planning.estimate import (
-    DENSE_FORMATS,
-    DRIVER,
-    EXPERT_FORMATS,
-    GROUPS,
-    PER_LAYER,
-    REACHED,
-    SYSTEM,
-    Estimate,
-    Formats,
-    Machine,
-    dense_bytes,
-    encoded_bytes,
-    estimate,
-    needs_of,
-    record_bytes,
-    workspace_bytes,
-)
+from moe_local.planning.estimate import PER_LAYER, REACHED, Estimate, estimate
 from moe_local.planning.known_models import find_sizes, shipped
 from moe_local.planning.locality import UNIFORM, Locality, get_locality, localities, nearest
-from moe_local.planning.machines import get_profile, profiles
+from moe_local.planning.machines import DRIVER, SYSTEM, Machine, get_profile, profiles
 from moe_local.planning.placement import make_plan
-from moe_local.planning.sizes import Matrices, ModelSizes
+from moe_local.planning.sizes import Attention, Matrices, ModelSizes
+from moe_local.planning.weights import (
+    DENSE_FORMATS,
+    EXPERT_FORMATS,
+    GROUPS,
+    Formats,
+    dense_bytes,
+    encoded_bytes,
+    needs_of,
+    record_bytes,
+)
 from moe_local.units import GIB, MIB
 from tests.processes import python
 
@@ -44,23 +37,24 @@ SMALL = ModelSizes(
     architecture="none",
     layers=2,
     hidden=512,
-    kv_expansion=1,
+    attention=Attention(heads=8, cached=2048),
     experts=(8, 8),
     top_k=2,
     expert=(Matrices(24_576, 512), Matrices(512, 12_288)),
     expert_biases=0,
     linear=(Matrices(1024, 512, 100),),
     plain=0,
+    wide=0,
+    buffers=0,
     embedding=Matrices(102_400, 512),
     tied=False,
-    kv_per_token=4096,
     positions=None,
     quantised=None,
 )
 PLAIN = Formats("bf16", 64, "keep")
 CONTEXT = 1024
 RECORD = 36 * MIB
-FIXED = 200 * MIB + 8 * MIB + workspace_bytes(SMALL, CONTEXT)
+FIXED = needs_of(SMALL, PLAIN, CONTEXT).resident_bytes
 GPU = Machine("gpu", "a GPU", 8 * GIB, 8 * GIB, 100.0, 10.0, 1.0)
 CPU = replace(GPU, vram=None)
 UNIFORMLY = get_locality(UNIFORM)
@@ -90,7 +84,7 @@ def test_qwen3_30b_by_hand() -> None:
     plain = 2 * (48 * (2 * 128 + 2 * 2048 + 128 * 2048) + 2048)
     read, kv = linear + scales + plain, 4096 * 48 * 2 * 4 * 128 * 2
     embedding = 151_936 * (2048 + 2)
-    needs = needs_of(QWEN, Formats(), 4096)
+    needs = needs_of(QWEN, Formats(), 4096, gpu=True)
     assert (needs.slot, needs.kv_cache, needs.dense) == (record, kv, read + embedding)
     assert dense_bytes(QWEN, Formats()) == (read + embedding, read)
 
@@ -138,7 +132,8 @@ def test_what_neither_memory_has_is_read_from_disk() -> None:
 
 def test_without_a_gpu_ram_is_the_device() -> None:
     """The embedding stays on the disk where memory is short, and experts have what only long passes need."""
-    saved = 100 * MIB + workspace_bytes(SMALL, CONTEXT) - workspace_bytes(SMALL, CONTEXT, 1)
+    needs = needs_of(SMALL, PLAIN, CONTEXT)
+    saved = 100 * MIB + needs.workspace - needs.workspace_of(1)
     machine = replace(CPU, ram=_budget(SYSTEM + FIXED - saved, 4))
     found = estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY)
     assert (found.plan.needs.dense, found.plan.needs.rows_on_disk) == (100 * MIB, 100 * MIB)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_local.planning.footprint import PREFILL_CHUNK, prefill_chunk
+from moe_local.planning.footprint import prefill_chunk
+from moe_local.planning.formulas import PREFILL_CHUNK
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
 from moe_local.testing import architecture, tiny_model, write_tiny_checkpoint

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from moe_local.errors import BudgetError
 from moe_local.experts.capacity import TierCapacity
-from moe_local.planning.placement import Needs, Plan, capped, make_plan, share_out, spare_slots
+from moe_local.planning.needs import Needs
+from moe_local.planning.placement import Plan, capped, make_plan, share_out, spare_slots
 from moe_local.units import MIB
 
 LAYERS = st.lists(st.integers(1, 40), min_size=1, max_size=12)

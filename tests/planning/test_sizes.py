@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
-from moe_local.planning.estimate import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, needs_of, record_bytes
-from moe_local.planning.footprint import kv_cache_bytes, measure
+from moe_local.planning.families import FAMILIES, model_sizes
+from moe_local.planning.footprint import kv_cache_bytes
 from moe_local.planning.known_models import find_sizes, shipped
-from moe_local.planning.sizes import FAMILIES, model_sizes
+from moe_local.planning.weights import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, record_bytes
 from moe_local.store.first_use import choose
 from moe_local.store.first_use import plan as plan_packing
 from moe_local.testing import architecture, tiny_config, write_tiny_checkpoint
@@ -58,8 +58,8 @@ def test_counts_are_those_of_the_skeleton(name: str, changes: dict[str, Any]) ->
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert [count * sizes.expert_parameters for count in sizes.experts] == routed
     assert sizes.dense_held - sizes.dense_read == (0 if sizes.tied else model.get_input_embeddings().weight.numel())
-    cached = kv_cache_bytes(model, 4, torch.float32)  # of fewer tokens than a window, which caches a count as well
-    assert 4 * 4 * sizes.kv_per_token == pytest.approx(cached, abs=64)
+    cached = kv_cache_bytes(model, 4, torch.float32)  # of fewer tokens than a window
+    assert 4 * 4 * sizes.kv_per_token == cached
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v2"])
@@ -70,19 +70,8 @@ def test_bytes_are_those_of_a_packing(tmp_path: Path, name: str, experts: str, d
     job = plan_packing(directory, choose(experts, 32, dense))
     sizes, formats = find_sizes(str(directory)), Formats(experts, 32, dense)
     assert record_bytes(sizes, formats) - 4096 < job.layouts[0][0].size <= record_bytes(sizes, formats)
-    assert dense_bytes(sizes, formats)[0] == sum(planned.length for planned in job.dense_tensors.values())
-
-
-def test_needs_are_near_those_measured_on_a_checkpoint(tmp_path: Path) -> None:
-    from moe_local.store.open import open_model
-
-    directory = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "qwen", dtype=torch.bfloat16)
-    found = open_model(directory)
-    measured = measure(found.skeleton, found.catalog, 256, found.dtype, device=torch.device("cuda"))
-    needs = needs_of(find_sizes(str(directory)), Formats("bf16", 64, "keep"), 256)
-    assert (needs.experts, needs.top_k, needs.kv_cache) == (measured.experts, measured.top_k, measured.kv_cache)
-    assert needs.dense == pytest.approx(measured.dense, rel=0.01)  # buffers are not parameters
-    assert needs.workspace == pytest.approx(measured.workspace, rel=0.1)
+    written = sum(planned.length for planned in job.dense_tensors.values())
+    assert dense_bytes(sizes, formats)[0] == written + 2 * sizes.wide  # which is in bf16 in the files
 
 
 def test_qwen3_30b_by_hand() -> None:
@@ -116,7 +105,6 @@ def test_totals_are_as_published(name: str) -> None:
 
 
 def test_notes_say_what_is_left_out() -> None:
-    assert "sliding windows" in find_sizes("openai/gpt-oss-20b").notes[0]
     assert "multi-token" in find_sizes("zai-org/GLM-4.5-Air").notes[0]
     assert find_sizes(QWEN).notes == ()
 

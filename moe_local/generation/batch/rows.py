@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from moe_local.generation.batch.caches import branch, join, select
 from moe_local.model.transformers_api import CACHE, kv_cache
-from moe_local.planning.footprint import PREFILL_CHUNK
+from moe_local.planning.formulas import PREFILL_CHUNK
 
 _SLACK = 32  # columns of padding that are not worth copying everything else for
 Hide = Callable[[Tensor | None], None]  # says which tokens [B * T] of the next forward pass are there

@@ -22,7 +22,7 @@ from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.rows import Hide, Rows
 from moe_local.generation.chat import is_chat, prompt_ids
 from moe_local.generation.text import DAMAGED, DAMAGED_REMEDY, TextGenerator, damaged
-from moe_local.model.kv_cache import columns
+from moe_local.model.buffers import columns
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
 _ROOM = 64  # tokens that a sequence must be able to grow by before it is taken on

@@ -1,0 +1,84 @@
+"""What a model takes, in bytes, whatever it is measured on or estimated from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+_KV_SHARE = 0.25  # of what is left after the dense weights: the most that a batch's KV caches take
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes, in bytes, at one context length."""
+
+    dense: int  # everything but the experts
+    kv_bytes: int  # KV cache of one sequence, at the full context
+    workspace: int  # activations and temporaries at their peak, in passes of as many tokens as there are
+    slot: int  # the largest record
+    experts: tuple[int, ...]  # experts of each MoE layer
+    top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
+    rows: int = 0  # of `dense`: embeddings, that could be read from the disk row by row
+    rows_on_disk: int = 0  # and, not in `dense`, those that are
+    sequences: int = 1  # that are computed at once
+    kv_bytes_per_sequence: int = 0  # bytes of the KV cache of one of several sequences
+    workspace_bytes_per_sequence: int = 0  # and of what else it takes
+    workspaces: tuple[tuple[int, int], ...] = ()  # (tokens, bytes) of smaller forward passes, ascending
+
+    @property
+    def kv_cache(self) -> int:
+        """Of all sequences."""
+        return max(self.kv_bytes, self.sequences * self.kv_bytes_per_sequence)
+
+    @property
+    def resident_bytes(self) -> int:
+        more = self.sequences * self.workspace_bytes_per_sequence if self.sequences > 1 else 0
+        return self.dense + self.kv_cache + self.workspace + more
+
+    def with_rows_on_disk(self, available: int) -> Needs:
+        """With embeddings left on the disk, where `available` bytes do not hold them and everything else.
+
+        A token needs one row of them, and all of an expert: their memory is worth more to experts.
+        """
+        if available >= self.resident_bytes + self.all_experts * self.slot:
+            return self
+        return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
+
+    def with_fewer_sequences(self, available: int) -> Needs:
+        """With as many sequences as leave to experts three quarters of what `available` bytes have beside the rest.
+
+        One where even the fewest slots would not fit beside two: a budget is not too small for a batch alone.
+        """
+        share = (available - self.dense - self.workspace) * _KV_SHARE
+
+        def fit(count: int) -> bool:
+            needs = replace(self, sequences=count)
+            return (
+                count * self.kv_bytes_per_sequence <= share
+                and needs.resident_bytes + needs.least_slots_bytes <= available
+            )
+
+        return replace(self, sequences=next((n for n in range(self.sequences, 1, -1) if fit(n)), 1))
+
+    def workspace_of(self, tokens: int) -> int:
+        """Of a forward pass of so many tokens."""
+        return next((size for most, size in self.workspaces if tokens <= most), self.workspace)
+
+    @property
+    def all_experts(self) -> int:
+        return sum(self.experts)
+
+    @property
+    def token_set(self) -> int:
+        """Experts that one token needs: with fewer slots, caching is worse than none."""
+        return sum(min(k, n) for k, n in zip(self.top_k, self.experts, strict=True))
+
+    @property
+    def useful_share(self) -> float:
+        """The share of each layer's experts, in whole hundredths, that holds one token's."""
+        return max(math.ceil(100 * min(k, n) / n) for k, n in zip(self.top_k, self.experts, strict=True)) / 100
+
+    @property
+    def least_slots_bytes(self) -> int:
+        """Bytes of the fewest slots: one a layer, and one for what passes through."""
+        return (len(self.experts) + 1) * self.slot

@@ -1,0 +1,157 @@
+"""Bytes of a model's parts by the formats that they are held in, and so what a store of it takes: from its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moe_local.errors import MoeLocalError
+from moe_local.model.buffers import LARGE, columns
+from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes
+from moe_local.planning.needs import Needs
+from moe_local.planning.sizes import Matrices, ModelSizes
+
+EXPERT_FORMATS = ("int4", "int8", "nf4", "mxfp4", "bf16")
+DENSE_FORMATS = ("keep", "int8", "int4")
+GROUPS = (32, 64, 128)
+_LEAST = 1 << 12  # numbers: smaller dense matrices stay bf16
+_PAGE = 4096  # bytes: what records are aligned to
+_DECODED_FROM = {"int8": 48, "int4": 160}  # tokens: a matrix is decoded to be multiplied by so many; others always
+_ITEMSIZE = 2  # bytes: activations and the KV cache are in bf16
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How weights are held; `group` is int4's. Raises MoeLocalError for what does not exist."""
+
+    experts: str = "int4"
+    group: int = 64
+    dense: str = "int8"
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("--format", self.experts, EXPERT_FORMATS),
+            ("--group-size", self.group, GROUPS),
+            ("--dense-format", self.dense, DENSE_FORMATS),
+        ):
+            if value not in known:
+                raise MoeLocalError(f"{option} {value} is unknown", remedy=f"use one of {', '.join(map(str, known))}")
+
+
+def encoded_bytes(matrices: Matrices, format: str, group: int = 64) -> int:
+    """Bytes of matrices with their scales; int8 for those that a format cannot hold, as packing does it.
+
+    Bits a weight: int4 4 + 32/group (scale and offset, bf16), int8 8 + 16/width (a bf16 scale a row), nf4 4.5 (a
+    float32 for 64 numbers), mxfp4 4.25 (a byte for 32), bf16 16.
+    """
+    numbers = matrices.out * matrices.width
+    each = {
+        "bf16": 2 * numbers,
+        "int4": numbers // 2 + numbers // group * 4,
+        "nf4": numbers // 2 + numbers // 64 * 4,
+        "mxfp4": numbers // 2 + numbers // 32,
+        "int8": numbers + 2 * matrices.out,
+    }
+    return each[fitted(matrices, format, group)] * matrices.count
+
+
+def fitted(matrices: Matrices, format: str, group: int) -> str:
+    """The format, or int8 where it cannot hold matrices of this shape."""
+    out, width = matrices.out, matrices.width
+    holds = {
+        "int4": out % 64 == 0 and width % group == 0,
+        "nf4": out * width % 64 == 0,
+        "mxfp4": width % 32 == 0,
+    }
+    return format if holds.get(format, True) else "int8"
+
+
+def record_bytes(sizes: ModelSizes, formats: Formats) -> int:
+    """Bytes of one expert, in whole pages; biases are bf16."""
+    matrices = sum(encoded_bytes(matrix, formats.experts, formats.group) for matrix in sizes.expert)
+    return -(-(matrices + 2 * sizes.expert_biases) // _PAGE) * _PAGE
+
+
+def dense_bytes(sizes: ModelSizes, formats: Formats) -> tuple[int, int]:
+    """Bytes of the dense part in memory: held, and read for every token. With encoded linear layers, embeddings are
+    int8. Tables of positions, some hundred bytes, are left out.
+    """
+
+    def held(matrix: Matrices, format: str) -> int:
+        return encoded_bytes(matrix, "bf16" if _stays_plain(matrix, formats) else format, formats.group)
+
+    embedding = held(sizes.embedding, "int8")
+    read = sum(held(matrix, formats.dense) for matrix in sizes.linear) + 2 * (sizes.plain + sizes.wide)
+    read += sizes.buffers
+    return read + embedding, read + (embedding if sizes.tied else 0)
+
+
+def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = False) -> Needs:
+    """What a store of the model takes at `context` tokens, computing in bf16: in RAM, or with a GPU on it.
+
+    In RAM one key serves all heads that share it, and embeddings can stay on the disk.
+    """
+    attention, itemsize = sizes.attention, _ITEMSIZE
+    kv_bytes = kv_cache_bytes(
+        attention.cached, sizes.layers, columns(context), itemsize, sliding=attention.sliding, window=attention.window
+    )
+    passes = ForwardPass(
+        context=context,
+        itemsize=itemsize,
+        layers=sizes.layers,
+        hidden=sizes.hidden,
+        vocabulary=sizes.embedding.out,
+        heads=attention.heads,
+        top_k=sizes.top_k,
+        kv_bytes=kv_bytes,
+        heads_per_kv=attention.heads_per_kv if gpu else 1,
+        expanded=attention.expanded,
+        eager_heads=attention.heads if attention.eager else 0,
+        programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
+    )
+    workspace, workspaces = passes.workspaces(
+        lambda tokens: decoding_bytes(_decoded(sizes, formats, tokens), itemsize)
+    )
+    return Needs(
+        dense=dense_bytes(sizes, formats)[0],
+        kv_bytes=kv_bytes,
+        workspace=workspace,
+        workspaces=workspaces,
+        slot=record_bytes(sizes, formats),
+        experts=sizes.experts,
+        top_k=(sizes.top_k,) * len(sizes.experts),
+        rows=0 if gpu or sizes.tied else embedding_rows(sizes, formats),
+    )
+
+
+def _multiplied_as_they_are(sizes: ModelSizes, formats: Formats) -> Iterator[Matrices]:
+    """Matrices in bf16 but for the output layer, which is too large for the programs that are kept of others."""
+    if formats.experts == "bf16":
+        yield from sizes.expert
+    yield from (m for m in sizes.linear if m is not sizes.embedding and _stays_plain(m, formats))
+
+
+def _decoded(sizes: ModelSizes, formats: Formats, tokens: int) -> Iterator[tuple[int, int]]:
+    """Shapes of the matrices that are decoded to be multiplied by so many tokens. Very large dense ones are not."""
+    held = [(matrix, formats.experts) for matrix in sizes.expert]
+    held += [(m, formats.dense) for m in sizes.linear if m.out * m.width < LARGE and not _stays_plain(m, formats)]
+    for matrix, format in held:
+        fitting = fitted(matrix, format, formats.group)
+        if fitting != "bf16" and tokens >= _DECODED_FROM.get(fitting, 0):
+            yield matrix.out, matrix.width
+
+
+def computed_bytes(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:
+    """Bytes that one token's arithmetic reads."""
+    return dense_bytes(sizes, formats)[1] + needs.kv_cache + needs.token_set * needs.slot
+
+
+def embedding_rows(sizes: ModelSizes, formats: Formats) -> int:
+    """Bytes of the embedding without its scales."""
+    numbers = sizes.embedding.parameters
+    return 2 * numbers if _stays_plain(sizes.embedding, formats) else numbers
+
+
+def _stays_plain(matrix: Matrices, formats: Formats) -> bool:
+    """Whether a dense matrix is held in bf16, whatever the others are."""
+    return formats.dense == "keep" or matrix.out * matrix.width < _LEAST
