@@ -110,7 +110,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
     )
     workspace, workspaces = passes.workspaces(
-        lambda tokens: decoding_bytes(_decoded(sizes, formats, tokens), itemsize)
+        lambda tokens: decoding_bytes(decoded(sizes, formats, tokens), itemsize)
     )
     return Needs(
         dense=dense_bytes(sizes, formats)[0],
@@ -131,7 +131,7 @@ def _multiplied_as_they_are(sizes: ModelSizes, formats: Formats) -> Iterator[Mat
     yield from (m for m in sizes.linear if m is not sizes.embedding and _stays_plain(m, formats))
 
 
-def _decoded(sizes: ModelSizes, formats: Formats, tokens: int) -> Iterator[tuple[int, int]]:
+def decoded(sizes: ModelSizes, formats: Formats, tokens: int) -> Iterator[tuple[int, int]]:
     """Shapes of the matrices that are decoded to be multiplied by so many tokens. Very large dense ones are not."""
     held = [(matrix, formats.experts) for matrix in sizes.expert]
     held += [(m, formats.dense) for m in sizes.linear if m.out * m.width < LARGE and not _stays_plain(m, formats)]

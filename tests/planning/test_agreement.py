@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from moe_local.checkpoint.record import PLAIN as RAW
+from moe_local.formats import format_of, packed_encoding
 from moe_local.planning.estimate import estimate
 from moe_local.planning.families import FAMILIES, model_sizes
 from moe_local.planning.known_models import find_sizes, shipped
@@ -20,8 +23,9 @@ from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import LoadPlan, plan_load
 from moe_local.planning.sizes import Matrices, ModelSizes
-from moe_local.planning.weights import Formats, needs_of
-from moe_local.testing import architecture, tiny_config
+from moe_local.planning.weights import EXPERT_FORMATS, Formats, decoded, needs_of
+from moe_local.store import first_use, pack
+from moe_local.testing import architecture, tiny_config, write_tiny_checkpoint
 from moe_local.testing.hollow import write_hollow_checkpoint
 from moe_local.units import GIB
 
@@ -101,3 +105,25 @@ def test_windows(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
 
 def sizes_of(config: PreTrainedConfig, name: str) -> ModelSizes:
     return model_sizes(json.loads(json.dumps(config.to_dict())), name)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v2"])
+@pytest.mark.parametrize(
+    "formats", [Formats("int8", 32, "int8"), Formats("mxfp4", 32, "keep"), Formats("int4", 32, "int4")]
+)
+def test_stores(name: str, formats: Formats, tmp_path: Path) -> None:
+    """A packed model, in the formats that it was packed into."""
+    source = write_tiny_checkpoint(architecture(name), tmp_path / "source", dtype=torch.bfloat16)
+    packing = first_use.choose(formats.experts, formats.group, formats.dense)
+    store = pack(first_use.plan(source, packing), tmp_path / "store")
+    load_plan = plan_load(store, Options(other_machine=True, ram=MEMORY, context=512))
+    assert_same(needs_of(find_sizes(str(source)), formats, 512), load_plan.plan.needs)
+
+
+@pytest.mark.parametrize("format", EXPERT_FORMATS)
+def test_what_is_decoded_is_what_formats_say(format: str) -> None:
+    sizes = find_sizes("Qwen/Qwen3-30B-A3B")
+    encoding = packed_encoding(format)
+    for tokens in (1, 32, 47, 48, 128, 159, 160, 512):
+        decodes = encoding not in RAW.values() and format_of(encoding).decodes(tokens)
+        assert bool(list(decoded(sizes, Formats(format, 64, "keep"), tokens))) == decodes
