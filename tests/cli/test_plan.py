@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_local.planning.known_models import shipped
-from moe_local.planning.machines import profiles
+from moe_local.planning.machines import SYSTEM, profiles
+from moe_local.testing import architecture, write_tiny_checkpoint
 from tests.processes import python
 
 from .conftest import Run, expect_error
@@ -143,3 +145,21 @@ def test_light() -> None:
         "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     )
     python(code)
+
+
+@pytest.mark.parametrize("profile", ["cpu-only", "rtx-3060-12gb"])
+def test_the_same_as_inspect(run: Run, tmp_path: Path, profile: str) -> None:
+    """Of another machine, whatever this one is: its device, and what its system and driver take."""
+    model = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "model", dtype=torch.bfloat16)
+    asked = ("--profile", profile, "--context", "512", "--json")
+    planned = json.loads(run("plan", model, "--format", "bf16", "--dense-format", "keep", *asked).stdout)
+    inspected = json.loads(run("inspect", model, *asked).stdout)
+    for name in ("record_bytes", "experts", "experts_per_token", "kv_cache_bytes"):
+        assert planned[name] == inspected[name], name
+    assert planned["workspace_bytes"] == pytest.approx(
+        inspected["workspace_bytes"], abs=1 << 16
+    )  # gate and up in one
+    assert planned["dense_bytes"] == pytest.approx(inspected["dense_bytes"], abs=1024)  # tables of positions
+    assert inspected["process_bytes"] == SYSTEM
+    assert inspected["vram_budget"] == planned["machines"][0]["vram"]
+    assert (inspected["host_slots"] is None) == (profile == "cpu-only")
