@@ -35,18 +35,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import Layout
 from moe_local.errors import MoeLocalError
 from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.residency import Decision, LayerResidency, SlotTable
-from moe_local.formats import Expert, open_expert
 from moe_local.memory.disk import Arrival, RecordReader
 from moe_local.memory.pages import trim
 from moe_local.memory.slab import Slab
 from moe_local.policies import Key, Policy
 from moe_local.telemetry import Counters, Span
+
+
+class Ready(NamedTuple):
+    """Experts of one layer and one layout, and the slots of the device tier that they lie in."""
+
+    layout: Layout
+    experts: Sequence[int]
+    slots: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Tier:
     slab: Slab
     slots: SlotTable
     shares: Sequence[LayerResidency]
-    weighted: bool
+    uses_router_weights: bool
 
     @classmethod
     def make(cls, slab: Slab, experts: Sequence[int], capacities: Sequence[int], policy: Policy) -> Tier:
@@ -111,14 +119,13 @@ class ExpertCache:
         self._device = device
         self._host = host
         self._landing = host or device  # where reads go
+        self._kinds = [layer.kinds for layer in catalog.layers]  # the layouts of each layer
         self._capacity_for = capacity_for
         self._reserve = max(1, reserve)  # free slots that prefetching leaves
         self._uploads: deque[Key] = deque()  # the host tier has them, no device slot is theirs yet
         self._waiting: set[Key] = set()  # in flight, and needed by the layer under way
         self._staged: set[Key] = set()  # prefetched, in flight or there, and not asked for yet
         self._unwanted: set[Key] = set()  # prefetched for nothing, and still in flight
-        self._opened: dict[tuple[int, int], Expert] = {}  # (device slot, layout) -> views
-        self._layout_of = _numbered_layouts(catalog)
         self._spans: list[Span] | None = None
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._capacity: TierCapacity | None = None  # of the device tier; None: what it was made with
@@ -126,9 +133,14 @@ class ExpertCache:
         self._closed = False
 
     @property
-    def weighted(self) -> bool:
+    def slab(self) -> Slab:
+        """The device tier's memory."""
+        return self._device.slab
+
+    @property
+    def uses_router_weights(self) -> bool:
         """Whether the policy looks at the routers' weights."""
-        return self._device.weighted
+        return self._device.uses_router_weights
 
     def fetch(
         self,
@@ -136,8 +148,8 @@ class ExpertCache:
         experts: Sequence[int],
         weights: Sequence[float] | None = None,
         ahead: Callable[[], Iterable[Key]] = lambda: (),
-    ) -> Iterator[list[tuple[int, Expert]]]:
-        """Yields `experts` (distinct) with their weights as soon as they are there: all hits, then each arrival.
+    ) -> Iterator[Ready]:
+        """Yields `experts` (distinct) with their slots as soon as they are there: all hits, then each arrival.
 
         What is yielded may be used until more is asked for. `weights` are the router's, for policies that look at
         them. `ahead` is asked once everything has been requested: keys of later layers, the likeliest first, to read
@@ -160,7 +172,7 @@ class ExpertCache:
             ready = ready or self._next_arrivals(host.evicted)
             if ready:
                 began = perf_counter()
-                yield [(expert, self._open(layer, expert)) for expert in ready]
+                yield from self._located(layer, ready)
                 self._note("compute", layer, ready[0] if len(ready) == 1 else None, began)
             for expert in device.evicted.intersection(ready):
                 self._device.slots.free((layer, expert))
@@ -314,15 +326,16 @@ class ExpertCache:
         counters.layer_misses[layer] += len(device.misses)
         counters.layer_host_hits[layer] += len(host.hits)
 
-    def _open(self, layer: int, expert: int) -> Expert:
-        slot = self._device.slots[layer, expert]
-        key = slot, self._layout_of[layer][expert]
-        opened = self._opened.get(key)
-        if opened is None:
-            opened = self._opened[key] = open_expert(
-                self._catalog.layers[layer].layouts[expert], self._device.slab[slot]
-            )
-        return opened
+    def _located(self, layer: int, experts: Sequence[int]) -> Iterator[Ready]:
+        """Where these are in the device tier, those of one layout together."""
+        slots, kinds = self._device.slots, self._kinds[layer]
+        if len(kinds) == 1:
+            yield Ready(kinds[0], experts, [slots[layer, expert] for expert in experts])
+            return
+        layouts = self._catalog.layers[layer].layouts
+        for kind in kinds:
+            if alike := [expert for expert in experts if layouts[expert] is kind]:
+                yield Ready(kind, alike, [slots[layer, expert] for expert in alike])
 
     def _request(self, missing: deque[Key]) -> None:
         """Starts to read missing keys, in order, while there are free slots for them."""
@@ -373,22 +386,5 @@ class ExpertCache:
         """Waits for the reads in flight, and frees the slots. Nothing can be fetched afterwards."""
         self._closed = True
         self._reader.close()
-        self._opened.clear()
         for tier in filter(None, (self._device, self._host)):
             tier.slab.close()
-
-
-def _numbered_layouts(catalog: Catalog) -> list[list[int]]:
-    """The number of the layout of each expert of each layer: equal layouts have the same."""
-    known: list[Layout] = []
-
-    def number(layout: Layout) -> int:
-        if layout not in known:
-            known.append(layout)
-        return known.index(layout)
-
-    found = []
-    for layer in catalog.layers:
-        numbers = {id(kind): number(kind) for kind in layer.kinds}
-        found.append([numbers[id(layout)] for layout in layer.layouts])
-    return found

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
-from moe_local.formats import format_of
+from moe_local.kernels.matrix import kernel_for
 from moe_local.model.attention import SCORES, is_ours
 from moe_local.model.encoded import LARGE
 from moe_local.model.kv_cache import columns
@@ -59,7 +59,7 @@ def measure(
         return (
             _workspace(config, kv, context, dtype, max(top_k), logits, device, min(tokens, context))
             + _eager_scores(skeleton, context, dtype, min(tokens, context))
-            + _decoding(skeleton, catalog, dtype, tokens)
+            + _decoding(skeleton, catalog, dtype, device, tokens)
             + programs
         )
 
@@ -168,16 +168,18 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, tokens: int) -> int:
+def _decoding(
+    skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device, tokens: int
+) -> int:
     """The largest matrix that is decoded before it is multiplied by so many tokens, with the codes that it is of.
 
     Embeddings are decoded row by row, and very large matrices not at all.
     """
-    experts = list(catalog.matrices())
-    shapes = [m.shape for m in experts if m.encoding not in PLAIN.values() and format_of(m.encoding).decodes(tokens)]
+    encoded = [matrix for matrix in catalog.matrices() if matrix.encoding not in PLAIN.values()]
+    shapes = [m.shape for m in encoded if kernel_for(m.encoding, device, tokens).decodes]
     for path, tensor in catalog.encoded.items():
         small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
-        if small and format_of(tensor.encoding).decodes(tokens):
+        if small and kernel_for(tensor.encoding, device, tokens).decodes:
             shapes.append((tensor.shape[0], tensor.shape[1]))
     return max((out * width * (dtype.itemsize + 8) for out, width in shapes), default=0)
 

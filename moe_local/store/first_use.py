@@ -6,14 +6,14 @@ from pathlib import Path
 
 from moe_local.checkpoint.schemes import method
 from moe_local.errors import MoeLocalError
-from moe_local.formats import packed_encoding
+from moe_local.formats.registry import dense_names, packed_encoding
 from moe_local.store import Packing, cached_store, is_store, pack
 from moe_local.store.job import Job, plan_packing, relative_error
 from moe_local.store.open import ModelFiles, open_model
 from moe_local.store.packer import Report
 
 AUTO = "auto"
-DENSE = ("keep", "int8", "int4")  # embeddings are int8 in both
+DENSE = ("keep", *dense_names())  # embeddings are int8 in all of these
 _ROUNDING = 0.004  # relative: what is lost when scales become bf16
 _EXACT_OR_NOT = (
     "gptq",

@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog
-from moe_local.checkpoint.record import Array, Encoding, Extent, Layout, Matrix, Projection
+from moe_local.checkpoint.encoding import Encoding
+from moe_local.checkpoint.record import Array, Extent, Layout, Matrix, Projection
 from moe_local.errors import MoeLocalError, StorageError
-from moe_local.experts.cache import ExpertCache, Tier
+from moe_local.experts.cache import ExpertCache, Ready, Tier
 from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.residency import SlotTable
-from moe_local.formats import Expert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
-from moe_local.policies import LRU, POLICIES, Policy
+from moe_local.policies import LRU, Keys, Policy, State
 from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
@@ -38,6 +39,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for value in values:
             stream.write(torch.full((RECORD // 4,), value).numpy().tobytes())
     return path
+
+
+def _weigh(state: State, keys: Keys, now: float, weights: Any) -> None:
+    state[0, keys] = weights
+
+
+BY_WEIGHT = Policy("by-weight", lambda keys: 1, _weigh, lambda state, keys, now: state[0, keys])
 
 
 def _catalog(file: Path) -> Catalog:
@@ -91,14 +99,12 @@ def files(file: Path) -> FileReader:
     reader.close()
 
 
-def _one_by_one(fetching: Iterator[list[tuple[int, Expert]]]) -> Iterator[tuple[int, Expert]]:
-    return chain.from_iterable(fetching)
+def _one_by_one(fetching: Iterator[Ready]) -> Iterator[tuple[int, int]]:
+    return chain.from_iterable(zip(ready.experts, ready.slots, strict=True) for ready in fetching)
 
 
-def _assert_right(layer: int, expert: int, weights: Expert) -> None:
-    value = 100.0 * layer + expert
-    assert (weights.up(torch.eye(WIDTH)) == value).all()
-    assert (weights.down(torch.eye(WIDTH)) == value).all()
+def _assert_right(cache: ExpertCache, layer: int, expert: int, slot: int) -> None:
+    assert (cache.slab[slot].view(torch.float32) == 100.0 * layer + expert).all()
 
 
 def _assert_settled(cache: ExpertCache) -> None:
@@ -132,9 +138,9 @@ def test_what_is_asked_for_comes_once_and_right(
         wanted = rng.sample(range(EXPERTS), rng.randint(0, EXPERTS))
         got = []
         ahead = partial(_guess, rng, (layer + 1) % LAYERS) if read_ahead else tuple
-        for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
+        for expert, slot in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
             got.append(expert)
-            _assert_right(layer, expert, weights)
+            _assert_right(cache, layer, expert, slot)
         assert sorted(got) == sorted(wanted)
         _assert_settled(cache)
     counters = cache.counters
@@ -163,8 +169,8 @@ def test_after_failures_and_early_ends_all_is_right(
         cache.resize_for(rng.choice([1, 1, 5]))
         fetching = cache.fetch(layer, wanted, None, partial(_guess, rng, (layer + 1) % LAYERS))
         try:
-            for count, (expert, weights) in enumerate(_one_by_one(fetching), start=1):
-                _assert_right(layer, expert, weights)
+            for count, (expert, slot) in enumerate(_one_by_one(fetching), start=1):
+                _assert_right(cache, layer, expert, slot)
                 if count == leave_after:
                     stops += 1
                     abandoned.append(fetching)  # as a traceback keeps it, closed at any later time
@@ -195,9 +201,9 @@ def test_an_interrupt_between_any_two_instructions(
             cache.resize_for(rng.choice([1, 1, 5]))
             got = []
             ahead = partial(_guess, rng, (layer + 1) % LAYERS)
-            for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
+            for expert, slot in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
                 got.append(expert)
-                _assert_right(layer, expert, weights)
+                _assert_right(cache, layer, expert, slot)
             assert sorted(got) == sorted(wanted)
         interrupted += len(struck)
     assert interrupted > 40
@@ -213,8 +219,8 @@ def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: 
     assert cache.residents() == [[3, 4]] * LAYERS
     read = cache.counters.bytes_read
     for layer in range(LAYERS):
-        for expert, weights in _one_by_one(cache.fetch(layer, [3, 4])):
-            _assert_right(layer, expert, weights)
+        for expert, slot in _one_by_one(cache.fetch(layer, [3, 4])):
+            _assert_right(cache, layer, expert, slot)
     assert cache.counters.bytes_read == read
     cache.resize_for(1)
     assert cache.residents() == [[3, 4]] * LAYERS
@@ -249,14 +255,14 @@ def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
 
 def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> None:
     """While one that is about to leave is held, reads go on into every slot that there is."""
-    cache = _cache(file, files, 1, None, POLICIES["weight"])
+    cache = _cache(file, files, 1, None, BY_WEIGHT)
     list(cache.fetch(0, [0], [0.1]))
     fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
-    ((expert, held),) = next(fetching)
-    assert (expert, 0 in cache._device.shares[0]) == (0, False)
+    held = next(fetching)
+    assert (held.experts, 0 in cache._device.shares[0]) == ([0], False)
     while cache._reader._finished.qsize() < 2:
         pass
-    assert (held.up(torch.eye(WIDTH)) == 0).all()
+    _assert_right(cache, 0, 0, held.slots[0])
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
     _assert_settled(cache)
     cache.close()
@@ -267,7 +273,7 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
     cache = _cache(file, files, 1, EXPERTS)
     list(cache.fetch(0, [0]))
     fetching = cache.fetch(0, list(range(EXPERTS)))
-    assert [expert for expert, _ in next(fetching)] == [0]
+    assert next(fetching).experts == [0]
     while cache._reader._finished.qsize() < 2 * (EXPERTS - 1):
         pass
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
@@ -278,7 +284,7 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
 def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
     cache = _cache(file, SlowDisk(files), 5, None)
     list(cache.fetch(0, [3, 7]))
-    first, *rest = [[expert for expert, _ in ready] for ready in cache.fetch(0, [1, 3, 5, 7])]
+    first, *rest = [ready.experts for ready in cache.fetch(0, [1, 3, 5, 7])]
     assert first == [3, 7]
     assert sorted(rest) == [[1], [5]]
     assert (cache.counters.hits, cache.counters.misses) == (2, 4)
