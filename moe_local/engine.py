@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
-from moe_local.experts.cache import ExpertCache, Tier
+from moe_local.experts.cache import ExpertCache
 from moe_local.experts.layer import ExpertLayer, Paged
 from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import PaddingMask, RoutingHook
+from moe_local.experts.tier import Tier
 from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
 from moe_local.generation.chat import ChatSession, is_chat, prompt_ids

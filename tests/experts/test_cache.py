@@ -17,13 +17,14 @@ from moe_local.checkpoint.catalog import Catalog, LayerCatalog
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.record import Array, Extent, Layout, Matrix, Projection
 from moe_local.errors import MoeLocalError, StorageError
-from moe_local.experts.cache import ExpertCache, Ready, Tier
+from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.residency import SlotTable
+from moe_local.experts.tier import Tier
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies import LRU, Keys, Policy, State
-from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
+from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
 RECORD = 2 * WIDTH * WIDTH * 4
@@ -70,7 +71,10 @@ def _catalog(file: Path) -> Catalog:
     return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})
 
 
-def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU) -> ExpertCache:
+def _cache(
+    file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU, *, late: bool = False
+) -> ExpertCache:
+    """With a `late` mover where there is a host tier."""
     cpu = torch.device("cpu")
 
     def tier(slots: int) -> Tier:
@@ -82,11 +86,13 @@ def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: P
         kept = device if tokens == 1 else device // 2
         return TierCapacity((kept,) * LAYERS, 0 if kept == EXPERTS else SPARE)
 
+    above, below = tier(device), None if host is None else tier(host)
     return ExpertCache(
         _catalog(file),
         RecordReader(read_at),
-        tier(device),
-        None if host is None else tier(host),
+        above,
+        below,
+        mover=LateMover(below.slab, above.slab) if below is not None and late else None,
         capacity_for=room if host is None else None,
     )
 
@@ -108,17 +114,22 @@ def _assert_right(cache: ExpertCache, layer: int, expert: int, slot: int) -> Non
 
 
 def _assert_settled(cache: ExpertCache) -> None:
+    """Only what is kept, and what was read ahead, has a slot."""
+    loader = cache._loader
     assert cache._underway is None
-    assert not cache._waiting
-    assert not cache._uploads
+    assert not loader.waiting
+    while loader._sources:
+        loader._release(wait=True)
     for tier in filter(None, (cache._device, cache._host)):
-        for layer, share in enumerate(tier.shares):
-            assert all((layer, expert) in tier.slots for expert in share)
-        ahead = cache._staged | cache._unwanted if tier is cache._landing else set()
-        assert tier.slots.available == tier.slots.limit - sum(len(list(share)) for share in tier.shares) - len(ahead)
+        for number, layer in enumerate(tier.layers):
+            assert all((number, expert) in tier.slots for expert in layer)
+        ahead = len(loader._transfers) if tier is loader._lower else 0
+        assert tier.slots.available == tier.slots.limit - sum(len(list(layer)) for layer in tier.layers) - ahead
 
 
-TIERS = [(10, None), (4, None), (1, None), (0, None), (4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
+TWO_TIERS = [(10, None, False), (4, None, False), (1, None, False), (0, None, False)]
+THREE_TIERS = [(4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
+TIERS = TWO_TIERS + [(*tiers, late) for tiers in THREE_TIERS for late in (False, True)]
 
 
 def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
@@ -126,11 +137,11 @@ def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-@pytest.mark.parametrize(("device", "host"), TIERS)
+@pytest.mark.parametrize(("device", "host", "late"), TIERS)
 def test_what_is_asked_for_comes_once_and_right(
-    file: Path, files: FileReader, device: int, host: int | None, read_ahead: bool
+    file: Path, files: FileReader, device: int, host: int | None, late: bool, read_ahead: bool
 ) -> None:
-    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
+    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host, late=late)
     rng = random.Random(0)
     for _ in range(60):
         cache.resize_for(rng.choice([1, 1, 5]))
@@ -152,13 +163,13 @@ def test_what_is_asked_for_comes_once_and_right(
     cache.close()
 
 
-@pytest.mark.parametrize(("device", "host"), TIERS)
+@pytest.mark.parametrize(("device", "host", "late"), TIERS)
 def test_after_failures_and_early_ends_all_is_right(
-    file: Path, files: FileReader, device: int, host: int | None
+    file: Path, files: FileReader, device: int, host: int | None, late: bool
 ) -> None:
     chaos = random.Random(1)
     disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.05)
-    cache = _cache(file, disk, device, host)
+    cache = _cache(file, disk, device, host, late=late)
     rng = random.Random(2)
     failures = stops = 0
     abandoned = []
@@ -187,12 +198,12 @@ def test_after_failures_and_early_ends_all_is_right(
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on Windows")
-@pytest.mark.parametrize(("device", "host"), TIERS)
+@pytest.mark.parametrize(("device", "host", "late"), TIERS)
 def test_an_interrupt_between_any_two_instructions(
-    file: Path, files: FileReader, device: int, host: int | None
+    file: Path, files: FileReader, device: int, host: int | None, late: bool
 ) -> None:
     """A real signal, as Ctrl-C sends, at random moments of fetches and of the recovery from the one before."""
-    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host)
+    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host, late=late)
     rng = random.Random(3)
     interrupted = 0
     for _ in range(400):
@@ -259,8 +270,8 @@ def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> N
     list(cache.fetch(0, [0], [0.1]))
     fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
     held = next(fetching)
-    assert (held.experts, 0 in cache._device.shares[0]) == ([0], False)
-    while cache._reader._finished.qsize() < 2:
+    assert (held.experts, 0 in cache._device.layers[0]) == ([0], False)
+    while cache._loader._reader._finished.qsize() < 2:
         pass
     _assert_right(cache, 0, 0, held.slots[0])
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
@@ -274,7 +285,7 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
     list(cache.fetch(0, [0]))
     fetching = cache.fetch(0, list(range(EXPERTS)))
     assert next(fetching).experts == [0]
-    while cache._reader._finished.qsize() < 2 * (EXPERTS - 1):
+    while cache._loader._reader._finished.qsize() < 2 * (EXPERTS - 1):
         pass
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
     _assert_settled(cache)
