@@ -2,7 +2,8 @@
 
     python benchmarks/kernels.py [--threads 2] [--out 1536] [--in 2048]
 
-Each measurement walks over copies that do not fit the caches. `MANY_ROWS` in `moe_local/formats` is from this.
+Each measurement walks over copies that do not fit the caches. `INT4_ROWS` and `INT8_ROWS` in
+`moe_local/kernels/cpu.py` are from this.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from moe_local.formats import format_of, packed_encoding
-from moe_local.formats.base import matmul
+from moe_local.formats.registry import format_of, packed_encoding
+from moe_local.kernels.decode import matmul
 
 ROWS = (1, 4, 16, 32, 64, 96, 128, 192, 256, 512)
 COLD = 200 << 20  # bytes walked over

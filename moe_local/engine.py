@@ -17,10 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
-from moe_local.experts.cache import ExpertCache, Tier
-from moe_local.experts.layer import PaddingMask, PagedLayer, RoutingHook
+from moe_local.experts.cache import ExpertCache
+from moe_local.experts.layer import ExpertLayer, Paged
 from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
+from moe_local.experts.routing import PaddingMask, RoutingHook
+from moe_local.experts.tier import Tier
 from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
 from moe_local.generation.chat import ChatSession, is_chat, prompt_ids
@@ -29,6 +31,7 @@ from moe_local.generation.end_tokens import with_end_tokens
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
 from moe_local.generation.text import Generation, TextGenerator
+from moe_local.kernels.expert import ExpertKernel
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.pages import free_caches
@@ -117,6 +120,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._generator: TextGenerator | None = None
         self._cache = cache
+        self._kernel = ExpertKernel(cache.slab)
         self._prefetcher = self._make_prefetcher()
         register_forward_hook(model, self._resize_for)
         self.tap(None)
@@ -130,7 +134,7 @@ class Engine:
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
-        self._cache = cache
+        self._cache, self._kernel = cache, ExpertKernel(cache.slab)
         if self._generator is not None:
             self._generator.counters = cache.counters
         self._prefetcher = self._make_prefetcher()
@@ -150,7 +154,8 @@ class Engine:
         for path, module in experts_modules(self.model).items():
             layer = self.load_plan.catalog.layer_of[path]
             experts = self.load_plan.catalog.layers[layer].experts
-            vars(module)["paged"] = PagedLayer(self._cache, layer, experts, tap, self._prefetcher)
+            assert isinstance(module, ExpertLayer)
+            module.connect(Paged(self._cache, self._kernel, layer, experts, tap, self._prefetcher))
 
     @property
     def model(self) -> PreTrainedModel:
@@ -271,6 +276,7 @@ class Engine:
         """Frees the weights, the expert cache and the files at once; conversations with it can only be read."""
         if self.load_plan.options.warm and not self._cache.closed:
             remember(self._cache, profile_file(self.load_plan))
+        self._kernel.close()
         self._cache.close()
         self.files.close()
         if self._generator is not None:

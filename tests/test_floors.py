@@ -18,6 +18,7 @@ FLOORS = [
     {"planning"},
     {"model"},
     {"experts"},
+    {"kernels"},
     {"store"},
     {"memory"},
     {"formats", "policies", "prediction"},

@@ -25,18 +25,10 @@ from transformers.core_model_loading import (
 )
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry, assert_known
-from moe_local.checkpoint.record import (
-    EncodedTensor,
-    Encoding,
-    Extent,
-    Layout,
-    Matrix,
-    Source,
-    place_record,
-    trace,
-)
+from moe_local.checkpoint.record import EncodedTensor, Extent, Layout, Matrix, Source, place_record, trace
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError, UnsupportedError

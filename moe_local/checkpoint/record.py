@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.tracing import Axis, Block, Traced, UntraceableError, row_major
 
@@ -24,25 +25,6 @@ class Extent:
     offset: int
     length: int
     position: int
-
-
-_PLACES = ("rows",)  # options that say where numbers lie and not what they are
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """How numbers are held: the name of a format (see `moe_local.formats`) and its parameters."""
-
-    format: str
-    options: tuple[tuple[str, int | str], ...] = ()
-
-    def __str__(self) -> str:
-        said = (
-            value if isinstance(value, str) else f"{name[0]}{value}"
-            for name, value in self.options
-            if name not in _PLACES
-        )
-        return "-".join([self.format, *said])
 
 
 PLAIN = {torch.bfloat16: Encoding("bf16"), torch.float16: Encoding("fp16"), torch.float32: Encoding("fp32")}

@@ -1,156 +1,77 @@
-"""The experts' forward pass: tokens grouped by expert, each expert multiplied once, when it is there."""
+"""An MoE layer's forward pass, where a reader starts: route, fetch, multiply, sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_local.experts.cache import ExpertCache
+from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.prefetch import Prefetcher
-from moe_local.formats import Expert
+from moe_local.experts.routing import RoutingHook, greatest_weights, route
+from moe_local.kernels.expert import ExpertKernel
 
 
-class PagedExperts(nn.Module):
+@dataclass(frozen=True)
+class Paged:
+    """What stands in for the parameters of one layer's experts module."""
+
+    cache: ExpertCache
+    kernel: ExpertKernel
+    layer: int
+    experts: int
+    hook: RoutingHook | None = None
+    prefetcher: Prefetcher | None = None
+
+    def fetch(self, hidden: Tensor, experts: Sequence[int], index: Tensor, weights: Tensor) -> Iterator[Ready]:
+        """`experts` as soon as they are there; see `ExpertCache.fetch`."""
+        valued = greatest_weights(experts, index, weights, self.experts) if self.cache.uses_router_weights else None
+        if self.prefetcher is None:
+            return self.cache.fetch(self.layer, experts, valued)
+        return self.cache.fetch(self.layer, experts, valued, self.prefetcher.ahead(self.layer, hidden, experts))
+
+
+class ExpertLayer(nn.Module):
     """Mixed into transformers' experts classes: no parameters, and a forward pass over the expert cache."""
 
     has_gate = True  # the flags of transformers' decorator, for a class that keeps its interface undecorated
     has_post_expert_norm = False
-    paged: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    paged: Paged  # once it is connected
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden_states [T, H], top_k_index [T, k], top_k_weights [T, k] -> [T, H]."""
-        return self.paged(self, hidden_states, top_k_index, top_k_weights)
-
-
-class RoutingHook(Protocol):
-    """Sees the routing of each forward pass, index and weights [T, k], and may put another in its place."""
-
-    def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class PaddingMask:
-    """A tap that takes the padding of a batch out: no expert is read or computed for it."""
-
-    def __init__(self, experts: Sequence[int]) -> None:
-        self._experts = experts
-        self._padded: Tensor | None = None
-
-    def hide(self, there: Tensor | None) -> None:
-        """Which of the tokens of the next forward passes are there, [T] bool; None for all."""
-        self._padded = None if there is None else ~there[:, None]
-
-    def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        if self._padded is None or len(self._padded) != len(index):
-            return index, weights
-        return index.masked_fill(self._padded, self._experts[layer]), weights
-
-
-class PagedLayer:
-    """One layer's experts over the cache."""
-
-    def __init__(
-        self,
-        cache: ExpertCache,
-        layer: int,
-        experts: int,
-        tap: RoutingHook | None = None,
-        prefetcher: Prefetcher | None = None,
-    ) -> None:
-        self._cache = cache
-        self._layer = layer
-        self._experts = experts
-        self._tap = tap
-        self._prefetcher = prefetcher
+    def connect(self, paged: Paged) -> None:
+        """From now on runs over `paged`."""
+        vars(self)["paged"] = paged  # past nn.Module, which would look at it
 
     @torch.no_grad()
-    def __call__(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """As `PagedExperts.forward`.
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """hidden_states [T, H], top_k_index [T, k], top_k_weights [T, k] -> [T, H].
 
-        Every expert sees all its tokens in one multiplication and leaves its rows in their own place, which are
-        summed at the end in the order of the top-k: the result does not depend on the order of arrival.
+        Every expert sees all its tokens in one multiplication. What comes of each choice has its own place, and they
+        are summed at the end in the order of the top-k: the result does not depend on the order of arrival.
         """
-        if self._tap is not None:
-            index, weights = self._tap(self._layer, index, weights)
-        tokens, k = index.shape
-        run = self._one if tokens == 1 else self._many
-        rows = run(module, hidden, index, weights)
-        weighted = rows * weights.reshape(-1, 1)
-        return weighted.view(tokens, k, -1).sum(dim=1).to(hidden.dtype)
+        paged, index, weights = self.paged, top_k_index, top_k_weights
+        if paged.hook is not None:
+            index, weights = paged.hook(paged.layer, index, weights)
+        routing = route(hidden_states, index, paged.experts)
+        for ready in paged.fetch(hidden_states, routing.experts, index, weights):
+            groups = routing.groups(ready.experts)
+            outputs = paged.kernel.run(ready.layout, ready.slots, hidden_states, groups, self._activate)
+            routing.put(ready.experts, self._normed(outputs))
+        weighted = routing.outputs() * weights.reshape(-1, 1)
+        return weighted.view(*index.shape, -1).sum(dim=1).to(hidden_states.dtype)
 
-    def _one(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """hidden [1, H], index and weights [1, k] -> [k, H], a row for each choice."""
-        chosen = index[0].tolist()
-        experts = [expert for expert in dict.fromkeys(chosen) if expert < self._experts]
-        outputs: dict[int, Tensor] = {}
-        for ready in self._fetch(hidden, experts, index, weights):
-            found = run_experts(module, [weight for _, weight in ready], [hidden] * len(ready))
-            outputs.update(zip([expert for expert, _ in ready], found, strict=True))
-        return torch.cat([outputs[e] if e in outputs else torch.zeros_like(hidden) for e in chosen])
+    def _activate(self, hidden: Tensor) -> Tensor:
+        """The module's own activation, with its gate if it has one."""
+        module: Any = self
+        activated: Tensor = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
+        return activated
 
-    def _many(self, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """hidden [T, H], index and weights [T, k] -> [T * k, H], a row for each token and choice."""
-        tokens, k = index.shape
-        groups = group_by_expert(index, self._experts)
-        rows = hidden.new_zeros(tokens * k, hidden.shape[-1])
-        experts = list(groups)
-        for ready in self._fetch(hidden, experts, index, weights):
-            places = [groups[expert] for expert, _ in ready]
-            outputs = run_experts(module, [weight for _, weight in ready], [hidden[at // k] for at in places])
-            for at, output in zip(places, outputs, strict=True):
-                rows[at] = output
-        return rows
-
-    def _fetch(
-        self, hidden: Tensor, experts: Sequence[int], index: Tensor, weights: Tensor
-    ) -> Iterator[list[tuple[int, Expert]]]:
-        valued = self._valued(experts, index, weights)
-        if self._prefetcher is None:
-            return self._cache.fetch(self._layer, experts, valued)
-        ahead = self._prefetcher.ahead(self._layer, hidden, experts)
-        return self._cache.fetch(self._layer, experts, valued, ahead)
-
-    def _valued(self, experts: Sequence[int], index: Tensor, weights: Tensor) -> list[float] | None:
-        """The greatest weight that any token gives each of `experts`, if the cache's policy looks at it."""
-        if not self._cache.weighted:
-            return None
-        most = weights.new_zeros(self._experts + 1)
-        places = index.clamp(max=self._experts).flatten().long()
-        most.scatter_reduce_(0, places, weights.flatten(), "amax")
-        return [float(weight) for weight in most[list(experts)].tolist()]
-
-
-def run_experts(module: Any, experts: Sequence[Expert], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each expert on its own tokens, [rows, hidden] -> [rows, hidden], unweighted.
-
-    `module` is transformers' experts module: its activation, gate and norm are used as they are, on all rows at once.
-    """
-    counts = [len(x) for x in inputs]
-    hidden = _joined([expert.up(x) for expert, x in zip(experts, inputs, strict=True)])
-    hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
-    parts = [hidden] if len(counts) == 1 else hidden.split(counts)
-    outputs = [expert.down(part) for expert, part in zip(experts, parts, strict=True)]
-    return [module.post_expert_norm(out) for out in outputs] if module.has_post_expert_norm else outputs
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-
-
-def group_by_expert(index: Tensor, experts: int) -> dict[int, Tensor]:
-    """Places in the flattened index [T, k] of each expert that is chosen, by expert, ascending.
-
-    An index of `experts` or more is a sentinel: it stands for no expert and is left out.
-    """
-    flat = index.reshape(-1)
-    order = flat.argsort(stable=True)
-    counts = flat.bincount(minlength=experts)[:experts].tolist()
-    groups: dict[int, Tensor] = {}
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            groups[expert] = order[start : start + count]
-        start += count
-    return groups
+    def _normed(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Each expert's output after the norm that some architectures have there."""
+        if not self.has_post_expert_norm:
+            return outputs
+        module: Any = self
+        return [module.post_expert_norm(output) for output in outputs]

@@ -1,18 +1,16 @@
-"""What a format is: arrays that stand for a matrix, and how to multiply by it."""
+"""What a format is: arrays that stand for a matrix."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Arrays = Mapping[str, Tensor]
 Shape = tuple[int, int]  # [out, in]
-Multiply = Callable[[Tensor], Tensor]  # x [rows, in] -> [rows, out], in x's dtype
 
 
 class Format(ABC):
@@ -22,21 +20,9 @@ class Format(ABC):
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in `dtype`."""
 
-    def decodes(self, rows: int) -> bool:
-        """Whether a CPU decodes the whole matrix to multiply so many rows by it."""
-        return True
-
-    def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
-        """Multiplication by the matrix that lies in `arrays`, now and whenever it is called."""
-        return lambda x: matmul(x, self.decode(arrays, shape, x.dtype))
-
 
 class Packable(Format):
-    """A format that matrices can be put into."""
-
-    @abstractmethod
-    def fits(self, shape: Shape) -> bool:
-        """Whether matrices of this shape can be held."""
+    """A format that matrices can be put into, where its declaration says that they fit."""
 
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
@@ -91,17 +77,3 @@ class HasAffine(Format):
     @abstractmethod
     def affine(self, arrays: Arrays, shape: Shape) -> Affine | None:
         """The integers; None where the groups are not contiguous columns."""
-
-
-def matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """x [rows, in] @ weight [out, in].T -> [rows, out].
-
-    A CPU's matrix library makes and keeps a program for every number of rows it meets: hundreds of megabytes for the
-    counts that routing gives. Rounded up, there are a dozen.
-    """
-    rows = len(x)
-    if x.device.type != "cpu" or rows < 5:
-        return F.linear(x, weight)
-    step = 1 << (rows.bit_length() - 2)  # 4, 6, 8, 12, 16, 24 ...: never half too many
-    more = -rows % step
-    return F.linear(F.pad(x, (0, 0, 0, more)), weight)[:rows] if more else F.linear(x, weight)

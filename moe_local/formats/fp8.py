@@ -26,9 +26,6 @@ class Fp8(Mergeable):
         self._rows = block
         self._columns = columns or block
 
-    def fits(self, shape: Shape) -> bool:
-        return min(shape) > 0
-
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         wide = weight.to(torch.float32)
         largest = self._largest(wide)

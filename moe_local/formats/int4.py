@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_local.formats.base import Affine, Arrays, HasAffine, Multiply, Packable, Shape, matmul, row_chunks
-
-MANY_ROWS = 160  # from here on decoding the matrix first is faster (measured: benchmarks/kernels.py)
+from moe_local.formats.base import Affine, Arrays, HasAffine, Packable, Shape, row_chunks
 
 
 def native_rows() -> int:
@@ -26,9 +24,6 @@ class Int4(Packable, HasAffine):
     def __init__(self, group: int, rows: int) -> None:
         self.group = group
         self.rows = rows
-
-    def fits(self, shape: Shape) -> bool:
-        return shape[0] % 64 == 0 and shape[1] % self.group == 0
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         chunks = [self._fit(rows) for rows in row_chunks(weight)]
@@ -85,27 +80,6 @@ class Int4(Packable, HasAffine):
         """Arrays of the very same integers; scales are rounded to bf16."""
         offsets = (8 - affine.zeros) * affine.scales
         return self._arrays(affine.codes, affine.scales.to(torch.bfloat16), offsets.to(torch.bfloat16))
-
-    def decodes(self, rows: int) -> bool:
-        return rows >= MANY_ROWS or self.rows != native_rows()
-
-    def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
-        weight, scales = arrays["weight"], arrays["scales"]
-        if weight.device.type != "cpu" or self.rows != native_rows():
-            return super().bind(arrays, shape)
-        group = self.group
-        kernel = torch.ops.aten._weight_int4pack_mm_for_cpu.default
-
-        def multiply(x: Tensor) -> Tensor:
-            if len(x) >= MANY_ROWS:
-                return matmul(x, self.decode(arrays, shape, x.dtype))
-            if x.dtype is torch.bfloat16:
-                same: Tensor = kernel(x.contiguous(), weight, group, scales)
-                return same
-            y: Tensor = kernel(x.to(torch.bfloat16).contiguous(), weight, group, scales)
-            return y.to(x.dtype)
-
-        return multiply
 
 
 def _round(wide: Tensor, scale: Tensor, low: Tensor) -> Tensor:

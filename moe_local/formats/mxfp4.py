@@ -21,9 +21,6 @@ _BIAS = 127
 class Mxfp4(Packable):
     """`blocks` [out, in / 32, 16] uint8, two numbers a byte, the low half first; `scales` [out, in / 32] uint8."""
 
-    def fits(self, shape: Shape) -> bool:
-        return shape[1] % BLOCK == 0
-
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """As the specification converts: the block's exponent from its largest number, ties to even, no overflow."""
         wide = weight.to(torch.float32).contiguous().view(len(weight), -1, BLOCK)

@@ -50,9 +50,6 @@ class Nf4(Packable):
         self._table = TABLES[table]
         self._nested = nested
 
-    def fits(self, shape: Shape) -> bool:
-        return math.prod(shape) % self._block == 0 and not self._nested
-
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """The very bytes that bitsandbytes gives."""
         table = torch.tensor(self._table, device=weight.device)

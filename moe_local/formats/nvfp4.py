@@ -27,9 +27,6 @@ class Nvfp4(Mergeable):
     def __init__(self, divides: int = 0) -> None:
         self._divides = bool(divides)
 
-    def fits(self, shape: Shape) -> bool:
-        return shape[1] % BLOCK == 0
-
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """One number for all such that the largest scale is E4M3's largest; scales from each block's largest."""
         wide = weight.to(torch.float32).contiguous().view(len(weight), -1, BLOCK)

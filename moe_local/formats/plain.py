@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from moe_local.formats.base import Arrays, Multiply, Packable, Shape, matmul
+from moe_local.formats.base import Arrays, Packable, Shape
 
 
 class Plain(Packable):
     """`weight` [out, in]."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def fits(self, shape: Shape) -> bool:
-        return True
+    DTYPE: ClassVar[torch.dtype]
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"weight": weight.to(self._dtype).contiguous()}
+        return {"weight": weight.to(self.DTYPE).contiguous()}
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         return arrays["weight"].to(dtype)
 
-    def bind(self, arrays: Arrays, shape: Shape) -> Multiply:
-        weight = arrays["weight"]
-        return lambda x: matmul(x, weight.to(x.dtype))
+
+class Bf16(Plain):
+    DTYPE = torch.bfloat16
+
+
+class Fp16(Plain):
+    DTYPE = torch.float16
+
+
+class Fp32(Plain):
+    DTYPE = torch.float32

@@ -1,85 +1,190 @@
-"""Formats by name. A new one is a file and a line here."""
+"""Every format, declared once: packing, planning, the command line and the choice of the nearest format read this.
+
+A new format is a file and a line in `FORMATS`. Nothing here needs torch: a format's own file is imported when numbers
+are first encoded or decoded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from moe_local.checkpoint.record import Encoding, Layout
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.errors import MoeLocalError
-from moe_local.formats.awq import Awq
-from moe_local.formats.base import Format, Packable
-from moe_local.formats.compressed_tensors import Packed
-from moe_local.formats.fp8 import Fp8
-from moe_local.formats.gguf import Gguf
-from moe_local.formats.gptq import Gptq
-from moe_local.formats.int4 import Int4, native_rows
-from moe_local.formats.int8 import Int8
-from moe_local.formats.mlx import Mlx
-from moe_local.formats.mxfp4 import Mxfp4
-from moe_local.formats.nf4 import Nf4
-from moe_local.formats.nvfp4 import Nvfp4
-from moe_local.formats.plain import Plain
-from moe_local.formats.signed import AbsmaxInt8, SignedInt8
 
-FORMATS: dict[str, Callable[..., Format]] = {
-    "bf16": lambda: Plain(torch.bfloat16),
-    "fp16": lambda: Plain(torch.float16),
-    "fp32": lambda: Plain(torch.float32),
-    "int8": Int8,
-    "int4": Int4,
-    "absmax-int8": AbsmaxInt8,
-    "awq": Awq,
-    "fp8": Fp8,
-    "gptq": Gptq,
-    "signed-int8": SignedInt8,
-    "mlx": Mlx,
-    "mxfp4": Mxfp4,
-    "nf4": Nf4,
-    "nvfp4": Nvfp4,
-    "packed": Packed,
-    "gguf": Gguf,
+if TYPE_CHECKING:
+    from moe_local.formats.base import Format, Packable
+
+Options = Mapping[str, int | str]
+Size = Callable[[int, int, Options], int | None]  # a matrix's rows, columns and options -> bytes; None: does not fit
+Become = Callable[[Options], "tuple[str, int] | None"]  # a packed format and its group; None: as if never quantised
+
+GROUP_SIZES = (32, 64, 128)
+_ITSELF = ("", 0)
+_OWN_OPTIONS = {"group", "rows", "block", "divides"}  # with others, a format is read and cannot be written
+_GGUF = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K"), ("int4", 32)),
+    "MXFP4": ("mxfp4", 32),
 }
+
+
+def _by_bits(options: Options) -> tuple[str, int] | None:
+    """Integers in groups: `int4` where it has the group, `int8` for those of more than 4 bits."""
+    if int(options.get("bits", 4)) > 4:
+        return ("int8", 0)
+    group = options.get("group")
+    return ("int4", int(group)) if group in GROUP_SIZES else None
+
+
+def _itself(options: Options) -> tuple[str, int] | None:
+    return _by_bits(options) if options.keys() - _OWN_OPTIONS else _ITSELF
+
+
+def _native_rows() -> Options:
+    from moe_local.formats.int4 import native_rows
+
+    return {"rows": native_rows() or 64}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One format: where it is written, what a matrix takes in it, and what becomes of it when it is packed.
+
+    `home` is a module of `moe_local.formats` and the class in it, made with an encoding's options. A format with a
+    `size` can be packed into, with the options that `packed` gives for a group size and those of `placed`, that say
+    how numbers lie on this machine. With `dense`, linear layers outside the experts may be held so.
+    """
+
+    name: str
+    home: str
+    size: Size | None = None
+    packed: Callable[[int], Options] = lambda group: {}
+    placed: Callable[[], Options] = dict
+    dense: bool = False
+    becomes: Become = _by_bits
+
+    def load(self) -> Callable[..., Format]:
+        module, _, name = self.home.partition(".")
+        made: Callable[..., Format] = getattr(import_module(f"moe_local.formats.{module}"), name)
+        return made
+
+
+def _plain(size: int) -> Size:
+    return lambda out, width, options: size * out * width
+
+
+def _int4(out: int, width: int, options: Options) -> int | None:
+    group = int(options["group"])
+    return None if out % 64 or width % group else out * width // 2 + out * width // group * 4
+
+
+def _fp8(out: int, width: int, options: Options) -> int | None:
+    down = int(options.get("block", 0))
+    across = int(options.get("columns", down))
+    scales = -(-out // down) * -(-width // across) if down else out
+    return out * width + 4 * scales if min(out, width) else None
+
+
+def _nf4(out: int, width: int, options: Options) -> int | None:
+    block, numbers = int(options.get("block", 64)), out * width
+    return None if numbers % block or options.get("nested") else numbers // 2 + numbers // block * 4
+
+
+def _blocks(columns: int, more_a_row: int = 0) -> Size:
+    """4-bit numbers with a byte of scale for so many columns."""
+
+    def size(out: int, width: int, options: Options) -> int | None:
+        return None if width % columns else out * width // 2 + out * width // columns + more_a_row * out
+
+    return size
+
+
+_LINES = (
+    Declaration("int4", "int4.Int4", _int4, lambda group: {"group": group}, _native_rows, True, _itself),
+    Declaration("int8", "int8.Int8", lambda out, width, options: out * width + 2 * out, dense=True, becomes=_itself),
+    Declaration("nf4", "nf4.Nf4", _nf4, becomes=_itself),
+    Declaration("mxfp4", "mxfp4.Mxfp4", _blocks(32), becomes=_itself),
+    Declaration("nvfp4", "nvfp4.Nvfp4", _blocks(16, more_a_row=4), becomes=_itself),
+    Declaration("fp8", "fp8.Fp8", _fp8, lambda group: {"block": 128}, becomes=_itself),
+    Declaration("bf16", "plain.Bf16", _plain(2), becomes=lambda options: None),
+    Declaration("fp16", "plain.Fp16", _plain(2), becomes=lambda options: None),
+    Declaration("fp32", "plain.Fp32", _plain(4), becomes=lambda options: None),
+    Declaration("absmax-int8", "signed.AbsmaxInt8", becomes=lambda options: ("int8", 0)),
+    Declaration("signed-int8", "signed.SignedInt8", becomes=lambda options: ("int8", 0)),
+    Declaration("awq", "awq.Awq"),
+    Declaration("gptq", "gptq.Gptq"),
+    Declaration("mlx", "mlx.Mlx"),
+    Declaration("packed", "compressed_tensors.Packed"),
+    Declaration("gguf", "gguf.Gguf", becomes=lambda options: _GGUF.get(str(options["type"]), ("int8", 0))),
+)
+FORMATS = {declared.name: declared for declared in _LINES}
 
 
 @lru_cache(maxsize=256)
 def format_of(encoding: Encoding) -> Format:
     """The format of an encoding. Raises KeyError for an unknown one."""
-    return FORMATS[encoding.format](**dict(encoding.options))
-
-
-def supports(layout: Layout) -> bool:
-    return all(encoding.format in FORMATS for encoding in layout.encodings)
-
-
-# What matrices can be packed into, by the name that users type; `group` is the group size asked for.
-PACKED: dict[str, Callable[[int], Encoding]] = {
-    "bf16": lambda group: Encoding("bf16"),
-    "fp16": lambda group: Encoding("fp16"),
-    "fp32": lambda group: Encoding("fp32"),
-    "int8": lambda group: Encoding("int8"),
-    "fp8": lambda group: Encoding("fp8", (("block", 128),)),
-    "mxfp4": lambda group: Encoding("mxfp4"),
-    "nf4": lambda group: Encoding("nf4"),
-    "nvfp4": lambda group: Encoding("nvfp4"),
-    "int4": lambda group: Encoding("int4", (("group", group), ("rows", native_rows() or 64))),
-}
-GROUP_SIZES = (32, 64, 128)
-
-
-def packed_encoding(name: str, group: int = 64) -> Encoding:
-    """The encoding to pack into. Raises MoeLocalError for an unknown name or group size."""
-    if name not in PACKED:
-        raise MoeLocalError(f"there is no format {name!r}", remedy=f"use {', '.join(PACKED)}")
-    if group not in GROUP_SIZES:
-        raise MoeLocalError(f"a group of {group} is not supported", remedy=f"use {', '.join(map(str, GROUP_SIZES))}")
-    return PACKED[name](group)
+    return FORMATS[encoding.format].load()(**dict(encoding.options))
 
 
 def packable(encoding: Encoding) -> Packable:
     """The format of an encoding that matrices can be put into."""
+    from moe_local.formats.base import Packable
+
     found = format_of(encoding)
     assert isinstance(found, Packable), encoding
     return found
+
+
+def packable_names() -> list[str]:
+    """The formats that experts can be packed into, as users type them."""
+    return [name for name, declared in FORMATS.items() if declared.size is not None]
+
+
+def dense_names() -> list[str]:
+    """The formats that linear layers outside the experts can be packed into."""
+    return [name for name, declared in FORMATS.items() if declared.dense]
+
+
+def packed_encoding(name: str, group: int = 64) -> Encoding:
+    """The encoding to pack into. Raises MoeLocalError for an unknown name or group size."""
+    if name not in packable_names():
+        raise MoeLocalError(f"there is no format {name!r}", remedy=f"use {', '.join(packable_names())}")
+    if group not in GROUP_SIZES:
+        raise MoeLocalError(f"a group of {group} is not supported", remedy=f"use {', '.join(map(str, GROUP_SIZES))}")
+    declared = FORMATS[name]
+    return Encoding(name, tuple({**declared.packed(group), **declared.placed()}.items()))
+
+
+def packed_bytes(name: str, shape: tuple[int, int], group: int = 64) -> int | None:
+    """Bytes of a matrix [out, in] packed into a format, scales included; None where it cannot be held."""
+    return _size(name, shape, FORMATS[name].packed(group))
+
+
+def fits(encoding: Encoding, shape: tuple[int, int]) -> bool:
+    """Whether a matrix [out, in] can be put into an encoding."""
+    return _size(encoding.format, shape, dict(encoding.options)) is not None
+
+
+def _size(name: str, shape: tuple[int, int], options: Options) -> int | None:
+    size = FORMATS[name].size
+    return None if size is None else size(*shape, options)
+
+
+def nearest(encoding: Encoding, otherwise: Encoding) -> Encoding:
+    """The encoding to pack into that holds the numbers of `encoding`, all of them or with the least loss.
+
+    4-bit integers in groups stay the very same integers. `otherwise` for numbers that are not quantised, and for
+    4-bit integers in groups that `int4` does not have.
+    """
+    found = FORMATS[encoding.format].becomes(dict(encoding.options)) if encoding.format in FORMATS else None
+    if found is None:
+        return otherwise
+    return encoding if found is _ITSELF else packed_encoding(found[0], found[1] or GROUP_SIZES[0])
+
+
+def supports(encodings: Any) -> bool:
+    """Whether all of some encodings are of known formats."""
+    return all(encoding.format in FORMATS for encoding in encodings)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moe_local.checkpoint.record import EncodedTensor, Source
-from moe_local.formats import decode_tensor
+from moe_local.formats.records import decode_tensor
 from moe_local.memory.disk import ReadAt
 from moe_local.memory.pages import allocate
 

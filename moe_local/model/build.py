@@ -24,7 +24,7 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
-from moe_local.experts.layer import PagedExperts
+from moe_local.experts.layer import ExpertLayer
 from moe_local.memory.disk import ReadAt
 from moe_local.memory.tensors import read_tensor
 from moe_local.model.attention import use_products
@@ -44,7 +44,7 @@ def load_dense(
     dtype: torch.dtype,
     device: torch.device,
 ) -> PreTrainedModel:
-    """The model with its dense weights on `device` and its experts modules of `PagedExperts`, not yet connected.
+    """The model with its dense weights on `device` and its experts modules of `ExpertLayer`, not yet connected.
 
     Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
     """
@@ -77,7 +77,7 @@ def load_dense(
     use_products(model)
     if device.type == "cpu":
         grow_in_place(model)
-    captured = {path for path, module in model.named_modules() if isinstance(module, PagedExperts)}
+    captured = {path for path, module in model.named_modules() if isinstance(module, ExpertLayer)}
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))
         raise CheckpointError(f"these MoE blocks were not captured: {missed}", remedy="report this architecture")
@@ -130,7 +130,7 @@ def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
         vars(self)["_is_hf_initialized"] = True
 
     members = {"__init__": initialize, "__module__": original.__module__}
-    return type(original.__name__, (PagedExperts, original), members)
+    return type(original.__name__, (ExpertLayer, original), members)
 
 
 def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], dense: Mapping[str, Source]) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor
-from moe_local.formats import Multiply, format_of
+from moe_local.kernels.base import Multiply
+from moe_local.kernels.matrix import bind
 from moe_local.model.buffers import LARGE
 
 _FEW = 32  # rows, that every format multiplies without decoding
@@ -31,7 +32,7 @@ class EncodedLinear(nn.Module):
 
     def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor]) -> None:
         shape = (encoded.shape[0], encoded.shape[1])
-        vars(self)["_multiply"] = format_of(encoded.encoding).bind(arrays, shape)
+        vars(self)["_multiply"] = bind(encoded.encoding, arrays, shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""

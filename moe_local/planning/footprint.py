@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
-from moe_local.formats import format_of
+from moe_local.kernels.matrix import kernel_for
 from moe_local.model.attention import is_ours
 from moe_local.model.buffers import LARGE, columns
 from moe_local.model.transformers_api import kv_cache
@@ -63,7 +63,7 @@ def measure(
         logits=logits,
         programs=_programs(skeleton, catalog),
     )
-    workspace, workspaces = passes.workspaces(lambda tokens: _decoding(skeleton, catalog, dtype, tokens))
+    workspace, workspaces = passes.workspaces(lambda tokens: _decoding(skeleton, catalog, dtype, device, tokens))
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_bytes=kv_bytes,
@@ -166,16 +166,18 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, tokens: int) -> int:
+def _decoding(
+    skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device, tokens: int
+) -> int:
     """The largest matrix that is decoded before it is multiplied by so many tokens, with the codes that it is of.
 
     Embeddings are decoded row by row, and very large matrices not at all.
     """
-    experts = list(catalog.matrices())
-    shapes = [m.shape for m in experts if m.encoding not in PLAIN.values() and format_of(m.encoding).decodes(tokens)]
+    encoded = [matrix for matrix in catalog.matrices() if matrix.encoding not in PLAIN.values()]
+    shapes = [m.shape for m in encoded if kernel_for(m.encoding, device, tokens).decodes]
     for path, tensor in catalog.encoded.items():
         small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
-        if small and format_of(tensor.encoding).decodes(tokens):
+        if small and kernel_for(tensor.encoding, device, tokens).decodes:
             shapes.append((tensor.shape[0], tensor.shape[1]))
     return decoding_bytes(shapes, dtype.itemsize)
 

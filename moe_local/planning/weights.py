@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_local.errors import MoeLocalError
+from moe_local.formats.registry import GROUP_SIZES, dense_names, packable_names, packed_bytes
 from moe_local.model.buffers import LARGE, columns
 from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes
 from moe_local.planning.needs import Needs
 from moe_local.planning.sizes import Matrices, ModelSizes
 
-EXPERT_FORMATS = ("int4", "int8", "nf4", "mxfp4", "bf16")
-DENSE_FORMATS = ("keep", "int8", "int4")
-GROUPS = (32, 64, 128)
+EXPERT_FORMATS = tuple(packable_names())
+DENSE_FORMATS = ("keep", *dense_names())
 _LEAST = 1 << 12  # numbers: smaller dense matrices stay bf16
 _PAGE = 4096  # bytes: what records are aligned to
-_DECODED_FROM = {"int8": 48, "int4": 160}  # tokens: a matrix is decoded to be multiplied by so many; others always
+_PLAIN = ("bf16", "fp16", "fp32")  # multiplied as they are
+# Tokens from which on a CPU decodes a matrix to multiply by it; others are always decoded, and so are all on a GPU.
+_DECODED_FROM = {"int8": 48, "int4": 160}
 _ITEMSIZE = 2  # bytes: activations and the KV cache are in bf16
 
 
@@ -31,7 +33,7 @@ class Formats:
     def __post_init__(self) -> None:
         for option, value, known in (
             ("--format", self.experts, EXPERT_FORMATS),
-            ("--group-size", self.group, GROUPS),
+            ("--group-size", self.group, GROUP_SIZES),
             ("--dense-format", self.dense, DENSE_FORMATS),
         ):
             if value not in known:
@@ -39,31 +41,15 @@ class Formats:
 
 
 def encoded_bytes(matrices: Matrices, format: str, group: int = 64) -> int:
-    """Bytes of matrices with their scales; int8 for those that a format cannot hold, as packing does it.
-
-    Bits a weight: int4 4 + 32/group (scale and offset, bf16), int8 8 + 16/width (a bf16 scale a row), nf4 4.5 (a
-    float32 for 64 numbers), mxfp4 4.25 (a byte for 32), bf16 16.
-    """
-    numbers = matrices.out * matrices.width
-    each = {
-        "bf16": 2 * numbers,
-        "int4": numbers // 2 + numbers // group * 4,
-        "nf4": numbers // 2 + numbers // 64 * 4,
-        "mxfp4": numbers // 2 + numbers // 32,
-        "int8": numbers + 2 * matrices.out,
-    }
-    return each[fitted(matrices, format, group)] * matrices.count
+    """Bytes of matrices with their scales; int8 for those that a format cannot hold, as packing does it."""
+    each = packed_bytes(fitted(matrices, format, group), (matrices.out, matrices.width), group)
+    assert each is not None, matrices  # int8 holds every shape
+    return each * matrices.count
 
 
 def fitted(matrices: Matrices, format: str, group: int) -> str:
     """The format, or int8 where it cannot hold matrices of this shape."""
-    out, width = matrices.out, matrices.width
-    holds = {
-        "int4": out % 64 == 0 and width % group == 0,
-        "nf4": out * width % 64 == 0,
-        "mxfp4": width % 32 == 0,
-    }
-    return format if holds.get(format, True) else "int8"
+    return "int8" if packed_bytes(format, (matrices.out, matrices.width), group) is None else format
 
 
 def record_bytes(sizes: ModelSizes, formats: Formats) -> int:
@@ -110,7 +96,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
     )
     workspace, workspaces = passes.workspaces(
-        lambda tokens: decoding_bytes(decoded(sizes, formats, tokens), itemsize)
+        lambda tokens: decoding_bytes(decoded(sizes, formats, tokens, gpu=gpu), itemsize)
     )
     return Needs(
         dense=dense_bytes(sizes, formats)[0],
@@ -125,19 +111,19 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
 
 
 def _multiplied_as_they_are(sizes: ModelSizes, formats: Formats) -> Iterator[Matrices]:
-    """Matrices in bf16 but for the output layer, which is too large for the programs that are kept of others."""
-    if formats.experts == "bf16":
+    """Matrices that are not encoded, but for the output layer: see `program_bytes`."""
+    if formats.experts in _PLAIN:
         yield from sizes.expert
     yield from (m for m in sizes.linear if m is not sizes.embedding and _stays_plain(m, formats))
 
 
-def decoded(sizes: ModelSizes, formats: Formats, tokens: int) -> Iterator[tuple[int, int]]:
+def decoded(sizes: ModelSizes, formats: Formats, tokens: int, *, gpu: bool) -> Iterator[tuple[int, int]]:
     """Shapes of the matrices that are decoded to be multiplied by so many tokens. Very large dense ones are not."""
     held = [(matrix, formats.experts) for matrix in sizes.expert]
     held += [(m, formats.dense) for m in sizes.linear if m.out * m.width < LARGE and not _stays_plain(m, formats)]
     for matrix, format in held:
-        fitting = fitted(matrix, format, formats.group)
-        if fitting != "bf16" and tokens >= _DECODED_FROM.get(fitting, 0):
+        held_in = fitted(matrix, format, formats.group)
+        if held_in not in _PLAIN and (gpu or tokens >= _DECODED_FROM.get(held_in, 0)):
             yield matrix.out, matrix.width
 
 

@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import Array, Encoding, Layout, Matrix
+from moe_local.checkpoint.record import Array, Layout, Matrix
 from moe_local.checkpoint.tracing import row_major
-from moe_local.formats import packable
+from moe_local.formats.registry import fits
 from moe_local.store.dense_packing import EMBEDDING
 from moe_local.store.encode import encoded_specs
 from moe_local.store.manifest import Manifest, StoredMatrix
@@ -57,7 +58,7 @@ def _specs(encoding: Encoding, shape: tuple[int, int]) -> Mapping[str, Planned]:
     if math.prod(shape) > _MOST or 0 in shape:
         raise ValueError(f"a matrix has the shape {shape}")
     try:
-        if packable(encoding).fits(shape):
+        if fits(encoding, shape):
             return encoded_specs(encoding, shape)
     except Exception as error:  # whatever options of a format that make no sense lead to
         raise ValueError(f"there is no encoding {encoding}") from error

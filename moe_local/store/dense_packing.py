@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moe_local.checkpoint.catalog import Catalog
-from moe_local.checkpoint.record import EncodedTensor, Encoding, Source
-from moe_local.formats import packable
+from moe_local.checkpoint.encoding import Encoding
+from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.formats.registry import fits
 from moe_local.store.manifest import StoredMatrix
 
 _LEAST = 1 << 12  # elements: smaller matrices are not worth a kernel of their own
@@ -71,4 +72,4 @@ def _matrix(path: str, module: nn.Module, source: Source, encoding: Encoding) ->
 
 def fitting(encoding: Encoding, shape: tuple[int, int]) -> Encoding:
     """`encoding`, or int8 for a matrix that it cannot hold."""
-    return encoding if packable(encoding).fits(shape) else Encoding("int8")
+    return encoding if fits(encoding, shape) else Encoding("int8")

@@ -8,20 +8,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from moe_local.checkpoint.record import (
-    PLAIN,
-    Array,
-    EncodedTensor,
-    Encoding,
-    Layout,
-    Matrix,
-    Projection,
-    aligned,
-)
+from moe_local.checkpoint.encoding import Encoding
+from moe_local.checkpoint.record import PLAIN, Array, EncodedTensor, Layout, Matrix, Projection, aligned
 from moe_local.checkpoint.tracing import row_major
-from moe_local.formats import decode_bias, decode_projection, decode_tensor, format_of, packable, views
 from moe_local.formats.base import Affine, HasAffine, Mergeable
 from moe_local.formats.int4 import Int4
+from moe_local.formats.records import decode_bias, decode_projection, decode_tensor, views
+from moe_local.formats.registry import format_of, packable
 from moe_local.store.dense_packing import fitting
 from moe_local.store.writer import PAGE, Planned
 

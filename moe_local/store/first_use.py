@@ -8,7 +8,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
 from moe_local.checkpoint.schemes import method
 from moe_local.errors import MoeLocalError
-from moe_local.formats import packed_encoding
+from moe_local.formats.registry import dense_names, packed_encoding
 from moe_local.store import Packing, cached_store, is_store, pack
 from moe_local.store.job import Job, plan_packing
 from moe_local.store.open import ModelFiles, open_checkpoint, open_model
@@ -16,7 +16,7 @@ from moe_local.store.packer import Report
 from moe_local.store.store_index import find_store
 
 AUTO = "auto"
-DENSE = ("keep", "int8", "int4")  # embeddings are int8 in both
+DENSE = ("keep", *dense_names())  # embeddings are int8 in all of these
 _ROUNDING = 0.004  # relative: what is lost when scales become bf16
 _EXACT_OR_NOT = (
     "gptq",

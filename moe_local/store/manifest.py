@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.json_file import read_json
-from moe_local.checkpoint.record import Array, Encoding, Layout, Matrix, Projection
+from moe_local.checkpoint.record import Array, Layout, Matrix, Projection
 from moe_local.errors import CheckpointError, first_line
 
 MANIFEST = "moe-local.json"

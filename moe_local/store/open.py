@@ -21,7 +21,7 @@ from moe_local.checkpoint.catalog import Catalog, assert_choices, assert_dense_s
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
 from moe_local.errors import MoeLocalError, UnsupportedError
-from moe_local.formats import supports
+from moe_local.formats.registry import supports
 from moe_local.store.manifest import is_store
 from moe_local.store.read import open_store
 
@@ -91,7 +91,7 @@ def _dtype(name: str) -> torch.dtype | None:
 def _assert_supported(catalog: Catalog, checkpoint: Checkpoint) -> None:
     for layer in catalog.layers:
         for layout in layer.kinds:
-            if not supports(layout):
+            if not supports(layout.encodings):
                 raise UnsupportedError(
                     f"{checkpoint.directory} holds the experts of {layer.path} as"
                     f" {' and '.join(map(str, layout.encodings))}, which cannot be read",

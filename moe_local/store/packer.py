@@ -23,7 +23,7 @@ from moe_local.checkpoint.record import EncodedTensor, Layout, Source
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.files import locked
-from moe_local.formats import packable
+from moe_local.formats.registry import packable
 from moe_local.memory.disk import FileReader
 from moe_local.memory.tensors import read_arrays, read_tensor
 from moe_local.store.encode import encode_record, encode_tensor

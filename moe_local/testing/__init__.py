@@ -14,11 +14,13 @@ from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
     from moe_local.testing.disks import FailingDisk, SlowDisk
+    from moe_local.testing.late_mover import LateMover
     from moe_local.testing.tiny import tiny_config, tiny_inputs, tiny_model, write_tiny_checkpoint
 
 __all__ = [
     "Architecture",
     "FailingDisk",
+    "LateMover",
     "SlowDisk",
     "architecture",
     "architectures",
@@ -33,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "FailingDisk": "disks",
+    "LateMover": "late_mover",
     "SlowDisk": "disks",
     **dict.fromkeys(("tiny_config", "tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
 }

@@ -13,7 +13,7 @@ from moe_local.checkpoint.architecture import build_skeleton, experts_modules, l
 from moe_local.checkpoint.catalog import Catalog, build_catalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
-from moe_local.formats import decode_projection
+from moe_local.formats.records import decode_projection
 from moe_local.testing import architecture, write_tiny_checkpoint
 
 LAYOUTS = {

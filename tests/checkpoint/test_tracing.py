@@ -14,7 +14,7 @@ from transformers.core_model_loading import Chunk, Concatenate, Interleave, Merg
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import place_record
 from moe_local.checkpoint.tracing import Traced, UntraceableError
-from moe_local.formats import decode_projection
+from moe_local.formats.records import decode_projection
 
 NAMES = "abc"
 

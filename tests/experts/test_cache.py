@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog
-from moe_local.checkpoint.record import Array, Encoding, Extent, Layout, Matrix, Projection
+from moe_local.checkpoint.encoding import Encoding
+from moe_local.checkpoint.record import Array, Extent, Layout, Matrix, Projection
 from moe_local.errors import MoeLocalError, StorageError
-from moe_local.experts.cache import ExpertCache, Tier
+from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.residency import SlotTable
-from moe_local.formats import Expert
+from moe_local.experts.tier import Tier
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
-from moe_local.policies import LRU, POLICIES, Policy
-from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
+from moe_local.policies import LRU, Keys, Policy, State
+from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
 RECORD = 2 * WIDTH * WIDTH * 4
@@ -38,6 +40,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for value in values:
             stream.write(torch.full((RECORD // 4,), value).numpy().tobytes())
     return path
+
+
+def _weigh(state: State, keys: Keys, now: float, weights: Any) -> None:
+    state[0, keys] = weights
+
+
+BY_WEIGHT = Policy("by-weight", lambda keys: 1, _weigh, lambda state, keys, now: state[0, keys])
 
 
 def _catalog(file: Path) -> Catalog:
@@ -62,7 +71,10 @@ def _catalog(file: Path) -> Catalog:
     return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})
 
 
-def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU) -> ExpertCache:
+def _cache(
+    file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU, *, late: bool = False
+) -> ExpertCache:
+    """With a `late` mover where there is a host tier."""
     cpu = torch.device("cpu")
 
     def tier(slots: int) -> Tier:
@@ -74,11 +86,13 @@ def _cache(file: Path, read_at: ReadAt, device: int, host: int | None, policy: P
         kept = device if tokens == 1 else device // 2
         return TierCapacity((kept,) * LAYERS, 0 if kept == EXPERTS else SPARE)
 
+    above, below = tier(device), None if host is None else tier(host)
     return ExpertCache(
         _catalog(file),
         RecordReader(read_at),
-        tier(device),
-        None if host is None else tier(host),
+        above,
+        below,
+        mover=LateMover(below.slab, above.slab) if below is not None and late else None,
         capacity_for=room if host is None else None,
     )
 
@@ -91,28 +105,31 @@ def files(file: Path) -> FileReader:
     reader.close()
 
 
-def _one_by_one(fetching: Iterator[list[tuple[int, Expert]]]) -> Iterator[tuple[int, Expert]]:
-    return chain.from_iterable(fetching)
+def _one_by_one(fetching: Iterator[Ready]) -> Iterator[tuple[int, int]]:
+    return chain.from_iterable(zip(ready.experts, ready.slots, strict=True) for ready in fetching)
 
 
-def _assert_right(layer: int, expert: int, weights: Expert) -> None:
-    value = 100.0 * layer + expert
-    assert (weights.up(torch.eye(WIDTH)) == value).all()
-    assert (weights.down(torch.eye(WIDTH)) == value).all()
+def _assert_right(cache: ExpertCache, layer: int, expert: int, slot: int) -> None:
+    assert (cache.slab[slot].view(torch.float32) == 100.0 * layer + expert).all()
 
 
 def _assert_settled(cache: ExpertCache) -> None:
+    """Only what is kept, and what was read ahead, has a slot."""
+    loader = cache._loader
     assert cache._underway is None
-    assert not cache._waiting
-    assert not cache._uploads
+    assert not loader.waiting
+    while loader._sources:
+        loader._release(wait=True)
     for tier in filter(None, (cache._device, cache._host)):
-        for layer, share in enumerate(tier.shares):
-            assert all((layer, expert) in tier.slots for expert in share)
-        ahead = cache._staged | cache._unwanted if tier is cache._landing else set()
-        assert tier.slots.available == tier.slots.limit - sum(len(list(share)) for share in tier.shares) - len(ahead)
+        for number, layer in enumerate(tier.layers):
+            assert all((number, expert) in tier.slots for expert in layer)
+        ahead = len(loader._transfers) if tier is loader._lower else 0
+        assert tier.slots.available == tier.slots.limit - sum(len(list(layer)) for layer in tier.layers) - ahead
 
 
-TIERS = [(10, None), (4, None), (1, None), (0, None), (4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
+TWO_TIERS = [(10, None, False), (4, None, False), (1, None, False), (0, None, False)]
+THREE_TIERS = [(4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
+TIERS = TWO_TIERS + [(*tiers, late) for tiers in THREE_TIERS for late in (False, True)]
 
 
 def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
@@ -120,11 +137,11 @@ def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-@pytest.mark.parametrize(("device", "host"), TIERS)
+@pytest.mark.parametrize(("device", "host", "late"), TIERS)
 def test_what_is_asked_for_comes_once_and_right(
-    file: Path, files: FileReader, device: int, host: int | None, read_ahead: bool
+    file: Path, files: FileReader, device: int, host: int | None, late: bool, read_ahead: bool
 ) -> None:
-    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host)
+    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host, late=late)
     rng = random.Random(0)
     for _ in range(60):
         cache.resize_for(rng.choice([1, 1, 5]))
@@ -132,9 +149,9 @@ def test_what_is_asked_for_comes_once_and_right(
         wanted = rng.sample(range(EXPERTS), rng.randint(0, EXPERTS))
         got = []
         ahead = partial(_guess, rng, (layer + 1) % LAYERS) if read_ahead else tuple
-        for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
+        for expert, slot in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
             got.append(expert)
-            _assert_right(layer, expert, weights)
+            _assert_right(cache, layer, expert, slot)
         assert sorted(got) == sorted(wanted)
         _assert_settled(cache)
     counters = cache.counters
@@ -146,13 +163,13 @@ def test_what_is_asked_for_comes_once_and_right(
     cache.close()
 
 
-@pytest.mark.parametrize(("device", "host"), TIERS)
+@pytest.mark.parametrize(("device", "host", "late"), TIERS)
 def test_after_failures_and_early_ends_all_is_right(
-    file: Path, files: FileReader, device: int, host: int | None
+    file: Path, files: FileReader, device: int, host: int | None, late: bool
 ) -> None:
     chaos = random.Random(1)
     disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.05)
-    cache = _cache(file, disk, device, host)
+    cache = _cache(file, disk, device, host, late=late)
     rng = random.Random(2)
     failures = stops = 0
     abandoned = []
@@ -163,8 +180,8 @@ def test_after_failures_and_early_ends_all_is_right(
         cache.resize_for(rng.choice([1, 1, 5]))
         fetching = cache.fetch(layer, wanted, None, partial(_guess, rng, (layer + 1) % LAYERS))
         try:
-            for count, (expert, weights) in enumerate(_one_by_one(fetching), start=1):
-                _assert_right(layer, expert, weights)
+            for count, (expert, slot) in enumerate(_one_by_one(fetching), start=1):
+                _assert_right(cache, layer, expert, slot)
                 if count == leave_after:
                     stops += 1
                     abandoned.append(fetching)  # as a traceback keeps it, closed at any later time
@@ -181,12 +198,12 @@ def test_after_failures_and_early_ends_all_is_right(
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on Windows")
-@pytest.mark.parametrize(("device", "host"), TIERS)
+@pytest.mark.parametrize(("device", "host", "late"), TIERS)
 def test_an_interrupt_between_any_two_instructions(
-    file: Path, files: FileReader, device: int, host: int | None
+    file: Path, files: FileReader, device: int, host: int | None, late: bool
 ) -> None:
     """A real signal, as Ctrl-C sends, at random moments of fetches and of the recovery from the one before."""
-    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host)
+    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host, late=late)
     rng = random.Random(3)
     interrupted = 0
     for _ in range(400):
@@ -195,9 +212,9 @@ def test_an_interrupt_between_any_two_instructions(
             cache.resize_for(rng.choice([1, 1, 5]))
             got = []
             ahead = partial(_guess, rng, (layer + 1) % LAYERS)
-            for expert, weights in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
+            for expert, slot in _one_by_one(cache.fetch(layer, wanted, None, ahead)):
                 got.append(expert)
-                _assert_right(layer, expert, weights)
+                _assert_right(cache, layer, expert, slot)
             assert sorted(got) == sorted(wanted)
         interrupted += len(struck)
     assert interrupted > 40
@@ -213,8 +230,8 @@ def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: 
     assert cache.residents() == [[3, 4]] * LAYERS
     read = cache.counters.bytes_read
     for layer in range(LAYERS):
-        for expert, weights in _one_by_one(cache.fetch(layer, [3, 4])):
-            _assert_right(layer, expert, weights)
+        for expert, slot in _one_by_one(cache.fetch(layer, [3, 4])):
+            _assert_right(cache, layer, expert, slot)
     assert cache.counters.bytes_read == read
     cache.resize_for(1)
     assert cache.residents() == [[3, 4]] * LAYERS
@@ -249,14 +266,14 @@ def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
 
 def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> None:
     """While one that is about to leave is held, reads go on into every slot that there is."""
-    cache = _cache(file, files, 1, None, POLICIES["weight"])
+    cache = _cache(file, files, 1, None, BY_WEIGHT)
     list(cache.fetch(0, [0], [0.1]))
     fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
-    ((expert, held),) = next(fetching)
-    assert (expert, 0 in cache._device.shares[0]) == (0, False)
-    while cache._reader._finished.qsize() < 2:
+    held = next(fetching)
+    assert (held.experts, 0 in cache._device.layers[0]) == ([0], False)
+    while cache._loader._reader._finished.qsize() < 2:
         pass
-    assert (held.up(torch.eye(WIDTH)) == 0).all()
+    _assert_right(cache, 0, 0, held.slots[0])
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
     _assert_settled(cache)
     cache.close()
@@ -267,8 +284,8 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
     cache = _cache(file, files, 1, EXPERTS)
     list(cache.fetch(0, [0]))
     fetching = cache.fetch(0, list(range(EXPERTS)))
-    assert [expert for expert, _ in next(fetching)] == [0]
-    while cache._reader._finished.qsize() < 2 * (EXPERTS - 1):
+    assert next(fetching).experts == [0]
+    while cache._loader._reader._finished.qsize() < 2 * (EXPERTS - 1):
         pass
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
     _assert_settled(cache)
@@ -278,7 +295,7 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
 def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
     cache = _cache(file, SlowDisk(files), 5, None)
     list(cache.fetch(0, [3, 7]))
-    first, *rest = [[expert for expert, _ in ready] for ready in cache.fetch(0, [1, 3, 5, 7])]
+    first, *rest = [ready.experts for ready in cache.fetch(0, [1, 3, 5, 7])]
     assert first == [3, 7]
     assert sorted(rest) == [[1], [5]]
     assert (cache.counters.hits, cache.counters.misses) == (2, 4)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_local.checkpoint.record import Encoding
-from moe_local.formats import Packable, format_of
+from moe_local.checkpoint.encoding import Encoding
+from moe_local.formats.base import Packable
 from moe_local.formats.fp8 import Fp8
+from moe_local.formats.registry import format_of
 
 
 @settings(max_examples=60, deadline=None)
@@ -25,7 +26,6 @@ def test_numbers_come_back_within_half_a_step(
 ) -> None:
     weight = torch.randn(out, width, generator=torch.Generator().manual_seed(seed)) * magnitude
     packed = Fp8(block)
-    assert packed.fits((out, width))
     arrays = packed.encode(weight)
     assert arrays["weight"].dtype == torch.float8_e4m3fn
     back = packed.decode(arrays, (out, width), torch.float32)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.gguf_header import block_sizes
 from moe_local.formats.gguf import Gguf
+from moe_local.kernels.matrix import bind
 
 KINDS = [(name, elements, size) for name, elements, size in block_sizes().values()]
 
@@ -44,7 +46,7 @@ def test_multiplies() -> None:
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
     blocks = torch.from_numpy(gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0))
     x = torch.randn(3, 64)
-    out = Gguf("Q8_0").bind({"blocks": blocks}, (6, 64))(x)
+    out = bind(Encoding("gguf", (("type", "Q8_0"),)), {"blocks": blocks}, (6, 64))(x)
     torch.testing.assert_close(out, x @ weight.T, rtol=0.05, atol=0.2)
 
 

@@ -9,10 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_local.formats import format_of, packed_encoding
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.base import Affine
-from moe_local.formats.int4 import MANY_ROWS, Int4, native_rows
+from moe_local.formats.int4 import Int4, native_rows
 from moe_local.formats.int8 import Int8
+from moe_local.formats.registry import packable, packed_encoding
+from moe_local.kernels.cpu import INT4_ROWS
+from moe_local.kernels.matrix import bind
 from tests.processes import python
 
 GROUPS = (32, 64, 128)
@@ -44,13 +47,14 @@ def test_int4_of_constant_and_empty_groups() -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("count", [1, 3, MANY_ROWS - 1, MANY_ROWS])
+@pytest.mark.parametrize("count", [1, 3, INT4_ROWS, INT4_ROWS + 1])
 def test_int4_multiplies_as_it_decodes(group: int, count: int) -> None:
     weight, x = _matrix(128, 256), torch.randn(count, 256, dtype=torch.bfloat16)
-    scheme = format_of(packed_encoding("int4", group))
+    encoding = packed_encoding("int4", group)
+    scheme = packable(encoding)
     arrays = scheme.encode(weight)
     wanted = x.float() @ scheme.decode(arrays, weight.shape, torch.float32).T
-    got = scheme.bind(arrays, weight.shape)(x)
+    got = bind(encoding, arrays, weight.shape)(x)
     assert got.dtype == x.dtype
     torch.testing.assert_close(got.float(), wanted, rtol=2**-6, atol=2**-6 * wanted.abs().max().item())
 
@@ -69,13 +73,15 @@ def test_int4_on_lesser_processors(capability: str) -> None:
     """The same test in a process that torch holds to less, also of records made for another processor."""
     code = (
         "import torch\n"
+        "from moe_local.checkpoint.encoding import Encoding\n"
         "from moe_local.formats.int4 import Int4, native_rows\n"
+        "from moe_local.kernels.matrix import bind\n"
         "weight, x = torch.randn(128, 64), torch.randn(2, 64).bfloat16()\n"
         "for rows in {native_rows() or 64, 32, 64}:\n"
         "    scheme = Int4(32, rows)\n"
         "    arrays = scheme.encode(weight)\n"
         "    wanted = x.float() @ scheme.decode(arrays, weight.shape, torch.float32).T\n"
-        "    got = scheme.bind(arrays, weight.shape)(x).float()\n"
+        "    got = bind(Encoding('int4', (('group', 32), ('rows', rows))), arrays, weight.shape)(x).float()\n"
         "    torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.2)\n"
     )
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
@@ -110,5 +116,5 @@ def test_int8_multiplies_as_it_decodes(count: int) -> None:
     weight, x = _matrix(96, 64), torch.randn(count, 64, dtype=torch.bfloat16)
     arrays = Int8().encode(weight)
     wanted = x.float() @ Int8().decode(arrays, weight.shape, torch.float32).T
-    got = Int8().bind(arrays, weight.shape)(x).float()
+    got = bind(Encoding("int8"), arrays, weight.shape)(x).float()
     torch.testing.assert_close(got, wanted, rtol=2**-6, atol=2**-6 * wanted.abs().max().item())

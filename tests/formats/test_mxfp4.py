@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.mxfp4 import Mxfp4
+from moe_local.formats.registry import fits
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,4 +43,4 @@ def test_ties_go_to_even_and_nothing_overflows() -> None:
 
 def test_zeros_and_rows_that_do_not_divide() -> None:
     assert Mxfp4().decode(Mxfp4().encode(torch.zeros(2, 64)), (2, 64), torch.float32).count_nonzero() == 0
-    assert not Mxfp4().fits((32, 48))
+    assert not fits(Encoding("mxfp4"), (32, 48))

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.nf4 import TABLES, Nf4
+from moe_local.formats.registry import fits
 
 functional = pytest.importorskip("bitsandbytes.functional")
 
@@ -47,7 +49,6 @@ def test_numbers_come_back_within_half_a_step(out: int, width: int, seed: int) -
     """Blocks may go on in the next row."""
     weight = torch.randn(2 * out, width, generator=torch.Generator().manual_seed(seed))
     packed = Nf4()
-    assert packed.fits((2 * out, width))
     back = packed.decode(packed.encode(weight), (2 * out, width), torch.float32)
     largest = weight.view(-1, 64).abs().amax(dim=1, keepdim=True).expand(-1, 64).reshape(weight.shape)
     widest = max(high - low for low, high in zip(TABLES["nf4"], TABLES["nf4"][1:], strict=False))
@@ -55,5 +56,5 @@ def test_numbers_come_back_within_half_a_step(out: int, width: int, seed: int) -
 
 
 def test_what_cannot_be_packed() -> None:
-    assert not Nf4().fits((3, 32))
-    assert not Nf4(nested=256).fits((64, 64))
+    assert not fits(Encoding("nf4"), (3, 32))
+    assert not fits(Encoding("nf4", (("nested", 256),)), (64, 64))

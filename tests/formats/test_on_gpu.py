@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_local.checkpoint.record import Encoding
-from moe_local.formats import Packable, format_of
-from moe_local.formats.base import Format
+from moe_local.checkpoint.encoding import Encoding
+from moe_local.formats.base import Format, Packable
+from moe_local.formats.registry import format_of
 
 OUT, IN = 64, 96
 

@@ -13,7 +13,7 @@ from torch import nn
 from moe_local import Options, Request, Sampling
 from moe_local.engine import Engine, load
 from moe_local.errors import CheckpointError
-from moe_local.experts.layer import PagedExperts
+from moe_local.experts.layer import ExpertLayer
 from moe_local.generation.text import KVState
 from moe_local.model import attention
 from moe_local.model.encoded import EncodedLinear
@@ -93,7 +93,7 @@ def test_attention_is_ours(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experts_are_paged(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = _calls(monkeypatch, PagedExperts, "forward")
+    calls = _calls(monkeypatch, ExpertLayer, "forward")
     engine.generate(PROMPT, GREEDY)
     assert len(calls) == 8 * len(engine.load_plan.catalog.layers)
     assert engine.stats()["bytes_read"] > 0

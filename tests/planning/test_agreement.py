@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_local.checkpoint.record import PLAIN as RAW
-from moe_local.formats import format_of, packed_encoding
+from moe_local.formats.registry import packed_encoding
+from moe_local.kernels.matrix import kernel_for
 from moe_local.planning.estimate import estimate
 from moe_local.planning.families import FAMILIES, model_sizes
 from moe_local.planning.known_models import find_sizes, shipped
@@ -120,10 +121,12 @@ def test_stores(name: str, formats: Formats, tmp_path: Path) -> None:
     assert_same(needs_of(find_sizes(str(source)), formats, 512), load_plan.plan.needs)
 
 
+@pytest.mark.parametrize("gpu", [False, True], ids=["in-ram", "in-vram"])
 @pytest.mark.parametrize("format", EXPERT_FORMATS)
-def test_what_is_decoded_is_what_formats_say(format: str) -> None:
+def test_what_is_decoded_is_what_kernels_say(format: str, gpu: bool) -> None:
     sizes = find_sizes("Qwen/Qwen3-30B-A3B")
     encoding = packed_encoding(format)
     for tokens in (1, 32, 47, 48, 128, 159, 160, 512):
-        decodes = encoding not in RAW.values() and format_of(encoding).decodes(tokens)
-        assert bool(list(decoded(sizes, Formats(format, 64, "keep"), tokens))) == decodes
+        kernel = kernel_for(encoding, torch.device("cuda" if gpu else "cpu"), tokens)
+        found = list(decoded(sizes, Formats(format, 64, "keep"), tokens, gpu=gpu))
+        assert bool(found) == (encoding not in RAW.values() and kernel.decodes)

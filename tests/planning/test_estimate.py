@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_local.errors import BudgetError, MoeLocalError
+from moe_local.formats.registry import GROUP_SIZES
 from moe_local.planning.estimate import PER_LAYER, REACHED, Estimate, estimate
 from moe_local.planning.known_models import find_sizes, shipped
 from moe_local.planning.locality import UNIFORM, Locality, get_locality, localities, nearest
@@ -19,7 +20,6 @@ from moe_local.planning.sizes import Attention, Matrices, ModelSizes
 from moe_local.planning.weights import (
     DENSE_FORMATS,
     EXPERT_FORMATS,
-    GROUPS,
     Formats,
     dense_bytes,
     encoded_bytes,
@@ -63,7 +63,10 @@ UNIFORMLY = get_locality(UNIFORM)
 def test_bits_of_a_weight() -> None:
     million = Matrices(1024, 1024)
     bits = {name: encoded_bytes(million, name, 64) * 8 / (1 << 20) for name in EXPERT_FORMATS}
-    assert bits == {"int4": 4 + 32 / 64, "int8": 8 + 16 / 1024, "nf4": 4.5, "mxfp4": 4.25, "bf16": 16}
+    assert bits == {
+        "int4": 4 + 32 / 64, "int8": 8 + 16 / 1024, "nf4": 4.5, "mxfp4": 4.25, "nvfp4": 4.5 + 32 / 1024,
+        "fp8": 8 + 32 / (128 * 128), "bf16": 16, "fp16": 16, "fp32": 32,
+    }  # fmt: skip
     assert encoded_bytes(million, "int4", 32) * 8 / (1 << 20) == 5
     assert encoded_bytes(replace(million, count=3), "int4", 32) == 3 * encoded_bytes(million, "int4", 32)
 
@@ -195,7 +198,9 @@ def test_machines_of_profiles() -> None:
 
 models = st.sampled_from([find_sizes(name) for name in shipped()])
 budgets = st.integers(1, 2048).map(lambda eighths: eighths * GIB // 8 + eighths % 7)
-formats = st.builds(Formats, st.sampled_from(EXPERT_FORMATS), st.sampled_from(GROUPS), st.sampled_from(DENSE_FORMATS))
+formats = st.builds(
+    Formats, st.sampled_from(EXPERT_FORMATS), st.sampled_from(GROUP_SIZES), st.sampled_from(DENSE_FORMATS)
+)
 machines = st.builds(
     lambda profile, ram, vram: Machine.of(profile, ram=ram, vram=vram if profile.vram else None),
     st.sampled_from(list(profiles().values())), budgets, budgets,

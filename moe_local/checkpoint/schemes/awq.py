@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import EncodedTensor, Encoding
+from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes.checks import (
     FLOATS,
     assert_none_left,

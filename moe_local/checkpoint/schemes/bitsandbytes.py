@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import EncodedTensor, Encoding
+from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes.checks import assert_none_left, expect, expect_matrix
 from moe_local.errors import CheckpointError
 

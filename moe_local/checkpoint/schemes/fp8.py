@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import EncodedTensor, Encoding
+from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes.checks import FLOATS, assert_none_left, expect, expect_matrix
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.gguf_header import block_sizes
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import EncodedTensor, Encoding
+from moe_local.checkpoint.record import EncodedTensor
 
 
 def gguf(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[EncodedTensor]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import EncodedTensor, Encoding
+from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes.checks import expect
 
 _BLOCK = 16  # numbers that share a scale

@@ -110,8 +110,8 @@ def test_awq_has_no_other_widths(qwen: Path, tmp_path: Path) -> None:
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
     """One word of codes 0 to 7, zeros of 7 stored as 6 (gptq), scale 2: -14, -12 ... 0."""
-    from moe_local.checkpoint.record import Encoding
-    from moe_local.formats import format_of
+    from moe_local.checkpoint.encoding import Encoding
+    from moe_local.formats.registry import format_of
 
     arrays = {
         "qweight": torch.tensor([[0x76543210] * 8], dtype=torch.int32),

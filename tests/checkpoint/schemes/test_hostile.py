@@ -18,7 +18,7 @@ from moe_local.checkpoint.header import DTYPES, TensorEntry
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes import SCHEMES, understood
 from moe_local.errors import MoeLocalError
-from moe_local.formats import decode_tensor
+from moe_local.formats.records import decode_tensor
 
 STATE = b'{"quant_type": "nf4", "blocksize": 64, "shape": [16, 32], "nested_blocksize": 256, "nested_offset": 0.5}'
 I32, U8, F32 = torch.int32, torch.uint8, torch.float32

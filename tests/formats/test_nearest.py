@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_local.checkpoint.record import Encoding
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.engine import load
-from moe_local.formats import packed_encoding
+from moe_local.formats.registry import nearest, packed_encoding
 from moe_local.planning.options import Options
 from moe_local.store import first_use, open_store, pack, verify
-from moe_local.store.format_mapping import nearest
 from moe_local.store.job import relative_error
 from moe_local.store.manifest import Manifest
 from moe_local.testing.quantised import assert_runs_as, rewrite_checkpoint

@@ -1,4 +1,4 @@
-"""What all formats share."""
+"""Multiplying by what was decoded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_local.formats.base import matmul
+from moe_local.kernels.decode import matmul
 
 
 def test_rows_are_rounded_to_a_few_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,50 @@
+"""One tier: memory cut into slots, which expert lies in which, and what is kept of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moe_local.experts.capacity import TierCapacity
+from moe_local.experts.residency import Decision, LayerResidency, SlotTable
+from moe_local.memory.slab import Slab
+from moe_local.policies import Policy
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A slab, the slot of each key that has one, and the residency of each layer."""
+
+    slab: Slab
+    slots: SlotTable
+    layers: Sequence[LayerResidency]
+    uses_router_weights: bool
+
+    @classmethod
+    def make(cls, slab: Slab, experts: Sequence[int], capacities: Sequence[int], policy: Policy) -> Tier:
+        """`experts` of each layer, of which `capacities` are kept; the rest of the slab's slots are spare."""
+        layers = [LayerResidency(count, most, policy) for count, most in zip(experts, capacities, strict=True)]
+        return cls(slab, SlotTable(len(slab), len(layers)), layers, policy.uses_router_weights)
+
+    def access(self, layer: int, experts: Sequence[int], weights: Sequence[float] | None) -> Decision:
+        """As `LayerResidency.access`; slots of residents that are evicted and not needed fall free."""
+        decision = self.layers[layer].access(experts, weights)
+        for expert in decision.evicted.difference(experts):
+            self.slots.free((layer, expert))
+        return decision
+
+    def resize(self, capacity: TierCapacity) -> None:
+        """Keeps as much of each layer from now on, in the first slots of the slab. Nothing may be moving."""
+        self.slots.retain(self.layers)
+        if capacity.slots > self.slots.limit:  # first: at no moment more is kept than there are slots for
+            self.slots.shrink(capacity.slots)
+        for number, (layer, kept) in enumerate(zip(self.layers, capacity.kept, strict=True)):
+            for expert in layer.resize(kept):
+                self.slots.free((number, expert))
+        for source, target in self.slots.shrink(capacity.slots):
+            self.slab.copy(source, target)
+
+    def empty(self, layer: int) -> None:
+        """Forgets a layer, and whatever lies in slots that no layer keeps."""
+        self.layers[layer].clear()
+        self.slots.retain(self.layers)
