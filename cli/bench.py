@@ -20,6 +20,7 @@ from moe_local.units import parse_share
 
 from . import options as opt
 from .failure import guarded
+from .naming import NamingCommand
 from .options import spread
 from .output import echo_json
 
@@ -368,4 +369,4 @@ def compare(
 
 
 for command in (live, replay, compare):
-    app.command()(guarded(spread(command)))
+    app.command(cls=NamingCommand)(guarded(spread(command)))

@@ -15,6 +15,8 @@ from moe_local.errors import MoeLocalError
 from moe_local.files import read_text
 from moe_local.units import parse_share, parse_size
 
+from .naming import POLICIES, PREDICTORS
+
 if TYPE_CHECKING:
     from moe_local.generation.sampling import Sampling
     from moe_local.generation.template import TemplateSettings
@@ -77,13 +79,11 @@ class LoadFlags:
             help="Keep at most this share of the experts in the fastest memory, like 50%.", rich_help_panel=MEMORY
         ),
     ] = "100%"
-    policy: Annotated[
-        str, typer.Option(help="Which experts are kept: lru, lfu, lfru, successor, weight.", rich_help_panel=MEMORY)
-    ] = "lfru"
+    policy: Annotated[str, typer.Option(help=f"Which experts are kept: {POLICIES}.", rich_help_panel=MEMORY)] = "lfru"
     prefetch: Annotated[
         str,
         typer.Option(
-            help="What predicts the experts to read ahead: router, transitions, history or blend; or off.",
+            help=f"What predicts the experts to read ahead: {PREDICTORS}; or off.",
             rich_help_panel=MEMORY,
         ),
     ] = "router"

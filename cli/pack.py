@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from moe_local.errors import CheckpointError
+from moe_local.formats.registry import GROUP_SIZES, dense_names, packable_names
 from moe_local.units import format_size
 
 from . import options as opt
@@ -25,14 +26,18 @@ def pack(
     format: Annotated[
         str,
         typer.Option(
-            help="Of the experts: int4, int8, nf4, mxfp4, nvfp4, fp8, bf16, fp16, fp32; auto is int4, or for a model"
-            " that is quantised already the nearest to what it has."
+            help=f"Of the experts: {', '.join(packable_names())}; auto is int4, or for a model that is quantised"
+            " already the nearest to what it has."
         ),
     ] = "auto",
-    group_size: Annotated[int, typer.Option(help="Columns that share a scale in int4: 32, 64 or 128.")] = 64,
+    group_size: Annotated[
+        int, typer.Option(help=f"Columns that share a scale in int4: {', '.join(map(str, GROUP_SIZES))}.")
+    ] = 64,
     dense_format: Annotated[
         str,
-        typer.Option(help="Of linear layers outside the experts: keep, int8 or int4; embeddings: keep or int8."),
+        typer.Option(
+            help=f"Of linear layers outside the experts: keep, {', '.join(dense_names())}; embeddings: keep or int8."
+        ),
     ] = "int8",
     as_json: opt.Json = False,
 ) -> None:

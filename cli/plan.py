@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from moe_local.errors import BudgetError
+from moe_local.formats.registry import GROUP_SIZES
 from moe_local.planning.estimate import Estimate, doubled, estimate
 from moe_local.planning.locality import Locality, get_locality, nearest
 from moe_local.planning.machines import Machine, get_profile, profiles
 from moe_local.planning.sizes import ModelSizes
-from moe_local.planning.weights import EXPERT_FORMATS, Formats, dense_bytes, needs_of
+from moe_local.planning.weights import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, needs_of
 from moe_local.units import parse_size
 
 from . import options as opt
@@ -42,11 +43,16 @@ class PlanFlags:
         ),
     ] = "auto"
     group_size: Annotated[
-        int, typer.Option(help="Columns that share a scale in int4: 32, 64 or 128.", rich_help_panel=opt.MODEL)
+        int,
+        typer.Option(
+            help=f"Columns that share a scale in int4: {', '.join(map(str, GROUP_SIZES))}.", rich_help_panel=opt.MODEL
+        ),
     ] = 64
     dense_format: Annotated[
         str,
-        typer.Option(help="Of linear layers outside the experts: keep, int8 or int4.", rich_help_panel=opt.MODEL),
+        typer.Option(
+            help=f"Of linear layers outside the experts: {', '.join(DENSE_FORMATS)}.", rich_help_panel=opt.MODEL
+        ),
     ] = "int8"
     context: Annotated[
         int | None,
