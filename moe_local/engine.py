@@ -32,9 +32,10 @@ from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
 from moe_local.generation.text import Generation, TextGenerator
 from moe_local.kernels.expert import ExpertKernel
-from moe_local.memory.disk import FileReader, ReadAt, RecordReader
+from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.pages import free_caches
+from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.model.build import load_dense
 from moe_local.model.hooks import register_forward_hook
@@ -281,7 +282,7 @@ class Engine:
         if self._generator is not None:
             self._generator.close()
         self._model = self._prefetcher = None
-        free_caches(self.load_plan.device)
+        free_caches(self.load_plan.accelerator)
 
     def __enter__(self) -> Engine:
         return self
@@ -306,7 +307,7 @@ def make_cache(load_plan: LoadPlan, reader: ReadAt) -> ExpertCache:
     device = Tier.make(slab, experts, plan.device_slots, policy)
     host = None
     if plan.host_slots is not None:
-        slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=load_plan.device.type == "cuda")
+        slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=load_plan.accelerator.pins)
         host = Tier.make(slab, experts, plan.host_slots, policy)
     reserve = (plan.device_spare if host is None else plan.host_spare) // 2
     capacity_for = plan.capacity if plan.capacities else None

@@ -17,8 +17,8 @@ from moe_local.experts.loader import Loader
 from moe_local.experts.mover import BlockingMover, Mover
 from moe_local.experts.residency import Decision
 from moe_local.experts.tier import Tier
-from moe_local.memory.disk import RecordReader
 from moe_local.memory.pages import trim
+from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies import Key
 from moe_local.telemetry import Counters, Span

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from moe_local.memory.accelerator import on_cpu
 from moe_local.model.kv_cache import columns, with_room
 
 _OURS = "_moe_local_attention"  # on modules that are to use it
@@ -26,7 +27,7 @@ SCORES = 1 << 22  # scores of a block at most: 4 bytes each, and a few copies
 
 def is_ours(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether attention is computed here."""
-    return device.type == "cpu" and dtype == torch.bfloat16
+    return dtype == torch.bfloat16 and on_cpu(device)
 
 
 def attend(

@@ -25,12 +25,13 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.experts.layer import ExpertLayer
-from moe_local.memory.disk import ReadAt
-from moe_local.memory.tensors import read_tensor
+from moe_local.memory.accelerator import on_cpu
+from moe_local.memory.files import ReadAt
 from moe_local.model.attention import use_products
 from moe_local.model.encoded import encoded_module, load_arrays, with_modules
 from moe_local.model.kv_cache import grow_in_place
 from moe_local.model.rows import EmbeddingOnDisk, embeddings_on_disk
+from moe_local.store.tensors import read_tensor
 
 _patching = threading.Lock()  # the classes belong to the whole process
 
@@ -75,7 +76,7 @@ def load_dense(
             ) from error
     _check_loaded(model, info, dense)
     use_products(model)
-    if device.type == "cpu":
+    if on_cpu(device):
         grow_in_place(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, ExpertLayer)}
     if captured != set(experts):

@@ -18,7 +18,7 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
-from moe_local.memory.disk import ReadAt
+from moe_local.memory.files import ReadAt
 
 _BY_ROWS = Encoding("int8")  # the encoding of embeddings, a scale for each row
 

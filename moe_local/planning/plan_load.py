@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from moe_local.errors import MoeLocalError
+from moe_local.memory.accelerator import Accelerator, find
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.pages import can_release
 from moe_local.model.kv_cache import columns
@@ -28,13 +29,18 @@ _ROUND = 16 * MIB  # of what the process holds: the same plan from one run to th
 class LoadPlan(ModelFiles):
     """What was understood, and planned, and not yet loaded."""
 
-    device: torch.device
+    accelerator: Accelerator
     context: int
     sequences: int  # that are generated at once, at most
     kv_tokens: int  # that their KV caches hold together, padding included
     options: Options
     plan: Plan
     notes: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the dense weights and the device tier are."""
+        return self.accelerator.device
 
     @property
     def prefill_chunk(self) -> int:
@@ -58,28 +64,28 @@ def plan_load(model: str | Path, options: Options | None = None) -> LoadPlan:
     options = options or Options()
     found = open_model(model, options.dtype)
     context = _context(found.config, options.context)
-    device = _device(options.device)
-    rows = readable_by_rows(found.skeleton, found.catalog) if device.type == "cpu" else {}
+    accelerator = find(options.device)
+    rows = readable_by_rows(found.skeleton, found.catalog) if accelerator.is_cpu else {}
     needs = measure(
         found.skeleton,
         found.catalog,
         context,
         found.dtype,
-        device=device,
+        device=accelerator.device,
         logits=options.logits_per_pass,
         sequences=options.max_sequences,
         each=min(options.tokens_per_sequence, context),
     )
     needs = replace(needs, rows=bytes_of_rows(rows, found.dtype))
     # An encoder's passes are not seen before they begin.
-    elastic = device.type == "cpu" and can_release() and not found.config.is_encoder_decoder
-    plan, notes = _plan(needs, device, options, elastic=elastic)
+    elastic = accelerator.is_cpu and can_release() and not found.config.is_encoder_decoder
+    plan, notes = _plan(needs, accelerator, options, elastic=elastic)
     sequences = plan.needs.sequences
     if plan.needs.rows_on_disk:
         found = replace(found, catalog=leave_on_disk(found.catalog, rows))
     return LoadPlan(
         **vars(found),
-        device=device,
+        accelerator=accelerator,
         context=context,
         sequences=sequences,
         kv_tokens=max(columns(context), sequences * columns(min(options.tokens_per_sequence, context))),
@@ -87,16 +93,6 @@ def plan_load(model: str | Path, options: Options | None = None) -> LoadPlan:
         plan=plan,
         notes=notes,
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
-    return torch.device(name)
 
 
 def _context(config: PreTrainedConfig, wanted: int | None) -> int:
@@ -110,11 +106,11 @@ def _context(config: PreTrainedConfig, wanted: int | None) -> int:
     return wanted
 
 
-def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
+def _plan(needs: Needs, accelerator: Accelerator, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
     notes: list[str] = []
     vram, vram_overhead = options.vram, 0
-    if device.type == "cuda" and not options.other_machine:
-        free, total = torch.cuda.mem_get_info()
+    if accelerator.has_own_memory and not options.other_machine:
+        free, total = accelerator.memory()
         vram_overhead = total - free
         vram = vram if vram is not None else int(total - free * _KEEP_FREE)
     ram_overhead = -(-process_memory() // _ROUND) * _ROUND  # the device's runtime, begun above, included
@@ -133,7 +129,7 @@ def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool
         vram=vram,
         ram_overhead=ram_overhead,
         vram_overhead=vram_overhead,
-        device_in_ram=device.type == "cpu" and not options.other_machine,
+        device_in_ram=accelerator.is_cpu and not options.other_machine,
         device_share=options.experts,
         host_share=options.host_experts,
         elastic=elastic,

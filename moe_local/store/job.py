@@ -23,7 +23,7 @@ from moe_local.checkpoint.quantization import QUANT_FILE
 from moe_local.checkpoint.record import Layout, Source
 from moe_local.formats.records import decode_projection
 from moe_local.formats.registry import nearest
-from moe_local.memory.disk import FileReader
+from moe_local.memory.files import FileReader
 from moe_local.store.dense_packing import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
 from moe_local.store.manifest import MANIFEST
