@@ -16,9 +16,9 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
 from moe_local.kernels.matrix import kernel_for
 from moe_local.model.attention import SCORES, is_ours
-from moe_local.model.encoded import LARGE
 from moe_local.model.kv_cache import columns
-from moe_local.model.transformers_api import kv_cache
+from moe_local.model.modules import LARGE
+from moe_local.model.transformers_api import attends_eagerly, kv_cache, wide_parameters
 from moe_local.planning.placement import Needs
 from moe_local.units import MIB
 
@@ -93,7 +93,7 @@ def _eager_scores(model: PreTrainedModel, context: int, dtype: torch.dtype, toke
     measured in bf16, 12 in float32, over seven architectures.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != "eager":
+    if not attends_eagerly(config):
         return 0
     heads = max(_attribute(config, name, 1) for name in ("num_attention_heads", "swa_num_attention_heads"))
     return tokens * context * heads * (8 + 4 * dtype.itemsize)
@@ -103,7 +103,7 @@ def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype)
     """Bytes of all parameters and buffers but the experts', tied ones counted once, encoded ones as they are held."""
     experts = {id(p) for module in experts_modules(skeleton).values() for p in module.parameters(recurse=False)}
     experts |= {id(skeleton.get_submodule(path).weight) for path in catalog.encoded}
-    upcast = list(skeleton._get_dtype_plan(dtype))
+    upcast = wide_parameters(skeleton, dtype)
     total = sum(tensor.length for tensor in catalog.encoded.values())
     seen = set(experts)
     for name, tensor in chain(skeleton.named_parameters(), skeleton.named_buffers()):

@@ -12,8 +12,8 @@ from moe_local.errors import MoeLocalError
 from moe_local.memory.accelerator import Accelerator, find
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.pages import can_release
+from moe_local.model.embeddings import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.model.kv_cache import columns
-from moe_local.model.rows import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.planning.footprint import measure, prefill_chunk
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Needs, Plan, make_plan
