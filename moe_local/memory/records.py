@@ -11,8 +11,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 from moe_local.checkpoint.record import Extent
+from moe_local.keys import Key
 from moe_local.memory.files import ReadAt
-from moe_local.policies import Key
 from moe_local.telemetry import Span
 
 PARALLEL_READS = 8  # enough for an NVMe disk to reach its bandwidth with reads of a megabyte

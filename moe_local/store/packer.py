@@ -15,7 +15,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_local import __version__
 from moe_local.checkpoint.catalog import LayerCatalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.quantization import without_quantization
@@ -34,6 +33,7 @@ from moe_local.store.source import records
 from moe_local.store.tensors import read_arrays, read_tensor
 from moe_local.store.writer import Behind, Planned, sync_folder, written_whole
 from moe_local.units import format_size
+from moe_local.version import __version__
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 SHARD = ".safetensors"
