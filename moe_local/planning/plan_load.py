@@ -14,6 +14,7 @@ from moe_local.memory.limits import memory_available, memory_limit, process_memo
 from moe_local.memory.pages import can_release
 from moe_local.model.embeddings import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.model.kv_cache import columns
+from moe_local.paths import cache_dir
 from moe_local.planning.footprint import measure, prefill_chunk
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Needs, Plan, make_plan
@@ -41,6 +42,11 @@ class LoadPlan(ModelFiles):
     def device(self) -> torch.device:
         """Where the dense weights and the device tier are."""
         return self.accelerator.device
+
+    @property
+    def warm_file(self) -> Path:
+        """Where the hot experts of this model are remembered from one run to the next."""
+        return cache_dir() / "warm" / f"{self.checkpoint.directory.name[:80]}-{self.config_hash}.json"
 
     @property
     def prefill_chunk(self) -> int:
