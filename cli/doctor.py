@@ -7,7 +7,7 @@ import platform
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +19,9 @@ from moe_local.units import GIB, MIB, format_size
 from . import options as opt
 from .output import Console, echo_json
 from .versions import PACKAGES, installed, notes
+
+if TYPE_CHECKING:
+    from moe_local.memory.accelerator import Accelerator
 
 _TRIAL = 256 * MIB  # bytes written and read back to measure the disk
 
@@ -37,13 +40,12 @@ def doctor(as_json: opt.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything `doctor` tells; sizes in bytes, speeds in GB/s (10^9 bytes)."""
-    import torch
-
+    from moe_local.memory.accelerator import cpu_capability, gpus
     from moe_local.memory.limits import cores, memory_available, memory_limit
     from moe_local.planning.machines import detect, profiles
 
-    gpus = [_gpu(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    first = gpus[0] if gpus else {}
+    found = [_gpu(each) for each in gpus()]
+    first = found[0] if found else {}
     cache = cache_dir()
     versions = {name: installed(name) for name in PACKAGES}
     return {
@@ -52,34 +54,26 @@ def examine() -> dict[str, Any]:
         "versions": versions,
         "notes": notes(versions),
         "cores": cores(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpus": gpus,
+        "cpu_capability": cpu_capability(),
+        "gpus": found,
         "memory": memory_limit(),
         "memory_available": memory_available(),
         "cache_folder": str(cache),
         "disk": _disk(cache),
         "chosen": {
-            "device": "cuda" if gpus else "cpu",
-            "tiers": ["device", "host", "disk"] if gpus else ["device (RAM)", "disk"],
+            "device": "cuda" if found else "cpu",
+            "tiers": ["device", "host", "disk"] if found else ["device (RAM)", "disk"],
             "ram": int(memory_available() * 0.9),
-            "vram": int(first["free"] * 0.9) if gpus else None,
+            "vram": int(first["free"] * 0.9) if found else None,
             "profile": detect(first.get("name"), first.get("total")).name,
         },
         "profiles": list(profiles()),
     }
 
 
-def _gpu(index: int) -> dict[str, Any]:
-    import torch
-
-    free, total = torch.cuda.mem_get_info(index)
-    major, minor = torch.cuda.get_device_capability(index)
-    return {
-        "name": torch.cuda.get_device_name(index),
-        "total": total,
-        "free": free,
-        "compute_capability": f"{major}.{minor}",
-    }
+def _gpu(gpu: Accelerator) -> dict[str, Any]:
+    free, total = gpu.memory()
+    return {"name": gpu.name, "total": total, "free": free, "compute_capability": gpu.capability}
 
 
 def _disk(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from moe_local.threads import wait_asleep
+from moe_local.version import __version__
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine, load
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
 wait_asleep()
 
-__version__ = "0.1.0"
-__all__ = ["Answer", "Engine", "Options", "Request", "Sampling", "load", "plan_load"]
+__all__ = ["Answer", "Engine", "Options", "Request", "Sampling", "__version__", "load", "plan_load"]
 
 _HOMES = {
     "Answer": "moe_local.generation.batch",

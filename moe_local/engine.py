@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer
-from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError, first_line
+from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 from moe_local.experts.cache import ExpertCache
 from moe_local.experts.layer import ExpertLayer, Paged
 from moe_local.experts.next_router import next_routers
@@ -32,20 +31,20 @@ from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
 from moe_local.generation.text import Generation, TextGenerator
 from moe_local.kernels.expert import ExpertKernel
-from moe_local.memory.disk import FileReader, ReadAt, RecordReader
+from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.pages import free_caches
+from moe_local.memory.pinned import host_slab
+from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.model.build import load_dense
 from moe_local.model.hooks import register_forward_hook
-from moe_local.paths import cache_dir
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan
 from moe_local.planning.plan_load import LoadPlan, plan_load
 from moe_local.policies import get_policy
 from moe_local.prediction import get_predictor
 from moe_local.store.open import ModelFiles
-from moe_local.units import format_size
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
@@ -84,7 +83,7 @@ def load(
         report("expert cache", 0.9)
         cache = make_cache(load_plan, reader)
         if load_plan.options.warm:
-            warm_up(cache, profile_file(load_plan), lambda done: report("hot experts", 0.9 + done / 10))
+            warm_up(cache, load_plan.warm_file, lambda done: report("hot experts", 0.9 + done / 10))
         tokenizer, doubts = load_tokenizer(load_plan.checkpoint)
         network.generation_config = with_end_tokens(defaults, load_plan.config, tokenizer)
     except BaseException:
@@ -275,14 +274,14 @@ class Engine:
     def close(self) -> None:
         """Frees the weights, the expert cache and the files at once; conversations with it can only be read."""
         if self.load_plan.options.warm and not self._cache.closed:
-            remember(self._cache, profile_file(self.load_plan))
+            remember(self._cache, self.load_plan.warm_file)
         self._kernel.close()
         self._cache.close()
         self.files.close()
         if self._generator is not None:
             self._generator.close()
         self._model = self._prefetcher = None
-        free_caches(self.load_plan.device)
+        free_caches(self.load_plan.accelerator)
 
     def __enter__(self) -> Engine:
         return self
@@ -293,12 +292,6 @@ class Engine:
         self.close()
 
 
-def profile_file(load_plan: LoadPlan) -> Path:
-    """Where the hot experts of a model are remembered from one run to the next."""
-    checkpoint = load_plan.checkpoint
-    return cache_dir() / "warm" / f"{checkpoint.directory.name[:80]}-{load_plan.config_hash}.json"
-
-
 def make_cache(load_plan: LoadPlan, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
     plan, policy = load_plan.plan, get_policy(load_plan.options.policy)
@@ -307,21 +300,10 @@ def make_cache(load_plan: LoadPlan, reader: ReadAt) -> ExpertCache:
     device = Tier.make(slab, experts, plan.device_slots, policy)
     host = None
     if plan.host_slots is not None:
-        slab = _host_slab(sum(plan.host_slots) + plan.host_spare, slot, pinned=load_plan.device.type == "cuda")
+        slab = host_slab(sum(plan.host_slots) + plan.host_spare, slot, load_plan.accelerator)
         host = Tier.make(slab, experts, plan.host_slots, policy)
     reserve = (plan.device_spare if host is None else plan.host_spare) // 2
     capacity_for = plan.capacity if plan.capacities else None
     return ExpertCache(
         load_plan.catalog, RecordReader(reader), device, host, reserve=reserve, capacity_for=capacity_for
     )
-
-
-def _host_slab(slots: int, slot: int, *, pinned: bool) -> Slab:
-    """A slab in RAM, page-locked if asked for and possible: systems limit how much may be."""
-    if pinned:
-        try:
-            return Slab(slots, slot, torch.device("cpu"), pinned=True)
-        except RuntimeError as error:
-            size = format_size(slots * slot)
-            warnings.warn(f"{size} of RAM cannot be pinned ({first_line(error)}): uploads are slower", stacklevel=2)
-    return Slab(slots, slot, torch.device("cpu"))

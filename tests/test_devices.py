@@ -36,7 +36,7 @@ def tiers(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
         device=request.param,
         context=256,
         dtype="float32",
-        sequences=3,
+        max_sequences=3,
         experts=0.5,
         host_experts=0.5,
         **vram,  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +19,13 @@ FLOORS = [
     {"planning"},
     {"model"},
     {"experts"},
-    {"kernels"},
-    {"store"},
+    {"kernels", "store"},
+    {"formats"},
     {"memory"},
-    {"formats", "policies", "prediction"},
+    {"policies", "prediction"},
     {"demo"},
     {"checkpoint"},
-    {"telemetry", "threads", "files", "paths", "units", "errors"},
+    {"telemetry", "threads", "files", "paths", "units", "keys", "version", "errors"},
 ]
 HEIGHT = {room: -height for height, rooms in enumerate(FLOORS) for room in rooms}
 ABOVE_ALL = {"testing", "__init__"}  # may import anything; nothing but tests imports them
@@ -67,3 +68,14 @@ def test_imports_go_down(file: Path) -> None:
 
 def test_every_room_has_a_floor() -> None:
     assert {_room(file) for file in _files()} - ABOVE_ALL <= HEIGHT.keys()
+
+
+_OF_DEVICES = re.compile(
+    r"device\.type|\btorch\.(cuda|mps|xpu|backends|accelerator)\b|(?<!accelerator)\.is_(cuda|cpu|mps)\b"
+)
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_one_place_asks_torch_about_devices(file: Path) -> None:
+    found = _OF_DEVICES.findall(file.read_text())
+    assert bool(found) == (file.name == "accelerator.py")

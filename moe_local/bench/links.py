@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from moe_local.engine import Engine
-from moe_local.memory.disk import PARALLEL_READS, RecordReader
+from moe_local.memory.records import PARALLEL_READS, RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.units import MIB
 
@@ -52,21 +52,16 @@ def measure_upload(engine: Engine) -> float | None:
     """GB/s of copying records from RAM to the device; None where there is no host tier."""
     if engine.plan.host_slots is None:
         return None
-    device = engine.load_plan.device
+    accelerator = engine.load_plan.accelerator
     size = engine.plan.needs.slot
-    source = Slab(8, size, torch.device("cpu"), pinned=device.type == "cuda")
-    target = Slab(1, size, device)
+    source = Slab(8, size, torch.device("cpu"), pinned=accelerator.pins)
+    target = Slab(1, size, accelerator.device)
     rounds = max(8, min(_TRIAL // 2, 64 * size) // size)
     began = 0.0
     for number in range(rounds + 8):
         if number == 8:  # after the first pages were touched
-            _synchronize(device)
+            accelerator.synchronize()
             began = perf_counter()
         target[0].copy_(source[number % 8], non_blocking=True)
-    _synchronize(device)
+    accelerator.synchronize()
     return rounds * size / (perf_counter() - began) / _GIGA
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

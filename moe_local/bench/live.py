@@ -13,8 +13,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moe_local.bench.energy import EnergyMeter
 from moe_local.bench.links import measure_disk, measure_upload
 from moe_local.bench.record import Recorder
@@ -225,8 +223,8 @@ def _link(count: int, seconds: float, measured: float | None) -> dict[str, float
 def _memory(engine: Engine) -> dict[str, Any]:
     plan = engine.plan
     found: dict[str, Any] = {"ram": {"budget": plan.ram, "planned": plan.ram_used, "peak": peak_memory()}}
-    if engine.load_plan.device.type == "cuda":
-        peak = torch.cuda.max_memory_reserved() + plan.vram_overhead
+    if engine.load_plan.accelerator.has_own_memory:
+        peak = engine.load_plan.accelerator.peak_memory() + plan.vram_overhead
         found["vram"] = {"budget": plan.vram, "planned": plan.vram_used, "peak": peak}
     return found
 

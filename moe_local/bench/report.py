@@ -20,16 +20,14 @@ SCHEMA = "moe-local-bench/1"
 
 def machine() -> dict[str, Any]:
     """Where a report was made."""
-    import torch
-
+    from moe_local.memory.accelerator import cpu_capability, gpus
     from moe_local.memory.limits import cores, memory_limit
 
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
         "platform": platform.platform(),
         "cores": cores(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
+        "cpu": cpu_capability(),
+        "gpus": [gpu.name for gpu in gpus()],
         "memory": memory_limit(),
     }
 

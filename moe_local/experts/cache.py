@@ -17,10 +17,10 @@ from moe_local.experts.loader import Loader
 from moe_local.experts.mover import BlockingMover, Mover
 from moe_local.experts.residency import Decision
 from moe_local.experts.tier import Tier
-from moe_local.memory.disk import RecordReader
+from moe_local.keys import Key
 from moe_local.memory.pages import trim
+from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
-from moe_local.policies import Key
 from moe_local.telemetry import Counters, Span
 
 
@@ -74,13 +74,13 @@ class ExpertCache:
         layer: int,
         experts: Sequence[int],
         weights: Sequence[float] | None = None,
-        ahead: Callable[[], Iterable[Key]] = lambda: (),
+        candidates: Callable[[], Iterable[Key]] = lambda: (),
     ) -> Iterator[Ready]:
         """Yields `experts` (distinct) with their slots as soon as they are there: all hits, then each arrival.
 
         What is yielded may be used until more is asked for. `weights` are the router's, for policies that look at
-        them. `ahead` is asked once everything has been requested: keys of later layers, the likeliest first, to read
-        into spare slots meanwhile. Raises StorageError when a read fails that was needed.
+        them. `candidates` is asked once everything has been requested: keys of later layers, the likeliest first, to
+        read into spare slots meanwhile. Raises StorageError when a read fails that was needed.
         """
         self._recover()
         self._underway = layer
@@ -95,7 +95,7 @@ class ExpertCache:
         while ready or missing or loader.waiting:
             loader.request(missing)
             if not missing:
-                later = iter(ahead()) if later is None else later
+                later = iter(candidates()) if later is None else later
                 loader.look_ahead(later)
             ready = ready or loader.arrived() or loader.wait()
             if ready:
@@ -103,7 +103,7 @@ class ExpertCache:
                 yield from self._located(layer, ready)
                 self._retire(layer, ready, device.evicted, began)
             ready = []
-        loader.look_ahead(later or iter(ahead()))
+        loader.look_ahead(later or iter(candidates()))
         self._underway = None
 
     def _decide(

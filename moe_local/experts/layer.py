@@ -31,7 +31,7 @@ class Paged:
         valued = greatest_weights(experts, index, weights, self.experts) if self.cache.uses_router_weights else None
         if self.prefetcher is None:
             return self.cache.fetch(self.layer, experts, valued)
-        return self.cache.fetch(self.layer, experts, valued, self.prefetcher.ahead(self.layer, hidden, experts))
+        return self.cache.fetch(self.layer, experts, valued, self.prefetcher.candidates(self.layer, hidden, experts))
 
 
 class ExpertLayer(nn.Module):

@@ -10,8 +10,8 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.experts.mover import Mover
 from moe_local.experts.tier import Tier
 from moe_local.experts.transfers import State, Transfers
-from moe_local.memory.disk import Arrival, RecordReader
-from moe_local.policies import Key
+from moe_local.keys import Key
+from moe_local.memory.records import Arrival, RecordReader
 from moe_local.telemetry import Counters, Span
 
 

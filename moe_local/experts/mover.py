@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from moe_local.keys import Key
 from moe_local.memory.slab import Slab
-from moe_local.policies import Key
 
 
 class Mover(Protocol):

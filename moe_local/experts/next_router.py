@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
+from moe_local.memory.accelerator import on_cpu
 from moe_local.prediction import NextRouter
 
 # What the MoE block is given comes out of one of these, the first that a layer has.
@@ -35,7 +36,7 @@ def next_routers(model: nn.Module, catalog: Catalog) -> NextRouter:
 
 
 def _compute(weight: Tensor) -> torch.dtype:
-    return torch.bfloat16 if weight.device.type == "cpu" else weight.dtype
+    return torch.bfloat16 if on_cpu(weight.device) else weight.dtype
 
 
 def _router(block: nn.Module, path: str, experts: int) -> tuple[Tensor, Tensor | None] | None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_local.policies import Key, Policy
+from moe_local.keys import Key
+from moe_local.policies import Policy
 
 
 class Decision(NamedTuple):

@@ -53,7 +53,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from moe_local.policies import Key
+from moe_local.keys import Key
 
 
 class State(Enum):

@@ -78,8 +78,6 @@ def _exact(scale: Tensor) -> Tensor:
 
 
 def _widened(weight: Tensor) -> Tensor:
-    """A float8 tensor in float32. torch converts on a CPU one by one."""
-    if weight.device.type != "cpu":
-        return weight.to(torch.float32)
-    every = torch.arange(256, dtype=torch.uint8).view(weight.dtype).to(torch.float32)
+    """A float8 tensor in float32; by table, as torch converts on a CPU one by one."""
+    every = torch.arange(256, dtype=torch.uint8, device=weight.device).view(weight.dtype).to(torch.float32)
     return look_up(every, weight.view(torch.uint8))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from moe_local.formats.base import Affine, Arrays, HasAffine, Packable, Shape, row_chunks
+from moe_local.memory.accelerator import cpu_capability
 
 
 def native_rows() -> int:
     """The block of this processor's kernel."""
-    return {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return {"AVX512": 64, "AVX2": 32}.get(cpu_capability(), 0)
 
 
 class Int4(Packable, HasAffine):

@@ -10,6 +10,7 @@ from moe_local.formats.int4 import Int4, native_rows
 from moe_local.formats.int8 import Int8
 from moe_local.kernels.base import MatrixKernel, Multiply
 from moe_local.kernels.decode import matmul
+from moe_local.memory.accelerator import on_cpu
 
 # From one more row on decoding the matrix first is faster (measured: benchmarks/kernels.py).
 INT4_ROWS = 159
@@ -17,7 +18,7 @@ INT8_ROWS = 47
 
 
 def _takes_int4(form: Format, device: torch.device) -> bool:
-    return device.type == "cpu" and isinstance(form, Int4) and form.rows == native_rows()
+    return on_cpu(device) and isinstance(form, Int4) and form.rows == native_rows()
 
 
 def _bind_int4(form: Format, arrays: Arrays, shape: Shape) -> Multiply:
@@ -36,7 +37,7 @@ def _bind_int4(form: Format, arrays: Arrays, shape: Shape) -> Multiply:
 
 
 def _takes_int8(form: Format, device: torch.device) -> bool:
-    return device.type == "cpu" and isinstance(form, Int8)
+    return on_cpu(device) and isinstance(form, Int8)
 
 
 def _bind_int8(form: Format, arrays: Arrays, shape: Shape) -> Multiply:

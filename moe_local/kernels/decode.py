@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moe_local.formats.base import Arrays, Format, Shape
 from moe_local.kernels.base import MatrixKernel, Multiply
+from moe_local.memory.accelerator import on_cpu
 
 
 def matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
     counts that routing gives. Rounded up, there are a dozen.
     """
     rows = len(x)
-    if x.device.type != "cpu" or rows < 5:
+    if rows < 5 or not on_cpu(x.device):
         return F.linear(x, weight)
     step = 1 << (rows.bit_length() - 2)  # 4, 6, 8, 12, 16, 24 ...: never half too many
     more = -rows % step

@@ -14,6 +14,8 @@ import sys
 import torch
 from torch import Tensor
 
+from moe_local.memory.accelerator import Accelerator
+
 HUGE = 2 << 20  # bytes
 
 
@@ -48,10 +50,8 @@ def trim() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def free_caches(device: torch.device) -> None:
-    """Gives back what allocators keep of what has been freed: the C library's, on a GPU torch's two as well."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch._C._host_emptyCache()
+def free_caches(accelerator: Accelerator) -> None:
+    """Gives back what allocators keep of what has been freed: the C library's, and torch's for a device."""
+    accelerator.free_cache()
     if can_release():
         trim()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_local.memory.accelerator import on_cpu
 from moe_local.memory.pages import allocate, release
 
 
@@ -19,7 +20,7 @@ class Slab:
     def __init__(self, slots: int, slot_size: int, device: torch.device, *, pinned: bool = False) -> None:
         self.slot_size = slot_size
         size = slots * slot_size + self.ALIGNMENT
-        plain = device.type == "cpu" and not pinned
+        plain = on_cpu(device) and not pinned
         raw = allocate(size) if plain else torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         start = -raw.data_ptr() % self.ALIGNMENT
         self._buffer = raw[start : start + slots * slot_size].view(slots, slot_size)

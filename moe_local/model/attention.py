@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from moe_local.memory.accelerator import on_cpu
 from moe_local.model.buffers import SCORES, columns
 from moe_local.model.kv_cache import with_room
+from moe_local.model.transformers_api import torch_attention, use_attention
 
 _OURS = "_moe_local_attention"  # on modules that are to use it
 _FILL = 16  # queries: those of a block are rounded up to it
@@ -26,7 +26,7 @@ _FILL = 16  # queries: those of a block are rounded up to it
 
 def is_ours(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether attention is computed here."""
-    return device.type == "cpu" and dtype == torch.bfloat16
+    return dtype == torch.bfloat16 and on_cpu(device)
 
 
 def attend(
@@ -49,7 +49,7 @@ def attend(
     odd = any(more.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache"))
     if not ours or dropout or odd or (causal and queries != keys):
         more |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        left: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        left: tuple[Tensor, None] = torch_attention(module, query, key, value, attention_mask, **more)
         return left
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = _in_blocks(query, key, value, attention_mask, scale, causal=causal)
@@ -119,5 +119,4 @@ def use_products(model: PreTrainedModel) -> None:
     """Lets this model's modules, and no other model's, attend so where they would call torch's kernel."""
     for module in model.modules():
         vars(module)[_OURS] = True
-    # By its own name: some models look at the name to choose how they make their masks.
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+    use_attention(attend)

@@ -6,18 +6,14 @@ never materialised: to transformers they are unexpected keys, and are left in th
 
 from __future__ import annotations
 
-import logging
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
@@ -25,14 +21,13 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.experts.layer import ExpertLayer
-from moe_local.memory.disk import ReadAt
-from moe_local.memory.tensors import read_tensor
+from moe_local.memory.accelerator import on_cpu
+from moe_local.memory.files import ReadAt
 from moe_local.model.attention import use_products
-from moe_local.model.encoded import encoded_module, load_arrays, with_modules
 from moe_local.model.kv_cache import grow_in_place
-from moe_local.model.rows import EmbeddingOnDisk, embeddings_on_disk
-
-_patching = threading.Lock()  # the classes belong to the whole process
+from moe_local.model.modules import EmbeddingOnDisk, embeddings_on_disk, encoded_module, load_arrays, with_modules
+from moe_local.model.transformers_api import classes_replaced, mark_loaded, quiet
+from moe_local.store.tensors import read_tensor
 
 
 def load_dense(
@@ -52,7 +47,7 @@ def load_dense(
     lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
     experts = experts_modules(skeleton)
     others = dict.fromkeys(catalog.encoded, encoded_module) | dict.fromkeys(catalog.rows, EmbeddingOnDisk)
-    with paged_experts({type(module) for module in experts.values()}), _quiet():
+    with paged_experts({type(module) for module in experts.values()}), quiet():
         try:
             model, info = with_modules(type(skeleton), others).from_pretrained(
                 None,
@@ -75,7 +70,7 @@ def load_dense(
             ) from error
     _check_loaded(model, info, dense)
     use_products(model)
-    if device.type == "cpu":
+    if on_cpu(device):
         grow_in_place(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, ExpertLayer)}
     if captured != set(experts):
@@ -102,22 +97,9 @@ class LazyTensor:
         return read_tensor(self._source, self._read_at, self._dtype)
 
 
-@contextmanager
-def paged_experts(classes: set[type[nn.Module]]) -> Iterator[None]:
-    """While inside, models are built with paged subclasses in place of these experts classes.
-
-    Each modeling file builds the experts it defines, so the name in that file is the only one to replace.
-    transformers' own patch mapping does the same by walking all its modules, which imports some that need packages
-    nobody has, and does not undo it when a load fails.
-    """
-    with _patching:
-        for original in classes:
-            setattr(sys.modules[original.__module__], original.__name__, _paged_subclass(original))
-        try:
-            yield
-        finally:
-            for original in classes:
-                setattr(sys.modules[original.__module__], original.__name__, original)
+def paged_experts(classes: set[type[nn.Module]]) -> AbstractContextManager[None]:
+    """While inside, models are built with paged subclasses in place of these experts classes."""
+    return classes_replaced({original: _paged_subclass(original) for original in classes})
 
 
 def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
@@ -127,7 +109,7 @@ def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:
             delattr(self, name)
             # Some models' own initialisation reaches into their experts: there must be something to reach.
             self.__dict__[name] = torch.empty(0)
-        vars(self)["_is_hf_initialized"] = True
+        mark_loaded(self)
 
     members = {"__init__": initialize, "__module__": original.__module__}
     return type(original.__name__, (ExpertLayer, original), members)
@@ -156,18 +138,3 @@ def _directory(dense: Mapping[str, Source]) -> str:
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers would report every expert tensor as unexpected, and draw a progress bar of its own."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -41,7 +41,7 @@ class Estimate:
 
     @property
     def host_share(self) -> float | None:
-        """Of all experts; what the device holds is in RAM too, as far as it fits."""
+        """The share of all experts in RAM, copies of those on the device among them; None without a host tier."""
         slots = self.plan.host_slots
         return None if slots is None else sum(slots) / self.plan.needs.all_experts
 
@@ -52,23 +52,24 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> tuple[float, float]:
-        """Low: nothing overlaps, memory gives `REACHED` of its bandwidth, and the software takes its time. High: all
-        overlaps, and the slowest link alone decides.
+        """From low to high. Low: nothing overlaps, memory gives `REACHED` of its bandwidth, and the software takes
+        its time. High: all overlaps, and the slowest link alone decides.
         """
         return speed_range(self.seconds, self.machine.device_memory, self.software_seconds)
 
     @property
     def bound_by(self) -> str:
+        """The link that takes the most seconds a token."""
         return max(self.seconds, key=lambda link: self.seconds[link])
 
     @property
     def load_seconds(self) -> float:
-        """Reading the dense part, after which the first prompt can be taken."""
+        """Seconds of reading the dense part, after which the first prompt can be taken."""
         return self.plan.needs.dense / (self.machine.disk_bandwidth * 1e9)
 
     @property
     def warm_seconds(self) -> float:
-        """Reading as many experts as memory holds, which happens as they are asked for."""
+        """Seconds of reading as many experts as memory holds, which happens as they are asked for."""
         held = self.memory_share * self.plan.needs.all_experts * self.plan.needs.slot
         return held / (self.machine.disk_bandwidth * 1e9)
 
@@ -80,7 +81,9 @@ def speed_range(seconds: Mapping[str, float], memory: str, software: float) -> t
 
 
 def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int, locality: Locality) -> Estimate:
-    """Raises BudgetError when the dense part and one token's experts do not fit the device tier, MoeLocalError for a
+    """What a model does on a machine at `context` tokens, its experts used as unevenly as `locality` says.
+
+    Raises BudgetError when the dense part and one token's experts do not fit the device tier, MoeLocalError for a
     context that the model does not have.
     """
     _check_context(sizes, context)
@@ -122,6 +125,7 @@ def _among(held: float, device: float) -> float:
 
 
 def _place(needs: Needs, machine: Machine) -> Plan:
+    """The plan on a machine. Raises BudgetError naming the smallest budget that keeps one token's experts."""
     least = _least(needs, machine)
     budget, what, option = (machine.ram, "RAM", "--ram") if machine.vram is None else (machine.vram, "VRAM", "--vram")
     if budget < least:

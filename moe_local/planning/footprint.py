@@ -17,7 +17,7 @@ from moe_local.checkpoint.record import PLAIN
 from moe_local.kernels.matrix import kernel_for
 from moe_local.model.attention import is_ours
 from moe_local.model.buffers import LARGE, columns
-from moe_local.model.transformers_api import kv_cache
+from moe_local.model.transformers_api import attends_eagerly, kv_cache, wide_parameters
 from moe_local.planning import formulas
 from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes
 from moe_local.planning.needs import Needs
@@ -87,7 +87,7 @@ def prefill_chunk(model: PreTrainedModel, context: int, dtype: torch.dtype) -> i
 def _eager_heads(model: PreTrainedModel) -> int:
     """Heads whose scores a model holds all at once: those of one that transformers runs eagerly; 0 of others."""
     config = model.config.get_text_config()
-    if config._attn_implementation != "eager":
+    if not attends_eagerly(config):
         return 0
     return max(_attribute(config, name, 1) for name in ("num_attention_heads", "swa_num_attention_heads"))
 
@@ -102,7 +102,7 @@ def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype)
     """Bytes of all parameters and buffers but the experts', tied ones counted once, encoded ones as they are held."""
     experts = {id(p) for module in experts_modules(skeleton).values() for p in module.parameters(recurse=False)}
     experts |= {id(skeleton.get_submodule(path).weight) for path in catalog.encoded}
-    upcast = list(skeleton._get_dtype_plan(dtype))
+    upcast = wide_parameters(skeleton, dtype)
     total = sum(tensor.length for tensor in catalog.encoded.values())
     seen = set(experts)
     for name, tensor in chain(skeleton.named_parameters(), skeleton.named_buffers()):

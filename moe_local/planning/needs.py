@@ -14,29 +14,30 @@ class Needs:
 
     dense: int  # everything but the experts
     kv_bytes: int  # KV cache of one sequence, at the full context
-    workspace: int  # activations and temporaries at their peak, in passes of as many tokens as there are
+    workspace: int  # activations and temporaries at the peak of the longest forward pass
     slot: int  # the largest record
     experts: tuple[int, ...]  # experts of each MoE layer
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
-    rows: int = 0  # of `dense`: embeddings, that could be read from the disk row by row
-    rows_on_disk: int = 0  # and, not in `dense`, those that are
+    rows: int = 0  # the part of `dense` that are embeddings which could be read from the disk row by row instead
+    rows_on_disk: int = 0  # embeddings that are read so: no part of `dense`
     sequences: int = 1  # that are computed at once
     kv_bytes_per_sequence: int = 0  # bytes of the KV cache of one of several sequences
-    workspace_bytes_per_sequence: int = 0  # and of what else it takes
+    workspace_bytes_per_sequence: int = 0  # temporaries of one of several sequences, beside `workspace`
     workspaces: tuple[tuple[int, int], ...] = ()  # (tokens, bytes) of smaller forward passes, ascending
 
     @property
     def kv_cache(self) -> int:
-        """Of all sequences."""
+        """Bytes of the KV caches of all sequences."""
         return max(self.kv_bytes, self.sequences * self.kv_bytes_per_sequence)
 
     @property
     def resident_bytes(self) -> int:
+        """Bytes of everything but experts: what is left of a budget is theirs."""
         more = self.sequences * self.workspace_bytes_per_sequence if self.sequences > 1 else 0
         return self.dense + self.kv_cache + self.workspace + more
 
     def with_rows_on_disk(self, available: int) -> Needs:
-        """With embeddings left on the disk, where `available` bytes do not hold them and everything else.
+        """These needs with embeddings left on the disk, where `available` bytes do not hold them and everything else.
 
         A token needs one row of them, and all of an expert: their memory is worth more to experts.
         """
@@ -45,7 +46,8 @@ class Needs:
         return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
 
     def with_fewer_sequences(self, available: int) -> Needs:
-        """With as many sequences as leave to experts three quarters of what `available` bytes have beside the rest.
+        """These needs with as many of the sequences as leave to experts three quarters of what `available` bytes have
+        beside the rest.
 
         One where even the fewest slots would not fit beside two: a budget is not too small for a batch alone.
         """
@@ -61,7 +63,7 @@ class Needs:
         return replace(self, sequences=next((n for n in range(self.sequences, 1, -1) if fit(n)), 1))
 
     def workspace_of(self, tokens: int) -> int:
-        """Of a forward pass of so many tokens."""
+        """Bytes of temporaries in a forward pass of so many tokens."""
         return next((size for most, size in self.workspaces if tokens <= most), self.workspace)
 
     @property
@@ -75,7 +77,7 @@ class Needs:
 
     @property
     def useful_share(self) -> float:
-        """The share of each layer's experts, in whole hundredths, that holds one token's."""
+        """The smallest share of each layer's experts, in whole hundredths, that has room for one token's."""
         return max(math.ceil(100 * min(k, n) / n) for k, n in zip(self.top_k, self.experts, strict=True)) / 100
 
     @property

@@ -38,7 +38,7 @@ class Plan:
     capacities: tuple[tuple[int, TierCapacity], ...] = ()  # ascending
 
     def capacity(self, tokens: int) -> TierCapacity:
-        """Of the device tier, in a forward pass of so many tokens."""
+        """What the device tier holds in a forward pass of so many tokens."""
         capacities = self.capacities or ((tokens, TierCapacity(self.device_slots, self.device_spare)),)
         return next((capacity for most, capacity in capacities if tokens <= most), capacities[-1][1])
 
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def device_bytes(self) -> int:
-        """What is taken beside the dense part in the device tier's memory, where that is most."""
+        """Bytes of the device tier's slots, less what they have only while no long pass needs it."""
         needs = self.needs
         return max(
             (
@@ -65,15 +65,18 @@ class Plan:
 
     @property
     def host_bytes(self) -> int:
+        """Bytes of the host tier's slots."""
         return (sum(self.host_slots or ()) + self.host_spare) * self.needs.slot
 
     @property
     def ram_used(self) -> int:
+        """Bytes of RAM that the whole process takes at most; never more than `ram`."""
         on_host = self.ram_overhead + self.host_bytes
         return on_host + self.needs.resident_bytes + self.device_bytes if self.device_in_ram else on_host
 
     @property
     def vram_used(self) -> int | None:
+        """Bytes of the device's memory that are taken at most; None where there is no budget for it."""
         return None if self.vram is None else self.vram_overhead + self.needs.resident_bytes + self.device_bytes
 
     @property
@@ -86,6 +89,7 @@ class Plan:
 
     @property
     def too_small_to_cache(self) -> bool:
+        """Whether some layer keeps fewer experts than one token needs: each then evicts its own."""
         return any(
             slots < min(k, n)
             for slots, k, n in zip(self.device_slots, self.needs.top_k, self.needs.experts, strict=True)

@@ -9,10 +9,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from moe_local.errors import MoeLocalError
+from moe_local.memory.accelerator import AUTO, Accelerator, find
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.pages import can_release
 from moe_local.model.buffers import columns
-from moe_local.model.rows import bytes_of_rows, leave_on_disk, readable_by_rows
+from moe_local.model.embeddings import bytes_of_rows, leave_on_disk, readable_by_rows
+from moe_local.paths import cache_dir
 from moe_local.planning.footprint import measure, prefill_chunk
 from moe_local.planning.machines import DRIVER, SYSTEM
 from moe_local.planning.needs import Needs
@@ -30,13 +32,23 @@ _ROUND = 16 * MIB  # of what the process holds: the same plan from one run to th
 class LoadPlan(ModelFiles):
     """What was understood, and planned, and not yet loaded."""
 
-    device: torch.device
+    accelerator: Accelerator
     context: int
     sequences: int  # that are generated at once, at most
     kv_tokens: int  # that their KV caches hold together, padding included
     options: Options
     plan: Plan
     notes: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the dense weights and the device tier are."""
+        return self.accelerator.device
+
+    @property
+    def warm_file(self) -> Path:
+        """Where the hot experts of this model are remembered from one run to the next."""
+        return cache_dir() / "warm" / f"{self.checkpoint.directory.name[:80]}-{self.config_hash}.json"
 
     @property
     def prefill_chunk(self) -> int:
@@ -61,30 +73,28 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     options = options or Options()
     files = model if isinstance(model, ModelFiles) else open_model(model, options.dtype)
     context = _context(files.config, options.context)
-    device = _device(options)
-    rows = readable_by_rows(files.skeleton, files.catalog) if device.type == "cpu" else {}
+    accelerator = _accelerator(options)
+    rows = readable_by_rows(files.skeleton, files.catalog) if accelerator.is_cpu else {}
     needs = measure(
         files.skeleton,
         files.catalog,
         context,
         files.dtype,
-        device=device,
+        device=accelerator.device,
         logits=options.logits_per_pass,
         sequences=options.max_sequences,
         each=min(options.tokens_per_sequence, context),
     )
     needs = replace(needs, rows=bytes_of_rows(rows, files.dtype))
     # An encoder's passes are not seen before they begin.
-    elastic = (
-        device.type == "cpu" and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
-    )
-    plan, notes = _plan(needs, device, options, elastic=elastic)
+    elastic = accelerator.is_cpu and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
+    plan, notes = _plan(needs, accelerator, options, elastic=elastic)
     sequences = plan.needs.sequences
     if plan.needs.rows_on_disk:
         files = replace(files, catalog=leave_on_disk(files.catalog, rows))
     return LoadPlan(
         **vars(files),
-        device=device,
+        accelerator=accelerator,
         context=context,
         sequences=sequences,
         kv_tokens=max(columns(context), sequences * columns(min(options.tokens_per_sequence, context))),
@@ -94,17 +104,11 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     )
 
 
-def _device(options: Options) -> torch.device:
-    """What is computed on: this machine's device, or another's, which has a GPU if it has VRAM."""
-    name = options.device
-    if name == "auto":
-        has_gpu = options.vram is not None if options.other_machine else torch.cuda.is_available()
-        return torch.device("cuda" if has_gpu else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu or cuda")
-    if name == "cuda" and not options.other_machine and not torch.cuda.is_available():
-        raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
-    return torch.device(name)
+def _accelerator(options: Options) -> Accelerator:
+    """What is computed on: this machine's device, or, where none is named, another's: a GPU if it has VRAM."""
+    if not options.other_machine or options.device != AUTO:
+        return find(options.device)
+    return Accelerator(torch.device("cpu" if options.vram is None else "cuda"))
 
 
 def _context(config: PreTrainedConfig, wanted: int | None) -> int:
@@ -128,13 +132,13 @@ class _Budgets:
     vram_overhead: int = 0
 
 
-def _budgets(options: Options, device: torch.device) -> _Budgets:
+def _budgets(options: Options, accelerator: Accelerator) -> _Budgets:
     """What was asked for; where nothing was, what is free but for a tenth."""
     vram, vram_overhead = options.vram, 0
     if options.other_machine:
         vram_overhead = 0 if vram is None else DRIVER
-    elif device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
+    elif accelerator.has_own_memory:
+        free, total = accelerator.memory()
         vram_overhead = total - free
         vram = vram if vram is not None else int(total - free * _KEEP_FREE)
     # The device's runtime, begun above, is a part of this process.
@@ -143,9 +147,9 @@ def _budgets(options: Options, device: torch.device) -> _Budgets:
     return _Budgets(ram, ram_overhead, vram, vram_overhead)
 
 
-def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
+def _plan(needs: Needs, accelerator: Accelerator, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
     notes: list[str] = []
-    budgets = _budgets(options, device)
+    budgets = _budgets(options, accelerator)
     if budgets.ram > memory_limit() and not options.other_machine:
         notes.append(
             f"the RAM budget of {format_size(budgets.ram)} is more than this machine gives;"
@@ -156,7 +160,7 @@ def _plan(needs: Needs, device: torch.device, options: Options, *, elastic: bool
     plan = make_plan(
         needs.with_rows_on_disk(available).with_fewer_sequences(available),
         **vars(budgets),
-        device_in_ram=device.type == "cpu" and not options.other_machine,
+        device_in_ram=accelerator.is_cpu and not options.other_machine,
         device_share=options.experts,
         host_share=options.host_experts,
         elastic=elastic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_local.errors import MoeLocalError
-from moe_local.policies.base import Key, Keys, Policy, State
+from moe_local.policies.base import Keys, Policy, State
 from moe_local.policies.belady import BELADY
 from moe_local.policies.lfru import LFRU
 from moe_local.policies.lfu import LFU
@@ -14,7 +14,7 @@ from moe_local.policies.weight import WEIGHT
 POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, SUCCESSOR, WEIGHT)}
 DEFAULT_POLICY = LFRU.name  # the most tokens/s under real routing
 
-__all__ = ["BELADY", "DEFAULT_POLICY", "LRU", "POLICIES", "Key", "Keys", "Policy", "State", "get_policy"]
+__all__ = ["BELADY", "DEFAULT_POLICY", "LRU", "POLICIES", "Keys", "Policy", "State", "get_policy"]
 
 
 def get_policy(name: str) -> Policy:

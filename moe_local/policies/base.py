@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Key = tuple[int, int]  # (layer, expert)
 Keys = NDArray[np.int64]
 State = NDArray[np.float64]  # [rows, keys]
 

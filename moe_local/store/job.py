@@ -23,7 +23,7 @@ from moe_local.checkpoint.record import Layout, Source
 from moe_local.checkpoint.schemes import method
 from moe_local.formats.records import decode_projection
 from moe_local.formats.registry import nearest
-from moe_local.memory.disk import FileReader
+from moe_local.memory.files import FileReader
 from moe_local.store.dense_packing import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
 from moe_local.store.manifest import MANIFEST
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def expert_formats(self) -> str:
-        """What the experts are packed into, each format once."""
+        """What the experts are packed into, each format once, joined by "and"."""
         found = (
             encoding for layouts in self.layouts for layout in distinct(layouts) for encoding in layout.encodings
         )

@@ -15,7 +15,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_local import __version__
 from moe_local.checkpoint.catalog import LayerCatalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.quantization import without_quantization
@@ -24,16 +23,17 @@ from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.files import locked
 from moe_local.formats.registry import packable
-from moe_local.memory.disk import FileReader
-from moe_local.memory.tensors import read_arrays, read_tensor
+from moe_local.memory.files import FileReader
 from moe_local.store.encode import encode_record, encode_tensor
 from moe_local.store.job import Job, small_files
 from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix, is_store
 from moe_local.store.progress import JOURNAL, Journal
 from moe_local.store.read import header_checksum
 from moe_local.store.source import records
+from moe_local.store.tensors import read_arrays, read_tensor
 from moe_local.store.writer import Behind, Planned, sync_folder, written_whole
 from moe_local.units import format_size
+from moe_local.version import __version__
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
 SHARD = ".safetensors"

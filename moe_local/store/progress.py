@@ -18,7 +18,10 @@ _NAME = re.compile(r"[\w-]{1,100}\.safetensors")
 
 
 class Journal:
-    """The files that are whole, with the checksums of their tensors: a line each, written after the file."""
+    """The files of an unfinished store that are whole, by name, with the checksums of their tensors.
+
+    On disk a line of JSON each, written after the file that it is of; the first line tells which packing it is.
+    """
 
     def __init__(self, file: Path, done: dict[str, list[int]]) -> None:
         self._file = file
@@ -41,6 +44,7 @@ class Journal:
         return cls(file, {name: checksums for name, checksums in whole.items() if (partial / name).is_file()})
 
     def add(self, name: str, checksums: list[int]) -> None:
+        """Notes that a file is whole, once it lies under its name."""
         self.done[name] = checksums
         self._append({"file": name, "checksums": checksums})
 
@@ -49,6 +53,7 @@ class Journal:
             stream.write(json.dumps(line) + "\n")
 
     def bytes_done(self, partial: Path) -> int:
+        """Bytes of the files that need not be written again."""
         return sum((partial / name).stat().st_size for name in self.done)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from moe_local.checkpoint.catalog import LayerCatalog
-from moe_local.memory.disk import FileReader, RecordReader
+from moe_local.memory.files import FileReader
+from moe_local.memory.records import RecordReader
 from moe_local.store.writer import BEHIND
 
 AHEAD = 4  # records read while one is encoded

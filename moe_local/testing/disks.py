@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moe_local.errors import StorageError
-from moe_local.memory.disk import ReadAt
+from moe_local.memory.files import ReadAt
 
 
 class SlowDisk:

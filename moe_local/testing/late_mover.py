@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from moe_local.keys import Key
 from moe_local.memory.slab import Slab
-from moe_local.policies import Key
 
 _POISON = 0xFF  # a byte: as bf16, float16 and float32 no number
 

@@ -16,7 +16,7 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes import understood
 from moe_local.engine import load
-from moe_local.memory.disk import FileReader
+from moe_local.memory.files import FileReader
 from moe_local.model.build import LazyTensor
 from moe_local.planning.options import Options
 from moe_local.testing.architectures import architecture

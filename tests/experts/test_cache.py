@@ -21,7 +21,8 @@ from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.residency import SlotTable
 from moe_local.experts.tier import Tier
-from moe_local.memory.disk import FileReader, ReadAt, RecordReader
+from moe_local.memory.files import FileReader, ReadAt
+from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies import LRU, Keys, Policy, State
 from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after

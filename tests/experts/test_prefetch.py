@@ -15,7 +15,8 @@ from moe_local import Sampling
 from moe_local.engine import load
 from moe_local.errors import MoeLocalError
 from moe_local.experts.next_router import next_routers
-from moe_local.experts.prefetch import Depth, Prefetcher, Trial
+from moe_local.experts.prefetch import Prefetcher
+from moe_local.experts.trial import PrefetchDepth, PrefetchTrial
 from moe_local.planning.options import Options
 from moe_local.prediction import PREDICTORS, NextRouter, get_predictor
 from moe_local.telemetry import Counters
@@ -34,7 +35,7 @@ class _Clock:
 
 
 def _run(
-    trial: Trial,
+    trial: PrefetchTrial,
     clock: _Clock,
     seconds: Callable[[bool], float],
     tokens: int,
@@ -64,12 +65,12 @@ def _run(
     ],
 )
 def test_a_trial_goes_with_what_is_faster(with_: float, waits: float, low: float, high: float) -> None:
-    trial = Trial(clock := _Clock())
+    trial = PrefetchTrial(clock := _Clock())
     assert low <= _run(trial, clock, lambda on: with_ if on else 1.0, 2000, waits=waits) <= high
 
 
 def test_a_trial_notices_a_change() -> None:
-    trial = Trial(clock := _Clock())
+    trial = PrefetchTrial(clock := _Clock())
     _run(trial, clock, lambda on: 0.8 if on else 1.0, 1000)
     assert trial.on
     assert _run(trial, clock, lambda on: 1.2 if on else 1.0, 4000) < 0.1
@@ -77,17 +78,17 @@ def test_a_trial_notices_a_change() -> None:
 
 
 def test_without_misses_there_is_no_trial() -> None:
-    trial = Trial(clock := _Clock())
+    trial = PrefetchTrial(clock := _Clock())
     assert _run(trial, clock, lambda on: 1.0, 200, misses=False) == 0
 
 
 def test_where_nothing_waits_there_is_no_trial() -> None:
-    trial = Trial(clock := _Clock())
+    trial = PrefetchTrial(clock := _Clock())
     assert _run(trial, clock, lambda on: 0.5 if on else 1.0, 500, waits=0.01) == 0
 
 
 def test_depth_ends_where_ranks_are_wrong() -> None:
-    depth, rng = Depth(4), random.Random(0)
+    depth, rng = PrefetchDepth(4), random.Random(0)
     assert depth.ranks == 4
     for _ in range(2000):
         depth.learn([rng.random() < share for share in (0.95, 0.8, 0.3, 0.9)])
@@ -104,16 +105,16 @@ def test_the_likeliest_first_and_how_right_they_were() -> None:
     prefetcher = Prefetcher(_known_router(), EXPERTS, TOP_K, counters)
     prefetcher._trial.on = True
     hidden = torch.tensor([[0.0, 3, 0, 9, 1, 0]])
-    assert list(prefetcher.ahead(0, hidden, [0, 1])()) == [(1, 3), (1, 1)]
-    assert list(prefetcher.ahead(1, hidden, [3, 5])()) == []
+    assert list(prefetcher.candidates(0, hidden, [0, 1])()) == [(1, 3), (1, 1)]
+    assert list(prefetcher.candidates(1, hidden, [3, 5])()) == []
     assert (counters.predicted, counters.predicted_right, counters.foreseeable) == (2, 1, 2)
 
 
 def test_many_tokens_need_as_many_of_the_next_layer() -> None:
     prefetcher = Prefetcher(_known_router(), EXPERTS, TOP_K, Counters.of(3))
-    assert len(list(prefetcher.ahead(1, torch.zeros(5, 6), [0, 3, 4])())) == 3
-    assert sorted(prefetcher.ahead(1, torch.zeros(5, 6), range(6))()) == [(2, expert) for expert in range(6)]
-    assert list(prefetcher.ahead(2, torch.zeros(5, 6), [0])()) == []
+    assert len(list(prefetcher.candidates(1, torch.zeros(5, 6), [0, 3, 4])())) == 3
+    assert sorted(prefetcher.candidates(1, torch.zeros(5, 6), range(6))()) == [(2, expert) for expert in range(6)]
+    assert list(prefetcher.candidates(2, torch.zeros(5, 6), [0])()) == []
 
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
@@ -149,7 +150,7 @@ def test_the_next_router_is_the_models_own(qwen: Path) -> None:
 
 
 def _always_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trial, "token", lambda self, *so_far: setattr(self, "on", True))
+    monkeypatch.setattr(PrefetchTrial, "token", lambda self, *so_far: setattr(self, "on", True))
 
 
 @pytest.mark.parametrize("prefetch", sorted(PREDICTORS))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moe_local.experts.transfers import STEPS, State, Transfer, Transfers
-from moe_local.policies import Key
+from moe_local.keys import Key
 
 KEYS = st.tuples(st.integers(0, 1), st.integers(0, 4))
 UNDER_WAY = (State.READING, State.IN_RAM, State.UPLOADING, State.THERE)

@@ -61,7 +61,7 @@ def test_paged_equals_eager(found: Architecture, tmp_path: Path) -> None:
             _expect(engine, inputs, wanted, tokens)
         needs = engine.plan.needs
     if needs.rows:
-        too_little = needs.fixed + needs.all_experts * needs.slot - 1
+        too_little = needs.resident_bytes + needs.all_experts * needs.slot - 1
         with load(tmp_path, Options(device="cpu", context=64, vram=too_little)) as engine:
             assert engine.plan.needs.rows_on_disk == needs.rows
             _expect(engine, inputs, wanted, tokens)
@@ -146,8 +146,8 @@ def _other_plans(engine: Engine) -> list[Plan]:
     least = (len(needs.experts) + 1) * needs.slot
     return [
         make_plan(needs, ram=PLENTY, vram=PLENTY, device_share=0.25, host_share=0.5),
-        make_plan(needs, ram=needs.fixed + least, elastic=True),
-        make_plan(needs, ram=least, vram=needs.fixed + least),
+        make_plan(needs, ram=needs.resident_bytes + least, elastic=True),
+        make_plan(needs, ram=least, vram=needs.resident_bytes + least),
     ]
 
 

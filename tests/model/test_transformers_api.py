@@ -16,10 +16,9 @@ from moe_local.errors import CheckpointError
 from moe_local.experts.layer import ExpertLayer
 from moe_local.generation.text import KVState
 from moe_local.model import attention
-from moe_local.model.encoded import EncodedLinear
 from moe_local.model.hooks import register_forward_hook
 from moe_local.model.kv_cache import GrowingLayer
-from moe_local.model.rows import EmbeddingOnDisk
+from moe_local.model.modules import EmbeddingOnDisk, EncodedLinear
 from moe_local.model.transformers_api import CACHE
 from moe_local.store import first_use, pack
 
@@ -113,7 +112,7 @@ def test_embeddings_are_read_by_rows(mixtral: Path, monkeypatch: pytest.MonkeyPa
     with load(mixtral, Options(device="cpu", context=128)) as engine:
         needs = engine.plan.needs
     calls = _calls(monkeypatch, EmbeddingOnDisk, "forward")
-    too_little = needs.fixed + needs.all_experts * needs.slot - 1
+    too_little = needs.resident_bytes + needs.all_experts * needs.slot - 1
     with load(mixtral, Options(device="cpu", context=128, vram=too_little)) as engine:
         engine.model.generation_config.eos_token_id = None
         engine.generate(PROMPT, GREEDY)

@@ -12,7 +12,7 @@ import torch
 
 from moe_local.engine import load
 from moe_local.errors import StorageError
-from moe_local.model.rows import EmbeddingOnDisk
+from moe_local.model.modules import EmbeddingOnDisk
 from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
@@ -23,7 +23,7 @@ from moe_local.testing import FailingDisk
 def _too_little(model: Path, **options: int) -> Options:
     """A device tier one byte too small for everything."""
     needs = plan_load(model, Options(context=128)).plan.needs
-    return Options(context=128, vram=needs.fixed + needs.all_experts * needs.slot - 1, **options)  # type: ignore[arg-type]
+    return Options(context=128, vram=needs.resident_bytes + needs.all_experts * needs.slot - 1, **options)  # type: ignore[arg-type]
 
 
 def _embedding(engine: object) -> object:

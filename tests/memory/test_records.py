@@ -10,7 +10,8 @@ import pytest
 
 from moe_local.checkpoint.record import Extent
 from moe_local.errors import StorageError
-from moe_local.memory.disk import FileReader, RecordReader
+from moe_local.memory.files import FileReader
+from moe_local.memory.records import RecordReader
 from moe_local.testing import FailingDisk, SlowDisk
 
 SIZE = 5 << 20  # more than one part

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.formats.records import decode_tensor
-from moe_local.memory.disk import ReadAt
+from moe_local.memory.files import ReadAt
 from moe_local.memory.pages import allocate
 
 

@@ -1,0 +1,113 @@
+"""The one place that asks torch about a device: what kind it is, what it can, how much memory it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from moe_local.errors import MoeLocalError, UnsupportedError
+
+AUTO, CPU = "auto", "cpu"
+KINDS = (CPU, "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device that a model can compute on; for torch, ROCm's are "cuda" too."""
+
+    device: torch.device
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return self.device.type
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.type == CPU
+
+    @property
+    def has_own_memory(self) -> bool:
+        """Whether its memory is another than the machine's RAM, so that a tier is below it."""
+        return self.device.type == "cuda"
+
+    @property
+    def pins(self) -> bool:
+        """Whether copies to it are faster from page-locked RAM."""
+        return self.device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """As its driver has it."""
+        return torch.cuda.get_device_name(self.device) if self.has_own_memory else self.device.type
+
+    @property
+    def capability(self) -> str:
+        """CUDA's compute capability, like 8.6; `cpu_capability` of a CPU."""
+        if not self.has_own_memory:
+            return cpu_capability()
+        major, minor = torch.cuda.get_device_capability(self.device)
+        return f"{major}.{minor}"
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of a device with memory of its own."""
+        return torch.cuda.mem_get_info(self.device)
+
+    def peak_memory(self) -> int:
+        """The most bytes of its own memory that torch has held in this process."""
+        return torch.cuda.max_memory_reserved(self.device)
+
+    def synchronize(self) -> None:
+        """Waits until everything that was asked of it is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def free_cache(self) -> None:
+        """Gives back what torch keeps of memory that has been freed, its own and page-locked RAM."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch._C._host_emptyCache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
+
+def cpu_capability() -> str:
+    """torch's name for the vector instructions of this processor that it uses, like AVX512 or AVX2."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def on_cpu(device: torch.device) -> bool:
+    """Whether tensors on a device lie in RAM, and a CPU computes with them."""
+    return device.type == CPU
+
+
+def gpus() -> list[Accelerator]:
+    """The devices with memory of their own."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [Accelerator(torch.device("cuda", index)) for index in range(count)]
+
+
+def find(name: str) -> Accelerator:
+    """The device that a user names: auto (the first GPU, else the CPU), cpu, cuda or cuda:1.
+
+    Raises MoeLocalError for one that is not there or no name, UnsupportedError for one that cannot hold experts.
+    """
+    there = gpus()
+    if name == AUTO:
+        return there[0] if there else Accelerator(torch.device(CPU))
+    kind, colon, index = name.partition(":")
+    if kind not in KINDS or (colon and not (index.isascii() and index.isdecimal())):
+        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu, cuda or, of several, cuda:1")
+    if kind == "mps":
+        raise UnsupportedError("experts cannot be read into the memory of mps yet", remedy="use --device cpu")
+    if kind == CPU:
+        return Accelerator(torch.device(CPU))
+    if not there:
+        raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
+    if int(index or 0) >= len(there):
+        known = ", ".join(f"cuda:{number} ({each.name})" for number, each in enumerate(there))
+        raise MoeLocalError(f"there is no device {name}", remedy=f"use one of {known}")
+    return there[int(index or 0)]

@@ -1,0 +1,178 @@
+"""Dense modules that do not hold their matrix as a parameter: linear layers and embeddings that stay encoded, and
+embeddings left on the disk. They are put in place while a model is built.
+
+What they hold lies in their `__dict__`, past `nn.Module`: to transformers a parameter or buffer is something to load,
+move, cast and save, and these must stay what the files have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.kernels.base import Multiply
+from moe_local.kernels.matrix import bind
+from moe_local.memory.files import ReadAt
+from moe_local.model.buffers import LARGE
+from moe_local.model.transformers_api import keep_tied, mark_loaded
+
+_FEW = 32  # rows, that every format multiplies without decoding
+
+
+class _Unregistered(nn.Module):
+    """A module that holds things without registering them: `_hold` them, and read them from `_held`."""
+
+    def _hold(self, **things: Any) -> None:
+        vars(self).update(things)
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        return vars(self)
+
+
+class EncodedLinear(_Unregistered):
+    """`nn.Linear` without its weight. Ready once `connect` was called."""
+
+    def __init__(self, original: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = original.in_features
+        self.out_features = original.out_features
+        self.bias = original.bias
+        self._hold(weight=torch.empty(0, dtype=original.weight.dtype))  # models ask for its type
+        mark_loaded(self)
+
+    def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor]) -> None:
+        shape = (encoded.shape[0], encoded.shape[1])
+        self._hold(multiply=bind(encoded.encoding, arrays, shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        multiply: Multiply = self._held["multiply"]
+        rows = x.reshape(-1, self.in_features)
+        if len(rows) > _FEW and self.in_features * self.out_features >= LARGE:
+            y = torch.cat([multiply(rows[at : at + _FEW]) for at in range(0, len(rows), _FEW)])
+        else:
+            y = multiply(rows)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class EncodedEmbedding(_Unregistered):
+    """`nn.Embedding` of int8 rows with a scale each. Ready once `connect` was called."""
+
+    def __init__(self, original: nn.Embedding) -> None:
+        super().__init__()
+        self.num_embeddings = original.num_embeddings
+        self.embedding_dim = original.embedding_dim
+        self.padding_idx = original.padding_idx
+        self._dtype = original.weight.dtype
+        mark_loaded(self)
+
+    def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor]) -> None:
+        self._hold(weight=arrays["weight"], scales=arrays["scales"])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] int -> [..., hidden]."""
+        rows = F.embedding(ids, self._held["weight"])
+        scales: Tensor = self._held["scales"][ids]
+        return rows.to(self._dtype) * scales[..., None].to(self._dtype)
+
+
+class EmbeddingOnDisk(_Unregistered):
+    """`nn.Embedding` that reads its rows. Ready once `connect` was called."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(original, nn.Embedding)
+        self.num_embeddings = original.num_embeddings
+        self.embedding_dim = original.embedding_dim
+        self.padding_idx = original.padding_idx
+        self._hold(weight=torch.empty_like(original.weight, device="meta"))  # models ask for its type and shape
+        mark_loaded(self)
+
+    def connect(self, source: Source, read_at: ReadAt, read: Callable[[TensorEntry], Tensor]) -> None:
+        scales = read(source.parts["scales"]) if isinstance(source, EncodedTensor) else None
+        self._hold(rows=rows_of(source), scales=scales, read_at=read_at)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] int -> [..., embedding_dim].
+
+        Raises IndexError for one that is not in the vocabulary, StorageError when a row cannot be read.
+        """
+        own = self._held
+        wanted, places = torch.unique(ids, return_inverse=True)
+        if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < self.num_embeddings):
+            raise IndexError(f"token {int(wanted[0])} or {int(wanted[-1])} of {self.num_embeddings}")
+        rows = _read_rows(own["rows"], own["read_at"], wanted.tolist()).to(own["weight"].dtype)
+        if own["scales"] is not None:
+            rows = rows * own["scales"][wanted][:, None].to(rows.dtype)
+        return rows[places]
+
+
+def _read_rows(entry: TensorEntry, read_at: ReadAt, wanted: list[int]) -> Tensor:
+    """These rows of a matrix, [len(wanted), width] in its own type."""
+    size = entry.length // entry.shape[0]
+    raw = torch.empty(len(wanted), size, dtype=torch.uint8)
+    memory = raw.view(-1).numpy().data
+    for place, row in enumerate(wanted):
+        read_at(entry.file, entry.offset + row * size, memory[place * size : (place + 1) * size])
+    return raw.view(entry.dtype)
+
+
+def rows_of(source: Source) -> TensorEntry:
+    """The rows of an embedding themselves, without their scales."""
+    return source.parts["weight"] if isinstance(source, EncodedTensor) else source
+
+
+_REPLACEMENTS: dict[type[nn.Module], type[Any]] = {nn.Linear: EncodedLinear, nn.Embedding: EncodedEmbedding}
+
+
+def encoded_module(original: nn.Module) -> nn.Module:
+    """What takes the place of a module whose matrix stays encoded."""
+    made: nn.Module = _REPLACEMENTS[type(original)](original)
+    return made
+
+
+def with_modules(
+    cls: type[PreTrainedModel], replacements: Mapping[str, Callable[[nn.Module], nn.Module]]
+) -> type[PreTrainedModel]:
+    """A subclass of a model class that is built with other modules, made of the original ones, at these paths.
+
+    They have no `weight` that transformers would load.
+    """
+    if not replacements:
+        return cls
+
+    def initialize(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        for path, replacement in replacements.items():
+            self.set_submodule(path, replacement(self.get_submodule(path)))
+        keep_tied(self, without={f"{path}.weight" for path in replacements})
+
+    return type(cls.__name__, (cls,), {"__init__": initialize, "__module__": cls.__module__})
+
+
+def load_arrays(
+    model: PreTrainedModel, encoded: Mapping[str, EncodedTensor], read: Callable[[TensorEntry], Tensor]
+) -> None:
+    """Gives every encoded module its arrays; `read` makes a tensor on the model's device of a TensorEntry."""
+    for path, tensor in encoded.items():
+        module: Any = model.get_submodule(path)
+        module.connect(tensor, {name: read(part) for name, part in tensor.parts.items()})
+
+
+def embeddings_on_disk(
+    model: PreTrainedModel, rows: Mapping[str, Source], read_at: ReadAt, read: Callable[[TensorEntry], Tensor]
+) -> None:
+    """Tells every embedding on the disk where it is; `read` gives a whole tensor of the files."""
+    for path, source in rows.items():
+        module: Any = model.get_submodule(path)
+        module.connect(source, read_at, read)
