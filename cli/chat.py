@@ -19,7 +19,7 @@ from .output import echo, echo_json
 if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.chat import ChatSession
-    from moe_local.generation.text import Generation
+    from moe_local.generation.generate import Generation
 
 HELP = """\
 /help               this

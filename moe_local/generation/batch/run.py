@@ -20,8 +20,9 @@ from moe_local.generation.batch.caches import cache_of, can_branch, can_join, ca
 from moe_local.generation.batch.choice import Choice
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.rows import Hide, Rows
-from moe_local.generation.chat import is_chat, prompt_ids
-from moe_local.generation.text import DAMAGED, DAMAGED_REMEDY, TextGenerator, damaged
+from moe_local.generation.generate import TextGenerator
+from moe_local.generation.prompt import is_chat, prompt_ids
+from moe_local.generation.stream import DAMAGED, DAMAGED_REMEDY, damaged
 from moe_local.model.kv_cache import columns
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
@@ -44,17 +45,16 @@ class Progress:
 class _Sequence:
     """A request under way. `ids` are the prompt's and the answer's tokens so far."""
 
-    def __init__(self, request: Request, ids: list[int], room: int, generator: TextGenerator) -> None:
+    def __init__(self, request: Request, ids: list[int], generator: TextGenerator) -> None:
         sampling, model = request.sampling, generator.model
         self.request = request
         self.ids = ids
         self.prompt_tokens = len(ids)
-        self.limit = min(room, sampling.max_new_tokens or model.generation_config.max_new_tokens or room)
+        self.limit = generator.limit(ids, sampling)
         self.choice = Choice(model, sampling, len(ids))
         chat = is_chat(generator, request.prompt, raw=request.raw)
         self._stream = generator.answer_stream(ids, sampling, chat)
-        end = model.generation_config.eos_token_id
-        self._ends = end if isinstance(end, list) else [end]
+        self._ends = generator.end_tokens
         self.shared = 0  # tokens that the others begin with as well, computed already
 
     @property
@@ -148,7 +148,7 @@ class BatchGenerator:
                         system=request.system,
                         variables=request.template_variables,
                     )
-                    taken.append(_Sequence(request, ids, self._generator.room(ids), self._generator))
+                    taken.append(_Sequence(request, ids, self._generator))
                 except (MoeLocalError, ValueError) as error:  # ValueError: transformers, of sampling options
                     yield Answer(request, error=str(error))
             self._prefix = self._shared(taken)
