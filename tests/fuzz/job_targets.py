@@ -4,48 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import lzma
-import math
-import shutil
-import struct
-import zlib
-from abc import ABC, abstractmethod
-from functools import cached_property
-from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-import gguf
-import numpy as np
-import torch
-from transformers import PreTrainedModel
-
-from moe_local.bench.report import SCHEMA, read_report, rows
-from moe_local.bench.trace import read_trace
-from moe_local.bench.workload import read_prompts
-from moe_local.checkpoint.architecture import build_skeleton, load_config, model_class
-from moe_local.checkpoint.catalog import Catalog, build_catalog
-from moe_local.checkpoint.files import INDEX, Checkpoint
-from moe_local.checkpoint.gguf_header import _ARRAY, _SCALARS, _STRING, metadata_alone, read_gguf_header
-from moe_local.checkpoint.header import read_header
-from moe_local.checkpoint.schemes import understood
-from moe_local.checkpoint.tokenizer import load_tokenizer
-from moe_local.engine import load
-from moe_local.experts.warm import _read as read_warm
 from moe_local.generation.chat import ChatSession
-from moe_local.generation.defaults import generation_defaults
 from moe_local.generation.sampling import Sampling
 from moe_local.jobs.files import AnswerFile, Source, Terms
 from moe_local.jobs.lines import FORMATS, Defaults, guess_format, understand
-from moe_local.planning import machines
-from moe_local.planning.options import Options
-from moe_local.store import MANIFEST, first_use, pack, verify
-from moe_local.store.manifest import _digest
-from moe_local.store.progress import JOURNAL, Journal
-from moe_local.testing import architecture, write_tiny_checkpoint
-from moe_local.testing.gguf import NAMES, write_tiny_gguf
-from tests.fuzz.mutate import damaged, early, spoilt, spoilt_json, spoilt_lines
-
+from tests.fuzz.mutate import spoilt_json, spoilt_lines
 from tests.fuzz.target import Target
 
 

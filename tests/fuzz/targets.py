@@ -6,7 +6,16 @@ import zlib
 
 from tests.fuzz.bench_targets import Profiles, Prompts, Recording, Report, Trace
 from tests.fuzz.bombs import Bombs
-from tests.fuzz.checkpoint_targets import CompositeConfig, Config, GenerationConfig, Index, Quantised, SafetensorsHeader, Tiktoken, Tokenizer
+from tests.fuzz.checkpoint_targets import (
+    CompositeConfig,
+    Config,
+    GenerationConfig,
+    Index,
+    Quantised,
+    SafetensorsHeader,
+    Tiktoken,
+    Tokenizer,
+)
 from tests.fuzz.gguf_targets import Gguf, GgufMetadata, GgufTokenizer
 from tests.fuzz.job_targets import BatchAnswers, BatchLines, Conversation
 from tests.fuzz.store_targets import PackingJournal, StoreFile, StoreManifest, Warm
