@@ -56,7 +56,7 @@ def test_for_people(run: Run, qwen: Path, trace: Path) -> None:
     assert result.exit_code == 0, result.output
     for said in ("decode, tokens/s", "cold start", "disk", "GB/s", "prefers"):
         assert said in result.stdout
-    asked = ("--capacity", "25%,50%", "--scope", "both", "--by-name", "--predictor", "all")
+    asked = ("--capacity", "25%,50%", "--scope", "both", "--predictor", "all")
     result = run("bench", "replay", trace, *asked)
     assert result.exit_code == 0, result.output
     for said in ("lru", "belady", "25", "50", "global", "transitions", "blend", "of the needed"):
