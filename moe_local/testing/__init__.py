@@ -14,7 +14,8 @@ from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
     from moe_local.testing.disks import FailingDisk, SlowDisk
-    from moe_local.testing.tiny import tiny_config, tiny_inputs, tiny_model, write_tiny_checkpoint
+    from moe_local.testing.tiny import tiny_inputs, tiny_model, write_tiny_checkpoint
+    from moe_local.testing.tiny_config import tiny_config
 
 __all__ = [
     "Architecture",
@@ -34,7 +35,8 @@ __all__ = [
 _HOMES = {
     "FailingDisk": "disks",
     "SlowDisk": "disks",
-    **dict.fromkeys(("tiny_config", "tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
+    **dict.fromkeys(("tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
+    "tiny_config": "tiny_config",
 }
 
 

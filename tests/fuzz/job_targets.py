@@ -10,7 +10,8 @@ from typing import Any, cast
 from moe_local.generation.chat import ChatSession
 from moe_local.generation.sampling import Sampling
 from moe_local.jobs.files import AnswerFile, Source, Terms
-from moe_local.jobs.lines import FORMATS, Defaults, guess_format, understand
+from moe_local.jobs.line import Defaults
+from moe_local.jobs.lines import FORMATS, guess_format, understand
 from tests.fuzz.mutate import spoilt_json, spoilt_lines
 from tests.fuzz.target import Target
 
