@@ -39,7 +39,7 @@ def replay_report(
 ) -> dict[str, Any]:
     """Raises MoeLocalError for a capacity below one token's experts, and for an unknown policy or machine."""
     forecast = None if question.profile is None else Forecast.of(question.profile, question.model or trace.model)
-    policies = choose(question.policies, weighted=trace.weights is not None)
+    policies = choose(question.policies)
     predictors = choose_predictors(question.predictors, trace)
     slots = [capacity_slots(trace, share) for share in question.capacities]
     host = None if question.host is None else capacity_slots(trace, question.host)

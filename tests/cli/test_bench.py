@@ -122,7 +122,6 @@ def test_compare(run: Run, qwen: Path, tmp_path: Path) -> None:
         (("--capacity", "1%"), "one token needs 2"),
         (("--capacity", "0%"), "not a share"),
         (("--policy", "fifo"), "no policy 'fifo'"),
-        (("--policy", "weight"), "needs the routers' weights"),
         (("--scope", "tier"), "--scope tier"),
         (("--predictor", "router"), "needs the model's hidden states"),
         (("--profile", "abacus"), "no hardware profile"),

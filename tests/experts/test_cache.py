@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from moe_local.experts.residency import SlotTable
 from moe_local.formats import Expert
 from moe_local.memory.disk import FileReader, ReadAt, RecordReader
 from moe_local.memory.slab import Slab
-from moe_local.policies import LRU, POLICIES, Policy
+from moe_local.policies import LRU, Keys, Policy, State
 from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
@@ -247,9 +248,21 @@ def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
     cache.close()
 
 
+def _note_weights(state: State, keys: Keys, now: float, weights: Any) -> None:
+    state[0, keys] = weights
+
+
+_BY_WEIGHT = Policy(
+    "by weight", lambda keys: 1, _note_weights, lambda state, keys, now: state[0, keys], uses_router_weights=True
+)
+
+
 def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> None:
     """While one that is about to leave is held, reads go on into every slot that there is."""
-    cache = _cache(file, files, 1, None, POLICIES["weight"])
+    by_weight = Policy(
+        "by weight", lambda keys: 1, _note_weights, lambda state, keys, now: state[0, keys], uses_router_weights=True
+    )
+    cache = _cache(file, files, 1, None, by_weight)
     list(cache.fetch(0, [0], [0.1]))
     fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
     ((expert, held),) = next(fetching)
