@@ -45,10 +45,12 @@ class Replay:
 
     @property
     def hit_rate(self) -> float:
+        """Share of the needed experts that the device tier held, in [0, 1]."""
         return 1 - float(self.misses.sum() / max(1, self.lookups.sum()))
 
     @property
     def layer_hit_rates(self) -> NDArray[np.float64]:
+        """The same of each layer, [layers]."""
         found: NDArray[np.float64] = 1 - self.misses / np.maximum(self.lookups, 1)
         return found
 

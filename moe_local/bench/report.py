@@ -35,6 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def live_report(version: str, model: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The report of runs of one model; `version` is this program's."""
     head = {"schema": SCHEMA, "kind": "live", "version": version, "machine": machine()}
     return {**head, "model": dict(model), "runs": list(runs)}
 

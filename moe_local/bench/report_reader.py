@@ -19,6 +19,7 @@ ORACLE = BELADY.name
 
 
 def part(value: Any) -> Part:
+    """An object of the report; an empty one for anything else."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -43,6 +44,7 @@ def numbers(value: Any) -> list[float]:
 
 
 def rows(value: Any) -> list[list[float]]:
+    """A list of lists of numbers."""
     return [numbers(row) for row in value] if isinstance(value, list | tuple) else []
 
 
@@ -53,6 +55,7 @@ def plain(value: Any, most: int = 80) -> str:
 
 
 def runs(report: Report) -> list[Part]:
+    """A live report's runs, one for each configuration."""
     return parts(report.get("runs"))
 
 
@@ -69,6 +72,7 @@ def routing(report: Report) -> Part:
 
 
 def model_name(report: Report) -> str:
+    """The name of the model, fit to be shown."""
     return plain(part(report.get("model")).get("name") or "", 60)
 
 

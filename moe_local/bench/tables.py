@@ -52,10 +52,12 @@ def details(report: Report) -> list[Table]:
 
 
 def share(value: float) -> str:
+    """A share in [0, 1], in percent."""
     return f"{value:.1%}"
 
 
 def seconds(value: float) -> str:
+    """Seconds, in milliseconds below one."""
     return f"{value * 1e3:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
 
 

@@ -48,6 +48,7 @@ class LayerCatalog:
 
     @property
     def experts(self) -> int:
+        """Experts of the layer."""
         return len(self.records)
 
     @property
@@ -90,10 +91,12 @@ class Catalog:
 
     @property
     def experts(self) -> int:
+        """Experts of all layers."""
         return sum(layer.experts for layer in self.layers)
 
     @property
     def expert_bytes(self) -> int:
+        """Bytes of all records."""
         return sum(layout.size for layer in self.layers for layout in layer.layouts)
 
     @property

@@ -46,6 +46,7 @@ class ChatSession:
 
     @property
     def system(self) -> str | None:
+        """The system message's text; None where the conversation begins without one."""
         first = self.messages[0] if self.messages else {}
         return first["content"] if first.get("role") == "system" else None
 

@@ -46,6 +46,7 @@ class Generation:
 
     @property
     def new_tokens(self) -> int:
+        """Tokens of the answer, its end token among them."""
         return len(self.token_ids)
 
     @property
@@ -115,6 +116,7 @@ class TextGenerator:
 
     @property
     def model(self) -> PreTrainedModel:
+        """transformers' model. Raises MoeLocalError once it is closed."""
         if self._model is None:
             raise MoeLocalError("this engine is closed", remedy="load the model again")
         return self._model

@@ -229,9 +229,11 @@ class TokenStream(BaseStreamer):  # type: ignore[misc]
 
     @property
     def first_token_at(self) -> float:
+        """When the answer's first token came; when it began, where none did."""
         return self.token_times[0] if self.token_times else self.began
 
     def put(self, value: Tensor) -> None:
+        """Called by `generate`: the prompt [1, T] the first time, then each token [1] of the answer."""
         if not self._prompt_seen:
             self._prompt_seen = True
             return
@@ -241,6 +243,7 @@ class TokenStream(BaseStreamer):  # type: ignore[misc]
         self.answer.add(int(value))
 
     def end(self) -> None:
+        """Called by `generate` at its end."""
         self.answer.end()
 
 

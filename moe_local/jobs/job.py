@@ -53,6 +53,7 @@ class Job:
 
     @property
     def left(self) -> int:
+        """Lines that have no answer yet."""
         return self.lines - self.before - self.written
 
     def run(self, answering: Answering) -> None:

@@ -27,10 +27,12 @@ class BatchSequence:
 
     @property
     def length(self) -> int:
+        """Tokens of the prompt, and of the answer so far."""
         return len(self.ids)
 
     @property
     def left(self) -> int:
+        """Tokens that may still follow."""
         return self.prompt_tokens + self.limit - len(self.ids)
 
     def add(self, token: int) -> str | None:
