@@ -32,7 +32,9 @@ class ReplayFlags:
     limit: Annotated[int | None, typer.Option(help="Use the first so many prompts.")] = None
     predictor: Annotated[
         str | None,
-        typer.Option(help="Also how right these were about the next layer's experts: {predictors}, a list, or all."),
+        typer.Option(
+            help="Also how right these were about the next layer's experts: a list of {predictors}, or all."
+        ),
     ] = None
     profile: Annotated[
         str | None, typer.Option(help="Predict tokens/s on this machine (`moe-local doctor` lists them).")

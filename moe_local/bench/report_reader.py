@@ -43,7 +43,7 @@ def numbers(value: Any) -> list[float]:
     return [number(item) or 0.0 for item in value] if isinstance(value, list | tuple) else []
 
 
-def rows(value: Any) -> list[list[float]]:
+def matrix(value: Any) -> list[list[float]]:
     """A list of lists of numbers."""
     return [numbers(row) for row in value] if isinstance(value, list | tuple) else []
 
@@ -89,7 +89,7 @@ def relative_usage(routed: Part) -> NDArray[np.float64]:
 
     Empty where no use was counted.
     """
-    counts = padded([[max(0.0, count) for count in row] for row in rows(routed.get("usage"))])
+    counts = padded([[max(0.0, count) for count in row] for row in matrix(routed.get("usage"))])
     if not (counts > 0).any():
         return np.empty((0, 0))
     used = ~np.isnan(counts)

@@ -15,6 +15,8 @@ import pytest
 
 from moe_local.bench.record import write_trace
 from moe_local.bench.trace import Trace, read_trace
+from moe_local.policies import POLICIES
+from moe_local.prediction import PREDICTORS
 from tests.processes import wait_until
 
 from .conftest import Run, expect_error
@@ -61,6 +63,12 @@ def test_for_people(run: Run, qwen: Path, trace: Path) -> None:
     assert result.exit_code == 0, result.output
     for said in ("lru", "belady", "25", "50", "global", "transitions", "blend", "of the needed"):
         assert said in result.stdout
+
+
+def test_the_help_names_what_there_is(run: Run) -> None:
+    said = run("bench", "replay", "--help").stdout
+    assert all(name in said for name in (*POLICIES, *PREDICTORS))
+    assert "{policies}" not in said and "{predictors}" not in said
 
 
 def test_a_sweep_is_one_table(run: Run, qwen: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from moe_local.bench.report import SCHEMA, read_report, rows
+from moe_local.bench.report import SCHEMA, lines, read_report
 from moe_local.bench.trace import read_trace
 from moe_local.bench.workload import read_prompts
 from moe_local.planning import machines
@@ -106,7 +106,7 @@ class Report(Target):
         (self.folder / "report.json").write_bytes(spoilt_json(random, random.choice(self.sound)))
 
     def open(self) -> None:
-        rows(read_report(self.folder / "report.json"))
+        lines(read_report(self.folder / "report.json"))
 
 
 class Prompts(Target):
