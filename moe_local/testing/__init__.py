@@ -14,8 +14,8 @@ from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
     from moe_local.testing.disks import FailingDisk, SlowDisk
+    from moe_local.testing.shrunk_config import tiny_config
     from moe_local.testing.tiny import tiny_inputs, tiny_model, write_tiny_checkpoint
-    from moe_local.testing.tiny_config import tiny_config
 
 __all__ = [
     "Architecture",
@@ -36,7 +36,7 @@ _HOMES = {
     "FailingDisk": "disks",
     "SlowDisk": "disks",
     **dict.fromkeys(("tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
-    "tiny_config": "tiny_config",
+    "tiny_config": "shrunk_config",
 }
 
 

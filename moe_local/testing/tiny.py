@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moe_local.testing.architectures import Architecture
-from moe_local.testing.tiny_config import NUM_EXPERTS, tiny_config
+from moe_local.testing.shrunk_config import NUM_EXPERTS, tiny_config
 from moe_local.testing.tokenizer import SPECIAL_TOKENS, TOKENIZER_SIZE, tiny_tokenizer
 
 
