@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -21,12 +21,10 @@ from .output import binary_stdout, echo_json
 if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.batch import Progress
-    from moe_local.generation.template import TemplateSettings
     from moe_local.jobs.files import Source, Target
     from moe_local.jobs.job import Job
-    from moe_local.jobs.lines import Defaults
+    from moe_local.jobs.line import Defaults, LineFormat
     from moe_local.jobs.ray_pool import Loading
-    from moe_local.planning.options import Options
 
 Ran = tuple[dict[str, Any], float]  # figures, and the seconds that answering took
 SOME_FAILED = 8  # exit code: there are error records among the answers
@@ -34,42 +32,49 @@ _GUESS = 256  # tokens of an answer, where no limit is given
 _CHARACTERS = 3  # of text to a token, at least
 
 
-def batch(
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="A request a line; - is stdin.")],
-    model: opt.Model = None,
+@dataclass(frozen=True)
+class JobFlags:
+    """Where answers go, what stands on a line, and how the lines are worked off; as typed."""
+
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where answers go; - is stdout.")
-    ] = "-",
+    ] = "-"
     format: Annotated[
         str, typer.Option(help="What stands on a line: jsonl, openai, text; auto looks at the first.")
-    ] = "auto",
+    ] = "auto"
     ordered: Annotated[
         bool, typer.Option("--ordered", help="Write answers in the order of the input, not as they are finished.")
-    ] = False,
+    ] = False
     batch_size: Annotated[
         int, typer.Option(min=1, help="Most sequences at once; memory may allow fewer.", rich_help_panel=opt.MEMORY)
-    ] = 64,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="End at the first line that cannot be answered.")
-    ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT is there.")] = False,
+    ] = 64
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first line that cannot be answered.")] = (
+        False
+    )
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT is there.")] = False
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="auto|ADDRESS", help="Share the lines among engines on a Ray cluster (needs moe-local\\[ray])."
         ),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Engines on the cluster. Default: one a GPU.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message for lines that have none.")] = None,
+    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Engines on the cluster. Default: one a GPU.")] = None
+    system: Annotated[str | None, typer.Option(help="A system message for lines that have none.")] = None
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on from prompts as they are, without the model's chat template.")
-    ] = False,
+    ] = False
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print a JSON summary at the end; on stderr if answers go to stdout."),
-    ] = False,
-    pack: opt.Pack = True,
+    ] = False
+
+
+def batch(
+    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="A request a line; - is stdin.")],
+    model: opt.Model = None,
     *,
+    asked: JobFlags,
+    pack: opt.Pack = True,
     flags: opt.LoadFlags,
     sampling: opt.SamplingFlags,
     template: opt.TemplateFlags,
@@ -85,56 +90,57 @@ def batch(
     """
     from moe_local.jobs.files import Source
     from moe_local.jobs.job import Job
-    from moe_local.jobs.lines import FORMATS, Defaults, guess_format
+    from moe_local.jobs.line import Defaults
     from moe_local.jobs.ray_pool import Loading
 
     options, chosen, settings = flags.options(), sampling.options(), template.settings()
     with closing(Source(source, sys.stdin.buffer)) as given:
-        name = guess_format(source, given.first) if format == "auto" else format
-        if name not in FORMATS:
-            raise MoeLocalError(f"--format {format} is unknown", remedy=f"use auto, {', '.join(FORMATS)}")
-        defaults = Defaults(chosen, system, raw)
+        name, form = _format(asked.format, given)
+        defaults = Defaults(chosen, asked.system, asked.raw)
         each = given.bytes // max(1, given.count) // _CHARACTERS + (chosen.max_new_tokens or _GUESS)
-        options = replace(options, max_sequences=batch_size, tokens_per_sequence=each)
-        with closing(_target(output, given, name, model, options, defaults, settings, restart=restart)) as target:
-            job = Job(given, target, FORMATS[name](), defaults, ordered=ordered, fail_fast=fail_fast)
-            summary = _run(job, Loading(model, options, pack, settings), ray=ray, workers=workers)
-    _tell(summary, as_json=as_json, on_stderr=output == "-")
+        options = replace(options, max_sequences=asked.batch_size, tokens_per_sequence=each)
+        loading = Loading(model, options, pack, settings)
+        with closing(_target(asked, given, name, loading, defaults)) as target:
+            job = Job(given, target, form, defaults, ordered=asked.ordered, fail_fast=asked.fail_fast)
+            summary = _run(job, loading, ray=asked.ray, workers=asked.workers)
+    _tell(summary, as_json=asked.as_json, on_stderr=asked.output == "-")
 
 
-def _target(
-    output: str,
-    source: Source,
-    format: str,
-    model: str | None,
-    options: Options,
-    defaults: Defaults,
-    settings: TemplateSettings,
-    *,
-    restart: bool,
-) -> Target:
+def _format(asked: str, source: Source) -> tuple[str, LineFormat]:
+    """What stands on a line, by name and as what reads it. Raises MoeLocalError for a name that is none."""
+    from moe_local.jobs.lines import FORMATS, guess_format
+
+    name = guess_format(source.name, source.first) if asked == "auto" else asked
+    if name not in FORMATS:
+        raise MoeLocalError(f"--format {asked} is unknown", remedy=f"use auto, {', '.join(FORMATS)}")
+    return name, FORMATS[name]()
+
+
+def _target(asked: JobFlags, source: Source, format: str, loading: Loading, defaults: Defaults) -> Target:
+    """Where answers go; a file of earlier answers is gone on with, if they are of the same job."""
     from moe_local.jobs.files import STDIO, AnswerFile, Stream, Terms
 
-    if output == STDIO:
+    if asked.output == STDIO:
         if (stdout := binary_stdout()) is None:
             raise MoeLocalError("there is no stdout to write answers to", remedy="give a file with -o")
         return Stream(stdout)
-    if Path(output).exists() and Path(source.name).exists() and Path(output).samefile(source.name):
-        raise MoeLocalError(f"{output} is both the input and the output", remedy="choose another -o")
+    output = Path(asked.output)
+    if output.exists() and Path(source.name).exists() and output.samefile(source.name):
+        raise MoeLocalError(f"{asked.output} is both the input and the output", remedy="choose another -o")
     terms = Terms(
         input=source.digest,
-        model=model or "demo",
+        model=loading.model or "demo",
         options={
             "format": format,
-            "dtype": options.dtype,
-            "context": options.context,
+            "dtype": loading.options.dtype,
+            "context": loading.options.context,
             "system": defaults.system,
             "raw": defaults.raw,
-            "template": vars(settings),
+            "template": vars(loading.template),
             **vars(defaults.sampling),
         },
     )
-    return AnswerFile(Path(output), terms, restart=restart)
+    return AnswerFile(output, terms, restart=asked.restart)
 
 
 def _run(job: Job, loading: Loading, *, ray: str | None, workers: int | None) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _head(report: Mapping[str, Any]) -> str:
 
 def _rendered(table: tables.Table) -> Table:
     drawn = _table(table.head)
-    for row in table.rows:
+    for row in table.lines:
         drawn.add_row(*map(escape, row))
     return drawn
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +19,8 @@ from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
-    from moe_local.generation.chat import ChatSession
-    from moe_local.generation.text import Generation
+    from moe_local.generation.chat import ChatSession, Watching
+    from moe_local.generation.generate import Generation
 
 HELP = """\
 /help               this
@@ -63,7 +64,11 @@ def chat(
             name = engine.load_plan.checkpoint.directory.name
             banner = f"{name}: {engine.plan.share:.0%} of its experts fit. /help for help, /exit to leave."
             stderr.print(banner, markup=False, soft_wrap=True)
-        _converse(_Commands(engine, session, folded=fold), _Lines(terminal), strict=not terminal)
+        lines = _Lines(terminal)
+        try:
+            _Chat(engine, session, lines, folded=fold, strict=not terminal).run()
+        finally:
+            lines.close()
 
 
 class _Lines:
@@ -87,13 +92,14 @@ class _Lines:
             self._terminal = False
 
     def next(self) -> str | None:
-        """The next line; None at the end of input."""
+        """The next line, without space around it; None at the end of input."""
         try:
-            return input("> ") if sys.stdin.isatty() else self._piped()
+            line = input("> ") if sys.stdin.isatty() else self._piped()
         except EOFError:
             return None
         except UnicodeDecodeError as error:
             raise MoeLocalError(f"what was typed is not {error.encoding} text") from error
+        return None if line is None else line.strip()
 
     @staticmethod
     def _piped() -> str | None:
@@ -109,61 +115,83 @@ class _Lines:
             readline.write_history_file(self._history)
 
 
-def _converse(commands: _Commands, lines: _Lines, *, strict: bool) -> None:
-    """Answers until the user leaves. At a terminal an error is told and the chat goes on; `strict` ends it."""
-    try:
-        while not commands.finished:
-            try:
-                line = lines.next()
-                if line is None:
-                    return
-                commands.respond(line.strip())
-            except KeyboardInterrupt:
-                if strict:
-                    raise
-                echo("", err=True)
-            except MoeLocalError as error:
-                if strict or isinstance(error, CheckpointError | StorageError):
-                    raise
-                echo(f"error: {error}", err=True)
-    finally:
-        lines.close()
+class _Chat:
+    """The loop: lines that begin with a slash are commands, `do_` methods here; others are said to the model.
 
+    At a terminal an error is told and the chat goes on, unless the model's files are what is wrong; `strict` ends it.
+    """
 
-class _Commands:
-    """What lines do: those that begin with a slash are commands, others are said to the model."""
+    # Not the standard library's `cmd.Cmd`: every word said to the model would be a command there, "EOF" the end of
+    # input, and a line from a pipe of any length; little but its `while` would be left.
 
-    def __init__(self, engine: Engine, session: ChatSession, *, folded: bool) -> None:
+    def __init__(self, engine: Engine, session: ChatSession, lines: _Lines, *, folded: bool, strict: bool) -> None:
         self._engine = engine
         self._session = session
+        self._lines = lines
         self._folded = folded
-        self._reasoning = ""
-        self.finished = False
+        self._strict = strict
+        self._reasoning = ""  # of the last answer
+        self._finished = False
 
-    def respond(self, line: str) -> None:
-        if line.startswith("/"):
-            self.run(line)
-        elif line:
-            self.answer(self._session.send, line)
+    def run(self) -> None:
+        """Answers until the user leaves, or there are no more lines."""
+        while not self._finished:
+            with self._forgiving():
+                line = self._lines.next()
+                if line is None:
+                    return
+                if line.startswith("/"):
+                    self.command(line)
+                elif line:
+                    self.say(line)
 
-    def run(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        with self._shown() as watching:
+            answer = self._session.send(line, **watching)
+        self._finish(answer)
+
+    def do_regenerate(self, argument: str) -> None:
+        with self._shown() as watching:
+            answer = self._session.regenerate(**watching)
+        self._finish(answer)
+
+    def command(self, line: str) -> None:
         name, _, argument = line[1:].partition(" ")
         method = getattr(self, f"do_{name}", None)
         if method is None:
             raise MoeLocalError(f"there is no command /{name}", remedy="/help lists them")
         method(argument.strip())
 
-    def answer(self, produce: Callable[..., Generation], *arguments: str) -> None:
-        from .session import interruptible, show_reasoning, status, stderr, write
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Tells of errors, and takes Ctrl-C as the end of a line; nothing of it when `strict`."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._strict:
+                raise
+            echo("", err=True)
+        except MoeLocalError as error:
+            if self._strict or isinstance(error, CheckpointError | StorageError):
+                raise
+            echo(f"error: {error}", err=True)
+
+    @contextmanager
+    def _shown(self) -> Iterator[Watching]:
+        """What an answer is made with so that it is written as it comes, and Ctrl-C ends it."""
+        from .session import interruptible, show_reasoning, write
 
         with interruptible() as interrupt, show_reasoning(folded=self._folded) as reasoning:
-            result = produce(
-                *arguments, on_text=reasoning.then(write), on_reasoning=reasoning.piece, interrupt=interrupt
-            )
+            yield {"on_text": reasoning.then(write), "on_reasoning": reasoning.piece, "interrupt": interrupt}
+
+    def _finish(self, answer: Generation) -> None:
+        """Ends the answer's line, and says what it took."""
+        from .session import status, stderr, write
+
         write("\n")
-        self._reasoning = result.reasoning
+        self._reasoning = answer.reasoning
         if stderr.is_terminal and sys.stdin.isatty():
-            stderr.print(status(self._engine, result), style="dim", soft_wrap=True)
+            stderr.print(status(self._engine, answer), style="dim", soft_wrap=True)
 
     def do_help(self, argument: str) -> None:
         echo(HELP)
@@ -188,9 +216,6 @@ class _Commands:
         self._session.load(_file(argument))
         echo(f"({len(self._session.messages)} messages loaded)")
 
-    def do_regenerate(self, argument: str) -> None:
-        self.answer(self._session.regenerate)
-
     def do_fold(self, argument: str) -> None:
         self._folded = not self._folded
         echo("(reasoning is folded)" if self._folded else "(reasoning is shown)")
@@ -206,7 +231,7 @@ class _Commands:
         echo(f"(thinking: {argument or 'as the model does by itself'})")
 
     def do_exit(self, argument: str) -> None:
-        self.finished = True
+        self._finished = True
 
 
 def _file(argument: str) -> Path:

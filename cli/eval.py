@@ -112,7 +112,7 @@ class _Request:
                 f"turning this text into tokens takes about {format_size(needed)}, of {format_size(engine.plan.ram)}",
                 remedy="give --limit for a part of it, or more --ram",
             )
-        return engine.generator.encode_text(self.text, self.limit)
+        return engine.generator.encoder.encode_text(self.text, self.limit)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from .output import write as write
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
+    from moe_local.generation.generate import Generation
     from moe_local.generation.template import TemplateSettings
-    from moe_local.generation.text import Generation
     from moe_local.planning.options import Options
     from moe_local.store.open import ModelFiles
 

@@ -179,19 +179,19 @@ def _balance(report: Mapping[str, Any], routed: Part, console: RichConsole) -> T
     table.add_column("of the layers", overflow="fold")
     table.add_column("mean", justify="right", no_wrap=True)
     table.add_column("range", style="dim", no_wrap=True)
-    rows = [row for row in _measures(report, routed) if row[1]]
+    measures = [(label, values) for label, values in _measures(report, routed) if values]
     # Label, mean, range and gaps take their width first; the sparkline has what is left.
-    room = console.width - max((len(label) for label, _ in rows), default=0) - 6 - 13 - 3
-    if room >= 4:
+    width = console.width - max((len(label) for label, _ in measures), default=0) - 6 - 13 - 3
+    if width >= 4:
         table.add_column("first to last", no_wrap=True)
-    for label, values in rows:
+    for label, values in measures:
         cells = [
             escape(_writable(label, console)),
             f"{np.mean(values):.0%}",
             f"{min(values):.0%} to {max(values):.0%}",
         ]
-        if room >= 4:
-            cells.append(sparkline(values, room, ascii_only=console.options.ascii_only))
+        if width >= 4:
+            cells.append(sparkline(values, width, ascii_only=console.options.ascii_only))
         table.add_row(*cells)
     return table
 

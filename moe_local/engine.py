@@ -24,12 +24,13 @@ from moe_local.experts.routing import PaddingMask, RoutingHook
 from moe_local.experts.tier import Tier
 from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
-from moe_local.generation.chat import ChatSession, is_chat, prompt_ids
+from moe_local.generation.chat import ChatSession
 from moe_local.generation.defaults import generation_defaults
 from moe_local.generation.end_tokens import with_end_tokens
+from moe_local.generation.generate import Generation, TextGenerator
+from moe_local.generation.prompt import is_chat, prompt_ids
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
-from moe_local.generation.text import Generation, TextGenerator
 from moe_local.kernels.expert import ExpertKernel
 from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.limits import peak_memory, process_memory

@@ -22,8 +22,8 @@ from moe_local.bench.trace_driver import Route
 from moe_local.bench.workload import Prompt
 from moe_local.engine import Engine
 from moe_local.errors import MoeLocalError
+from moe_local.generation.generate import Generation
 from moe_local.generation.sampling import Sampling
-from moe_local.generation.text import Generation
 from moe_local.memory.limits import peak_memory
 from moe_local.telemetry import Counters, Span
 

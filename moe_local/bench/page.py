@@ -172,9 +172,9 @@ def _table(table: Table) -> str:
         f'<tr><th scope="row">{escape(row[0])}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
         + "</tr>\n"
-        for row in table.rows
+        for row in table.lines
     )
     content = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
     if table.long:
-        content = f"<details><summary>{len(table.rows)} rows</summary>{content}</details>"
+        content = f"<details><summary>{len(table.lines)} rows</summary>{content}</details>"
     return f"<section><h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{content}</section>"

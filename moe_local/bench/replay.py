@@ -45,30 +45,25 @@ class Replay:
 
     @property
     def hit_rate(self) -> float:
+        """Share of the needed experts that the device tier held, in [0, 1]."""
         return 1 - float(self.misses.sum() / max(1, self.lookups.sum()))
 
     @property
     def layer_hit_rates(self) -> NDArray[np.float64]:
+        """The same of each layer, [layers]."""
         found: NDArray[np.float64] = 1 - self.misses / np.maximum(self.lookups, 1)
         return found
 
 
-def choose(names: Sequence[str], *, weighted: bool) -> list[Policy]:
-    """Policies by name; `all` stands for those that a trace with or without weights has what it takes for.
-
-    Belady's optimum comes last, always. Raises MoeLocalError for unknown names, and for a policy that needs weights.
-    """
+def choose(names: Sequence[str]) -> list[Policy]:
+    """Policies by name, or `all`; Belady's optimum comes last, always. Raises MoeLocalError for unknown names."""
     known = {**POLICIES, BELADY.name: BELADY}
     chosen: dict[str, Policy] = {}
     for name in names:
         if name == EVERY:
-            chosen |= {n: policy for n, policy in POLICIES.items() if weighted or not policy.uses_router_weights}
+            chosen |= POLICIES
         elif name not in known:
             raise MoeLocalError(f"there is no policy {name!r}", remedy=f"choose of {EVERY}, {', '.join(known)}")
-        elif known[name].uses_router_weights and not weighted and name != BELADY.name:
-            raise MoeLocalError(
-                f"{name} needs the routers' weights, which this trace lacks", remedy="record one here"
-            )
         else:
             chosen[name] = known[name]
     chosen.pop(BELADY.name, None)

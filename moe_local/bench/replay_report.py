@@ -25,7 +25,6 @@ class Question:
     scopes: Sequence[str]
     host: float | None = None  # share of the experts in a host tier
     predictors: Sequence[str] = ()  # of the next layer's experts: how right they would have been
-    by_name: bool = False  # compare prompts by the first part of their names
     profile: str | None = None  # a machine to predict for
     model: str | None = None  # whose sizes to predict with; the trace's if None
 
@@ -40,12 +39,11 @@ def replay_report(
 ) -> dict[str, Any]:
     """Raises MoeLocalError for a capacity below one token's experts, and for an unknown policy or machine."""
     forecast = None if question.profile is None else Forecast.of(question.profile, question.model or trace.model)
-    policies = choose(question.policies, weighted=trace.weights is not None)
+    policies = choose(question.policies)
     predictors = choose_predictors(question.predictors, trace)
     slots = [capacity_slots(trace, share) for share in question.capacities]
     host = None if question.host is None else capacity_slots(trace, question.host)
     found = replay(trace, policies, slots, scopes=question.scopes, host_slots=host, report=report)
-    groups = [name.replace("|", "/").partition("/")[0] for name in trace.names] if question.by_name else None
     return {
         "schema": SCHEMA,
         "kind": "replay",
@@ -59,7 +57,7 @@ def replay_report(
             "record_bytes": None if forecast is None else forecast.record_bytes,
             "format": None if forecast is None else forecast.format,
         },
-        "routing": routing(trace, groups),
+        "routing": routing(trace),
         "replay": {
             "tokens": trace.tokens,
             "capacities": [float(share) for share in question.capacities],

@@ -31,6 +31,7 @@ class Forecast:
 
     @property
     def record_bytes(self) -> int:
+        """Bytes of one expert."""
         return needs_of(self.sizes, self.formats, _CONTEXT).slot
 
     @property

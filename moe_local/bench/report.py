@@ -33,6 +33,7 @@ def machine() -> dict[str, Any]:
 
 
 def live_report(version: str, model: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The report of runs of one model; `version` is this program's."""
     head = {"schema": SCHEMA, "kind": "live", "version": version, "machine": machine()}
     return {**head, "model": dict(model), "runs": list(runs)}
 
@@ -49,7 +50,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if schema != SCHEMA or found.get("kind") not in ("live", "replay"):
         raise MoeLocalError(f"{path} is not a report of schema {SCHEMA}", remedy="give what `bench --json` printed")
     try:
-        rows(found)
+        lines(found)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise MoeLocalError(
             f"{path} is not a whole report ({first_line(error)})", remedy="give what `bench --json` printed"
@@ -57,8 +58,8 @@ def read_report(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A flat row for each run or replay, as in `--csv`."""
+def lines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A flat line for each run or replay, as in `--csv`."""
     if report["kind"] == "replay":
         return [
             {
@@ -88,7 +89,7 @@ def _range(name: str, pair: Sequence[float] | None) -> dict[str, float]:
 
 def write_csv(report: Mapping[str, Any], path: Path) -> None:
     """Raises StorageError when it cannot be written."""
-    table = rows(report)
+    table = lines(report)
     titles = list(dict.fromkeys(title for row in table for title in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, titles, lineterminator="\n")

@@ -19,6 +19,7 @@ ORACLE = BELADY.name
 
 
 def part(value: Any) -> Part:
+    """An object of the report; an empty one for anything else."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -42,7 +43,8 @@ def numbers(value: Any) -> list[float]:
     return [number(item) or 0.0 for item in value] if isinstance(value, list | tuple) else []
 
 
-def rows(value: Any) -> list[list[float]]:
+def matrix(value: Any) -> list[list[float]]:
+    """A list of lists of numbers."""
     return [numbers(row) for row in value] if isinstance(value, list | tuple) else []
 
 
@@ -53,6 +55,7 @@ def plain(value: Any, most: int = 80) -> str:
 
 
 def runs(report: Report) -> list[Part]:
+    """A live report's runs, one for each configuration."""
     return parts(report.get("runs"))
 
 
@@ -69,6 +72,7 @@ def routing(report: Report) -> Part:
 
 
 def model_name(report: Report) -> str:
+    """The name of the model, fit to be shown."""
     return plain(part(report.get("model")).get("name") or "", 60)
 
 
@@ -85,7 +89,7 @@ def relative_usage(routed: Part) -> NDArray[np.float64]:
 
     Empty where no use was counted.
     """
-    counts = padded([[max(0.0, count) for count in row] for row in rows(routed.get("usage"))])
+    counts = padded([[max(0.0, count) for count in row] for row in matrix(routed.get("usage"))])
     if not (counts > 0).any():
         return np.empty((0, 0))
     used = ~np.isnan(counts)

@@ -80,10 +80,11 @@ def _reuse_distance(trace: Trace) -> dict[str, list[float]]:
 
 
 def accesses_of(trace: Trace) -> Accesses:
-    """All of a trace, with its weights where it has them."""
+    """All of a trace, by somebody who does not know when anything is needed next."""
     shape = trace.ids.shape
-    weights = np.zeros(shape, np.float32) if trace.weights is None else trace.weights.astype(np.float32)
-    return Accesses(trace.ids, np.ones(shape, dtype=np.bool_), weights, trace.steps, trace.experts)
+    return Accesses(
+        trace.ids, np.ones(shape, dtype=np.bool_), np.zeros(shape, np.float32), trace.steps, trace.experts
+    )
 
 
 def _groups(trace: Trace, groups: Sequence[str]) -> dict[str, Any]:

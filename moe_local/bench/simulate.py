@@ -18,7 +18,7 @@ class Accesses(NamedTuple):
 
     ids: NDArray[Any]  # [tokens, layers, k]
     needed: NDArray[np.bool_]  # [tokens, layers, k]: what to look at
-    signal: NDArray[np.float32]  # [tokens, layers, k]: the router's weight, or the next use
+    signal: NDArray[np.float32]  # [tokens, layers, k]: when it is needed next, for a policy that knows
     steps: NDArray[np.int32]  # tokens of each forward pass
     experts: int
 

@@ -12,6 +12,7 @@ from moe_local.bench.report_reader import (
     Part,
     Report,
     layer_shares,
+    matrix,
     number,
     numbers,
     part,
@@ -19,7 +20,6 @@ from moe_local.bench.report_reader import (
     plain,
     results,
     routing,
-    rows,
     run_labels,
     runs,
 )
@@ -31,31 +31,33 @@ NOTHING = "–"  # noqa: RUF001 - a dash where a figure is missing
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` are as long as `head`; the first column names, the others hold figures. `long`: a row for each layer."""
+    """`lines` are as long as `head`; the first column names, others hold figures. `long`: a line for each layer."""
 
     title: str
     note: str
     head: list[str]
-    rows: list[list[str]]
+    lines: list[list[str]]
     long: bool = False
 
 
 def headline(report: Report) -> list[Table]:
     """What was measured or replayed; tables without figures are left out."""
-    return [table for table in (*_summary(report), *_replayed(report), *_foreseen(report)) if table.rows]
+    return [table for table in (*_summary(report), *_replayed(report), *_foreseen(report)) if table.lines]
 
 
 def details(report: Report) -> list[Table]:
     """What lies behind it; tables without figures are left out."""
     made = (*_links(report), *_memory(report), *_balance(report), *_groups(report))
-    return [table for table in made if table.rows]
+    return [table for table in made if table.lines]
 
 
 def share(value: float) -> str:
+    """A share in [0, 1], in percent."""
     return f"{value:.1%}"
 
 
 def seconds(value: float) -> str:
+    """Seconds, in milliseconds below one."""
     return f"{value * 1e3:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
 
 
@@ -144,7 +146,7 @@ def _replayed(report: Report) -> Iterator[Table]:
 def _foreseen(report: Report) -> Iterator[Table]:
     note = "The likeliest experts of the next layer, while tokens were decoded one by one."
     head = ["predictor", "experts predicted", "of the needed", "of the predicted"]
-    rows = [
+    lines = [
         [
             plain(found.get("predictor", "?"), 20),
             *(
@@ -154,7 +156,7 @@ def _foreseen(report: Report) -> Iterator[Table]:
         ]
         for found in parts(part(report.get("replay")).get("predictions"))
     ]
-    yield Table("How right predictors were", note, head, rows)
+    yield Table("How right predictors were", note, head, lines)
 
 
 def _curve(result: Part) -> tuple[str, str]:
@@ -252,7 +254,7 @@ def _groups(report: Report) -> Iterator[Table]:
     groups = part(routing(report).get("groups"))
     listed = groups.get("names")
     names = [plain(name, 40) for name in listed] if isinstance(listed, list) else []
-    tokens, overlap = numbers(groups.get("tokens")), rows(groups.get("overlap"))
+    tokens, overlap = numbers(groups.get("tokens")), matrix(groups.get("overlap"))
     body = []
     for index, name in enumerate(names):
         line = overlap[index] if index < len(overlap) else []

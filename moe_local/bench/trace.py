@@ -70,18 +70,22 @@ class Trace:
 
     @property
     def tokens(self) -> int:
+        """Tokens of all prompts and answers."""
         return len(self.ids)
 
     @property
     def layers(self) -> int:
+        """Layers that route."""
         return int(self.ids.shape[1])
 
     @property
     def top_k(self) -> int:
+        """Experts that a token may choose in a layer."""
         return int(self.ids.shape[2])
 
     @property
     def model(self) -> str:
+        """The name of the model that was recorded."""
         return str(self.meta.get("model", "unknown"))
 
     @property

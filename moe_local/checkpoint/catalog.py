@@ -7,31 +7,21 @@ every architecture that its experts interface covers; no list of names is kept h
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    dot_natural_key,
-    rename_source_key,
-)
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.conversions import Conversions, unreadable
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.files import Checkpoint
-from moe_local.checkpoint.header import TensorEntry, assert_known
 from moe_local.checkpoint.record import EncodedTensor, Extent, Layout, Matrix, Source, place_record, trace
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
-from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.errors import CheckpointError
 
 _CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _SPARE = 1 << 26  # weights
@@ -50,6 +40,7 @@ class LayerCatalog:
 
     @property
     def experts(self) -> int:
+        """Experts of the layer."""
         return len(self.records)
 
     @property
@@ -92,10 +83,12 @@ class Catalog:
 
     @property
     def experts(self) -> int:
+        """Experts of all layers."""
         return sum(layer.experts for layer in self.layers)
 
     @property
     def expert_bytes(self) -> int:
+        """Bytes of all records."""
         return sum(layout.size for layer in self.layers for layout in layer.layouts)
 
     @property
@@ -122,7 +115,7 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     parameters = {
         f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)
     }
-    conversions = _Conversions(skeleton, parameters, checkpoint.conversions)
+    conversions = Conversions(skeleton, parameters, checkpoint.conversions)
     sources = understood(checkpoint)
     dense = {name: source for name, source in sources.items() if not conversions.take(source)}
     dense = {name: source for name, source in dense.items() if not conversions.is_stray(source)}
@@ -139,7 +132,7 @@ def assert_dense_shapes(catalog: Catalog, skeleton: PreTrainedModel, directory: 
     Loading would find it out too, after making room for that model.
     """
     state = skeleton.state_dict()
-    renamed = catalog.parameters or _Conversions(skeleton, set()).unchanged(catalog.dense)
+    renamed = catalog.parameters or Conversions(skeleton, set()).unchanged(catalog.dense)
     for name, target in renamed.items():
         found, wanted = tuple(trace(catalog.dense[name]).shape), tuple(state[target].shape)
         if found != wanted:
@@ -182,101 +175,6 @@ def _stored(paths: list[str], traced: Mapping[str, Traced]) -> str:
     return next((path for path in paths if any(name.startswith(f"{path}.") for name in traced)), paths[0])
 
 
-class _Conversions:
-    """transformers' conversions of one model, fed with traced tensors and limited to experts' parameters.
-
-    Follows the renaming and collecting steps of `convert_and_load_state_dict_in_model`.
-    """
-
-    def __init__(self, skeleton: PreTrainedModel, parameters: set[str], own: Sequence[WeightTransform] = ()) -> None:
-        self.skeleton = skeleton
-        self.parameters = parameters
-        self.state = skeleton.state_dict()
-        transforms = [*own, *get_model_conversion_mapping(skeleton)]
-        self.renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-        self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        self.by_pattern = {p: c for c in self.converters for p in c.source_patterns}
-        self.pending: dict[str, WeightTransform] = {}
-        self.sources: dict[str, dict[str, list[Source]]] = {}  # parameter -> pattern -> tensors
-
-    def take(self, entry: Source) -> bool:
-        """Collects a tensor if it is (part of) an experts' parameter; says whether it was."""
-        target, pattern = self._renamed(entry.name)
-        if target not in self.parameters:
-            return False
-        if isinstance(entry, TensorEntry):
-            assert_known(entry)
-        if target not in self.pending:
-            rename = WeightRenaming(entry.name, target)
-            self.pending[target] = rename if pattern is None else deepcopy(self.by_pattern[pattern])
-        self.sources.setdefault(target, {}).setdefault(pattern or entry.name, []).append(entry)
-        return True
-
-    def is_stray(self, source: Source) -> bool:
-        """Whether it is a tensor that cannot be read, and that the model does not have.
-
-        Raises UnsupportedError if it has it.
-        """
-        if not isinstance(source, TensorEntry) or source.unknown is None:
-            return False
-        target, _ = self._renamed(source.name)
-        if target in self.state:
-            assert_known(source)
-        return True
-
-    def unchanged(self, names: Iterable[str]) -> dict[str, str]:
-        """The parameters that these tensors become by no more than a new name."""
-        renamed = {name: self._renamed(name) for name in names}
-        return {
-            name: target for name, (target, pattern) in renamed.items() if pattern is None and target in self.state
-        }
-
-    def _renamed(self, name: str) -> tuple[str, str | None]:
-        prefix = self.skeleton.base_model_prefix
-        target, pattern = rename_source_key(name, self.renamings, self.converters, prefix, self.state)
-        if target not in self.state and name in self.state:
-            target, pattern = rename_source_key(name, [], [], prefix, self.state)
-        return target, pattern
-
-    def run(self, checkpoint: Checkpoint) -> dict[str, Traced]:
-        """The experts' parameters, traced to the files. Keys are full parameter names."""
-        results: dict[str, Traced] = {}
-        for target, transform in self.pending.items():
-            self._check_complete(target, checkpoint)
-            for pattern, entries in self.sources[target].items():
-                for entry in sorted(entries, key=lambda entry: dot_natural_key(entry.name)):
-                    source = trace(entry)
-                    transform.add_tensor(target, entry.name, pattern, lambda source=source: source)
-            try:
-                converted = transform.convert(target, model=self.skeleton, config=self.skeleton.config)
-            except UntraceableError as error:
-                raise _unreadable(target, checkpoint, error) from error
-            for name, traced in converted.items():
-                results[name] = traced[0] if isinstance(traced, list) else traced
-        return results
-
-    def _check_complete(self, target: str, checkpoint: Checkpoint) -> None:
-        """Every expert must have every part: no gaps in the numbering, as many of each pattern."""
-        groups = [[entry.name for entry in entries] for entries in self.sources[target].values()]
-        everything = {_numbered(name, groups) for names in groups for name in names}
-        for names in groups:
-            numbers = {_numbered(name, groups) for name in names}
-            wanted = everything | set(range(max(everything) + 1))
-            if missing := sorted(wanted - numbers):
-                example = re.sub(r"(\D)\d+(?=\D*$)", rf"\g<1>{missing[0]}", names[0])
-                raise CheckpointError(
-                    f"{checkpoint.directory} lacks tensor {example!r} for expert {missing[0]} of {target}",
-                    remedy="download it again",
-                )
-
-
-def _numbered(name: str, groups: Iterable[list[str]]) -> int:
-    """The expert's number in a per-expert tensor name: its last number; 0 for a tensor that fuses all experts."""
-    numbers = re.findall(r"\.(\d+)\.", name)
-    fused = all(len(names) == 1 for names in groups)
-    return int(numbers[-1]) if numbers and not fused else 0
-
-
 def _layer(
     path: str,
     modules: Mapping[str, nn.Module],
@@ -303,7 +201,7 @@ def _layer(
     try:
         placed = [place_record(expert, sources) for expert in experts]
     except UntraceableError as error:
-        raise _unreadable(path, checkpoint, error) from error
+        raise unreadable(path, checkpoint, error) from error
     layouts = shared([layout for layout, _ in placed])
     return LayerCatalog(path, layouts, tuple(extents for _, extents in placed))
 
@@ -333,10 +231,3 @@ def _per_expert(traced: Traced) -> list[Traced]:
             part = replace(block, offset=block.offset + index * first.stride, axes=tuple(rest))
             blocks[first.start + index * first.step].append(part)
     return [Traced(traced.shape[1:], parts) for parts in blocks]
-
-
-def _unreadable(target: str, checkpoint: Checkpoint, error: UntraceableError) -> UnsupportedError:
-    return UnsupportedError(
-        f"{checkpoint.directory} stores {target} in a way that cannot be read in place ({error})",
-        remedy="report this architecture",
-    )

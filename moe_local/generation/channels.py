@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,6 +39,9 @@ _TAGS = (
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<unused94>thought\n", "<unused95>"),
 )
+
+
+_known: WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, AnswerFormat]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,17 @@ def is_reasoning(field: str) -> bool:
 
 
 def answer_format(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> AnswerFormat:
-    """That of a model, by its tokenizer and the source of its chat template."""
+    """That of a model, by its tokenizer and the source of its chat template.
+
+    Found once for a tokenizer and a template: a vocabulary of 150,000 words takes a while to be looked through.
+    """
+    known = _known.setdefault(tokenizer, {})
+    if chat_template not in known:
+        known[chat_template] = _found_format(tokenizer, chat_template)
+    return known[chat_template]
+
+
+def _found_format(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> AnswerFormat:
     template = _response_template(tokenizer, chat_template)
     said = list(_strings(template.get("fields")))
     added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})

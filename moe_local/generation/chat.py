@@ -5,21 +5,31 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from moe_local.checkpoint.json_file import parse_json
 from moe_local.checkpoint.regular import read_regular
 from moe_local.errors import MoeLocalError
 from moe_local.files import atomic_write
+from moe_local.generation.encoding import TooLongError
+from moe_local.generation.generate import Generation, TextGenerator
+from moe_local.generation.kv_reuse import KVState
+from moe_local.generation.prompt import render
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
 from moe_local.generation.template import REASONING_KEYS, Message
-from moe_local.generation.text import Generation, KVState, TextGenerator, TooLongError
 
 _SHARE = 4  # of the context: the part of it that an answer is left, at least
 _MOST = 48 << 20  # bytes of a saved conversation
+
+
+class Watching(TypedDict, total=False):
+    """How a caller follows an answer as it is made, and ends it; see `TextGenerator.generate`."""
+
+    on_text: OnText | None
+    on_reasoning: OnText | None
+    interrupt: threading.Event | None
 
 
 class ChatSession:
@@ -36,6 +46,7 @@ class ChatSession:
 
     @property
     def system(self) -> str | None:
+        """The system message's text; None where the conversation begins without one."""
         first = self.messages[0] if self.messages else {}
         return first["content"] if first.get("role") == "system" else None
 
@@ -44,60 +55,43 @@ class ChatSession:
         rest = [message for message in self.messages if message["role"] != "system"]
         self.messages = ([{"role": "system", "content": text}] if text else []) + rest
 
-    def send(
-        self,
-        text: str,
-        *,
-        on_text: OnText | None = None,
-        on_reasoning: OnText | None = None,
-        interrupt: threading.Event | None = None,
-    ) -> Generation:
+    def send(self, text: str, **watching: Unpack[Watching]) -> Generation:
         """Adds a user message and answers it. On an error the conversation is as it was before.
 
         Where it fills the context, the oldest turns are left out of what the model is given, and that is said.
         """
-        return self._answer([*self.messages, {"role": "user", "content": text}], on_text, on_reasoning, interrupt)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids, left_out = self._prompt(messages)
+        answer = self._generator.generate(ids, self.sampling, state=self._state, chat=True, **watching)
+        self._take_up(messages, answer, left_out)
+        return answer
 
-    def regenerate(
-        self,
-        *,
-        on_text: OnText | None = None,
-        on_reasoning: OnText | None = None,
-        interrupt: threading.Event | None = None,
-    ) -> Generation:
+    def regenerate(self, **watching: Unpack[Watching]) -> Generation:
         """Answers the last user message again, in place of the last answer."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise MoeLocalError("there is no answer to regenerate", remedy="ask something first")
-        return self._answer(self.messages[:-1], on_text, on_reasoning, interrupt)
+        messages = self.messages[:-1]
+        ids, left_out = self._prompt(messages)
+        answer = self._generator.generate(ids, self.sampling, state=self._state, chat=True, **watching)
+        self._take_up(messages, answer, left_out)
+        return answer
 
-    def _answer(
-        self,
-        messages: list[Message],
-        on_text: OnText | None,
-        on_reasoning: OnText | None,
-        interrupt: threading.Event | None,
-    ) -> Generation:
-        generator = self._generator
+    def _take_up(self, messages: list[Message], answer: Generation, left_out: int) -> None:
+        """The conversation is these messages and their answer from here on."""
+        message = {"role": "assistant", "content": answer.text}
+        if answer.reasoning and (key := self._generator.template.reasoning_key) is not None:
+            message[key] = answer.reasoning
+        self.messages, self._left_out = [*messages, message], left_out
+
+    def _prompt(self, messages: list[Message]) -> tuple[list[int], int]:
+        """Token ids of what the context has room for, and how many messages are left out of it; says if more are."""
         ids, left_out = self._fitted(messages)
         if left_out > self._left_out:
-            generator.on_notice(
-                f"the context of {generator.context} tokens is full: the oldest"
+            self._generator.on_notice(
+                f"the context of {self._generator.context} tokens is full: the oldest"
                 f" {left_out - self._left_out} messages are left out from here on"
             )
-        result = generator.generate(
-            ids,
-            self.sampling,
-            on_text=on_text,
-            on_reasoning=on_reasoning,
-            interrupt=interrupt,
-            state=self._state,
-            chat=True,
-        )
-        answer = {"role": "assistant", "content": result.text}
-        if result.reasoning and (key := generator.template.reasoning_key) is not None:
-            answer[key] = result.reasoning
-        self.messages, self._left_out = [*messages, answer], left_out
-        return result
+        return ids, left_out
 
     def _fitted(self, messages: list[Message]) -> tuple[list[int], int]:
         """Token ids of what the context has room for, and how many of the oldest messages are left out of it.
@@ -166,41 +160,3 @@ def _is_message(value: object) -> bool:
         and value["role"] in ("system", "user", "assistant")
         and all(isinstance(text, str) for text in value.values())
     )
-
-
-def prompt_ids(
-    generator: TextGenerator,
-    prompt: str | Sequence[Message] | Sequence[int],
-    *,
-    raw: bool,
-    system: str | None,
-    variables: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """Token ids of a prompt: text as a user's message in the model's chat template, or `raw` text to go on from.
-
-    Messages are put into the template, which is told `variables`; token ids are taken as they are.
-    """
-    if not isinstance(prompt, str):
-        if all(isinstance(token, int) for token in prompt):
-            return [int(token) for token in prompt if isinstance(token, int)]
-        return render(generator, [message for message in prompt if isinstance(message, dict)], variables)
-    if not is_chat(generator, prompt, raw=raw):
-        if system:
-            raise MoeLocalError("a system message needs a chat template", remedy="put it into the prompt")
-        return generator.encode(prompt)
-    messages = [{"role": "system", "content": system}] if system else []
-    return render(generator, [*messages, {"role": "user", "content": prompt}], variables)
-
-
-def is_chat(generator: TextGenerator, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool) -> bool:
-    """Whether a prompt goes through the chat template, so that an answer of the model's comes of it."""
-    if isinstance(prompt, str):
-        return not raw and bool(generator.template.source)
-    return any(isinstance(part, dict) for part in prompt)
-
-
-def render(
-    generator: TextGenerator, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
-) -> list[int]:
-    """Token ids of a conversation in the model's template, ready for its answer."""
-    return generator.encode(generator.template.render(messages, variables), special=False)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from moe_local.generation.bounded import bounded
-from moe_local.generation.channels import answer_format
 from moe_local.generation.template import ChatTemplate, TemplateSettings
 
 # Special tokens that end a turn wherever they are used: what llama.cpp goes by where a file names none.
@@ -34,10 +32,12 @@ def with_end_tokens(
     for part in (config, config.get_text_config()):
         found += _ids(getattr(part, "eos_token_id", None))
     if tokenizer is not None:
-        answers = answer_format(tokenizer, "")
-        named = [*_ids(tokenizer.eos_token_id), *_well_known(tokenizer), *_closing_a_turn(tokenizer)]
+        template = ChatTemplate(tokenizer, lambda text: None, TemplateSettings())
+        named = [*_ids(tokenizer.eos_token_id), *_well_known(tokenizer), *_closing_a_turn(tokenizer, template)]
         words = tokenizer.convert_ids_to_tokens(named)
-        found += [token for token, word in zip(named, words, strict=True) if not answers.continues(str(word))]
+        found += [
+            token for token, word in zip(named, words, strict=True) if not template.answers.continues(str(word))
+        ]
     most = getattr(config.get_text_config(), "vocab_size", None) or 1 << 31  # transformers adds tokens beyond it
     defaults.eos_token_id = [token for token in dict.fromkeys(found) if token < most] or None
     return defaults
@@ -49,12 +49,11 @@ def _ids(value: object) -> Iterator[int]:
             yield each
 
 
-def _closing_a_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _closing_a_turn(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[int]:
     """The special token that the chat template puts right after an answer, if there is one."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
     try:
-        ChatTemplate(tokenizer, lambda text: None, TemplateSettings()).assert_harmless()
-        text = bounded("the chat template", lambda: str(tokenizer.apply_chat_template(turns, tokenize=False)))
+        text = template.apply(turns, {}, answer_follows=False)
     except Exception:  # there is none, or it takes no such conversation
         return []
     _, found, after = text.rpartition(_PROBE)

@@ -1,15 +1,28 @@
-"""Text of an answer, token by token: reasoning apart from the answer, and nothing of a stop string."""
+"""An answer as it comes: its text piece by piece, and what ends it.
+
+`AnswerStream` makes text of tokens, reasoning apart from the answer and nothing of a stop string. What transformers'
+`generate` is handed feeds it: `TokenStream` takes each token, `Halt` ends it at a stop string or an interrupt, and
+`RefuseDamage` where the scores are no numbers.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
+from moe_local.errors import CheckpointError
 from moe_local.generation.channels import ANSWER, HEADER, UNOPENED, AnswerFormat, is_reasoning
+from moe_local.telemetry import Counters
 
+DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"
+DAMAGED_REMEDY = "download it again, or try --dtype float32"
 _HEADERS = (HEADER, "role")
 
 OnText = Callable[[str], None]
@@ -201,3 +214,67 @@ class _Words(TextStreamer):  # type: ignore[misc]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self._hand(text)
+
+
+class TokenStream(BaseStreamer):  # type: ignore[misc]
+    """What `generate` hands its tokens to: the prompt first, then one at a time."""
+
+    def __init__(self, answer: AnswerStream, counters: Counters) -> None:
+        self.answer = answer
+        self._prompt_seen = False
+        self._counters = counters
+        self.counters_before = self.counters_at_first_token = counters.snapshot()
+        self.token_times: list[float] = []  # seconds of `perf_counter`, as all times here
+        self.began = perf_counter()
+
+    @property
+    def first_token_at(self) -> float:
+        """When the answer's first token came; when it began, where none did."""
+        return self.token_times[0] if self.token_times else self.began
+
+    def put(self, value: Tensor) -> None:
+        """Called by `generate`: the prompt [1, T] the first time, then each token [1] of the answer."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.token_times.append(perf_counter())
+        if len(self.token_times) == 1:
+            self.counters_at_first_token = self._counters.snapshot()
+        self.answer.add(int(value))
+
+    def end(self) -> None:
+        """Called by `generate` at its end."""
+        self.answer.end()
+
+
+class Halt(StoppingCriteria):  # type: ignore[misc]
+    """Ends a generation at a stop string or when the user asks."""
+
+    def __init__(self, answer: AnswerStream, event: threading.Event) -> None:
+        self.answer = answer
+        self._event = event
+        self.interrupted = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.interrupted = self._event.is_set()
+        done = self.interrupted or self.answer.pending_stop()
+        return torch.full((input_ids.shape[0],), done, device=input_ids.device)
+
+
+class RefuseDamage(LogitsProcessor):  # type: ignore[misc]
+    """Damaged weights give what is no number; sampling from it would be noise or an obscure error."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        refuse_damage(scores)
+        return scores
+
+
+def refuse_damage(scores: Tensor) -> None:
+    """Raises CheckpointError for scores [..., V] of which any cannot be chosen from."""
+    if damaged(scores).any():
+        raise CheckpointError(DAMAGED, remedy=DAMAGED_REMEDY)
+
+
+def damaged(scores: Tensor) -> Tensor:
+    """[...] bool: where the best of scores [..., V] is no number (NaN), or infinite, or there is none."""
+    return ~scores.amax(dim=-1).isfinite()

@@ -106,18 +106,15 @@ class ChatTemplate:
         told = {**self._variables, **(variables or {})}
         if taken := sorted(told.keys() & _taken()):
             raise MoeLocalError(f"{taken[0]} cannot be told to a chat template", remedy="leave it out")
-        self.assert_harmless()
         try:
-            text = self._apply(messages, told)
+            text = self.apply(messages, told)
         except MoeLocalError:  # of time, or of memory: it would be so again
             raise
         except Exception as refusal:  # templates are programs, and refuse with exceptions of their own
             return self._adapted(messages, told, refusal)
         if not _has_last(messages, text):
             text = self._in_parts(messages, told, text)
-        if self._has_system(messages, text, told):
-            return text
-        return self._with_system_inside(messages, told, text)
+        return text if _says_systems(messages, text) else self._with_system(messages, told, text)
 
     @cached_property
     def _computes_powers(self) -> bool:
@@ -127,62 +124,70 @@ class ChatTemplate:
             return False  # rendering tells of it
         return any(kind == "operator" and value == "**" for _, kind, value in tokens)
 
-    def assert_harmless(self) -> None:
-        """Raises MoeLocalError for powers of numbers: they are computed at once, and nothing can end that."""
+    def _in_parts(self, messages: Sequence[Message], variables: Mapping[str, Any], without: str) -> str:
+        """With each content as a list of parts, as some templates take it; as it was, where that is no better."""
+        parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        try:
+            text = self.apply(parts, variables)
+        except Exception:
+            return without
+        return text if _has_last(messages, text) else without
+
+    def apply(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, answer_follows: bool = True
+    ) -> str:
+        """What the template makes of exactly these messages, within a time and an amount of memory.
+
+        With `answer_follows` it ends where the model's answer begins. Raises MoeLocalError where a bound is reached,
+        and for powers of numbers: they are computed at once, and nothing can end that. A template's own exceptions
+        come out as they are.
+        """
         if self._computes_powers:
             raise MoeLocalError(
                 "the model's chat template computes powers, which may take for ever",
                 remedy="give another one with --chat-template",
             )
 
-    def _in_parts(self, messages: Sequence[Message], variables: Mapping[str, Any], without: str) -> str:
-        """With each content as a list of parts, as some templates take it; as it was, where that is no better."""
-        parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-        try:
-            text = self._apply(parts, variables)
-        except Exception:
-            return without
-        return text if _has_last(messages, text) else without
-
-    def _apply(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         def render() -> str:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages), chat_template=self._given, add_generation_prompt=True, tokenize=False, **variables
+                list(messages),
+                chat_template=self._given,
+                add_generation_prompt=answer_follows,
+                tokenize=False,
+                **variables,
             )
             return text
 
         return bounded("the model's chat template", render)
 
-    def _has_system(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> bool:
-        """Whether the system message came out; one that the template passes over changes nothing."""
-        rest = [message for message in messages if message["role"] != "system"]
-        systems = [message["content"].strip() for message in messages if message["role"] == "system"]
-        if not any(systems) or not rest:
-            return True
-        said = [*systems, *(message["content"].strip() for message in rest)]
-        # As often as it was said: a short one may stand in another message as well.
-        if all(text.count(each) >= sum(other.count(each) for other in said) for each in systems if each):
-            return True
-        if len(systems) > 1:
-            return False
-        try:
-            return self._apply(rest, variables) != text
-        except Exception:
-            return True
+    def _with_system(self, messages: Sequence[Message], variables: Mapping[str, Any], text: str) -> str:
+        """`text`, made of the messages, if the system's words changed it; else one in which they have another place.
 
-    def _with_system_inside(self, messages: Sequence[Message], variables: Mapping[str, Any], passed_over: str) -> str:
-        """With the system's text in the first user message; as it was, where the template refuses that."""
+        First all of them at the beginning, then in the first user message; `text` where the template refuses that.
+        """
+        joined = _systems_joined(messages)
+        without = self._without_system(joined, variables)
+        if _count_of_systems(messages) == 1 and text != without:
+            return text
         try:
-            text = self._apply(_systems_joined(messages), variables)
-            if self._has_system(_systems_joined(messages), text, variables) and text != passed_over:
-                return text
-            text = self._apply(_joined(_system_inside(messages)), variables)
+            if joined != messages:
+                again = self.apply(joined, variables)
+                if again != text and (_says_systems(joined, again) or again != without):
+                    return again
+            inside = self.apply(_joined(_system_inside(messages)), variables)
         except MoeLocalError:
             raise
         except Exception:
-            return passed_over
+            return text
         self._notice("this model's chat template knows no system message: its text is in the first user message")
-        return text
+        return inside
+
+    def _without_system(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str | None:
+        """What it makes of the other messages; None where it refuses them."""
+        try:
+            return self.apply([message for message in messages if message["role"] != "system"], variables)
+        except Exception:
+            return None
 
     def _adapted(self, messages: Sequence[Message], variables: Mapping[str, Any], refusal: Exception) -> str:
         """Another conversation of the same words, one that the template takes."""
@@ -200,7 +205,7 @@ class ChatTemplate:
             if other == list(messages):
                 continue
             try:
-                text = self._apply(other, variables)
+                text = self.apply(other, variables)
             except MoeLocalError:
                 raise
             except Exception:
@@ -224,6 +229,21 @@ def _has_last(messages: Sequence[Message], text: str) -> bool:
     """Whether what the user said last came out, in whatever case or escapes: any long word of it."""
     last = next((each["content"] for each in reversed(messages) if each["role"] == "user"), "")
     return last.strip() in text or any(word.lower() in text.lower() for word in re.findall(r"\w{2,}", last)[-8:])
+
+
+def _says_systems(messages: Sequence[Message], text: str) -> bool:
+    """Whether the words of every system message came out, or there is nothing beside them or none of them to say."""
+    rest = [message["content"].strip() for message in messages if message["role"] != "system"]
+    systems = [message["content"].strip() for message in messages if message["role"] == "system"]
+    if not any(systems) or not rest:
+        return True
+    said = [*systems, *rest]
+    # As often as it was said: a short one may stand in another message as well.
+    return all(text.count(each) >= sum(other.count(each) for other in said) for each in systems if each)
+
+
+def _count_of_systems(messages: Sequence[Message]) -> int:
+    return sum(message["role"] == "system" for message in messages)
 
 
 def _of_known_roles(messages: Sequence[Message]) -> list[Message]:

@@ -9,7 +9,8 @@ from typing import Any
 from moe_local.errors import MoeLocalError
 from moe_local.generation.batch import Answer, Request
 from moe_local.jobs.files import Source, Target
-from moe_local.jobs.lines import Defaults, Line, LineFormat, understand
+from moe_local.jobs.line import Defaults, Line, LineFormat
+from moe_local.jobs.lines import understand
 
 Answering = Callable[[Iterable[Request]], Iterator[Answer]]  # the requests' tags are lines, and come back
 
@@ -52,6 +53,7 @@ class Job:
 
     @property
     def left(self) -> int:
+        """Lines that have no answer yet."""
         return self.lines - self.before - self.written
 
     def run(self, answering: Answering) -> None:

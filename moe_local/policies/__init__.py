@@ -9,9 +9,8 @@ from moe_local.policies.lfru import LFRU
 from moe_local.policies.lfu import LFU
 from moe_local.policies.lru import LRU
 from moe_local.policies.successor import SUCCESSOR
-from moe_local.policies.weight import WEIGHT
 
-POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, SUCCESSOR, WEIGHT)}
+POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, SUCCESSOR)}
 DEFAULT_POLICY = LFRU.name  # the most tokens/s under real routing
 
 __all__ = ["BELADY", "DEFAULT_POLICY", "LRU", "POLICIES", "Keys", "Policy", "State", "get_policy"]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from moe_local.errors import MoeLocalError
 from moe_local.prediction.base import Predictor, Scores
 from moe_local.prediction.blend import Blend
-from moe_local.prediction.history import History
 from moe_local.prediction.routers import NextRouter
 from moe_local.prediction.transitions import Transitions
 
@@ -16,8 +15,7 @@ Make = Callable[[NextRouter, Sequence[int]], Predictor]  # from the next routers
 PREDICTORS: dict[str, Make] = {
     "router": lambda routers, experts: routers,
     "transitions": lambda routers, experts: Transitions(experts),
-    "history": lambda routers, experts: History(experts),
-    "blend": lambda routers, experts: Blend([routers, Transitions(experts), History(experts)]),
+    "blend": lambda routers, experts: Blend([routers, Transitions(experts)]),
 }
 
 __all__ = ["PREDICTORS", "NextRouter", "Predictor", "Scores", "get_predictor"]

@@ -15,7 +15,8 @@ from moe_local.testing.tokenizer import tiny_tokenizer
 if TYPE_CHECKING:
     from moe_local.testing.disks import FailingDisk, SlowDisk
     from moe_local.testing.late_mover import LateMover
-    from moe_local.testing.tiny import tiny_config, tiny_inputs, tiny_model, write_tiny_checkpoint
+    from moe_local.testing.shrunk_config import tiny_config
+    from moe_local.testing.tiny import tiny_inputs, tiny_model, write_tiny_checkpoint
 
 __all__ = [
     "Architecture",
@@ -37,7 +38,8 @@ _HOMES = {
     "FailingDisk": "disks",
     "LateMover": "late_mover",
     "SlowDisk": "disks",
-    **dict.fromkeys(("tiny_config", "tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
+    **dict.fromkeys(("tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
+    "tiny_config": "shrunk_config",
 }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_local.testing.architectures import Architecture
-from moe_local.testing.tiny import VOCAB_SIZE, randomize_, tiny_config
+from moe_local.testing.shrunk_config import VOCAB_SIZE, tiny_config
+from moe_local.testing.tiny import randomize_
 from moe_local.testing.tokenizer import (
     BOS_ID,
     CHAT_TEMPLATE,

@@ -89,12 +89,12 @@ def test_says_what_was_measured_where(pages: dict[str, str]) -> None:
 def test_tables_are_rectangular_and_in_order() -> None:
     for report in (live(runs=3), live(), replay()):
         for table in headline(report) + details(report):
-            assert {len(row) for row in table.rows} == {len(table.head)}
+            assert {len(row) for row in table.lines} == {len(table.head)}
     rates = headline(replay())[0]
     assert rates.head[1:] == ["5%", "10%", "20%", "30%", "50%", "75%", "100%"]
-    assert [row[0] for row in rates.rows][:2] == ["lfru, layer", "lfu, layer"]
-    assert rates.rows[4][0] == "belady, layer"
-    assert rates.rows[0][4] == "55.4%"
+    assert [row[0] for row in rates.lines][:2] == ["lfru, layer", "lfu, layer"]
+    assert rates.lines[4][0] == "belady, layer"
+    assert rates.lines[0][4] == "55.4%"
 
 
 def test_a_budget_that_did_not_hold_is_said() -> None:
@@ -108,7 +108,7 @@ def test_an_estimate_for_what_does_not_fit() -> None:
     report["replay"]["results"][0]["tokens_per_second"] = None
     estimates = headline(report)[2]
     assert estimates.title == "Estimated tokens/s on rtx-3060-12gb"
-    assert [row[0] for row in estimates.rows if row[1] == "does not fit"] == ["lru, layer"]
+    assert [row[0] for row in estimates.lines if row[1] == "does not fit"] == ["lru, layer"]
 
 
 def test_a_run_that_failed_is_said_with_its_reason() -> None:
@@ -145,7 +145,7 @@ def test_what_is_missing_is_left_out() -> None:
             assert not re.search(r"\b(nan|inf|None)\b", said)
         for report in without_a_part(full):
             for table in headline(report) + details(report):
-                assert any(set(row[1:]) - {NOTHING} for row in table.rows)
+                assert any(set(row[1:]) - {NOTHING} for row in table.lines)
 
 
 def test_ids_are_renamed_with_what_refers_to_them() -> None:

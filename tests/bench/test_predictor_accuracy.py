@@ -28,19 +28,19 @@ def test_what_always_follows_is_foreseen() -> None:
     assert twice.precision <= 0.5
 
 
-def test_history_sees_what_comes_again() -> None:
+def test_what_followed_once_is_foreseen_until_it_does_not() -> None:
     ids = [[[0, 1], [5, 6]]] * 10 + [[[0, 1], [2, 3]]]
-    _, whole, _ = foresee(_trace(ids, 8), ["history"])
+    _, whole, _ = foresee(_trace(ids, 8), ["transitions"])
     assert whole.recall == pytest.approx(9 / 11)  # not the first, not the last
 
 
 def test_prompts_are_not_counted() -> None:
     ids = [[[0, 1], [5, 6]]] * 12
-    _, alone, _ = foresee(_trace(ids, 8, forwards=[1] * 12), ["history"])
-    _, prompt, _ = foresee(_trace(ids, 8, forwards=[8, 1, 1, 1, 1]), ["history"])
+    _, alone, _ = foresee(_trace(ids, 8, forwards=[1] * 12), ["transitions"])
+    _, prompt, _ = foresee(_trace(ids, 8, forwards=[8, 1, 1, 1, 1]), ["transitions"])
     assert (alone.recall, prompt.recall) == (pytest.approx(11 / 12), pytest.approx(3 / 4))
     with pytest.raises(MoeLocalError, match="no token"):
-        foresee(_trace(ids, 8, forwards=[12]), ["history"])
+        foresee(_trace(ids, 8, forwards=[12]), ["transitions"])
 
 
 @given(
@@ -56,7 +56,7 @@ def test_shares_are_shares_whatever_the_trace(ids: list[list[list[int]]]) -> Non
 
 def test_what_a_trace_cannot_tell_is_said() -> None:
     trace = _trace([[[0, 1], [2, 3]]], 8)
-    assert choose(["all"], trace) == ["transitions", "history", "blend"]
+    assert choose(["all"], trace) == ["transitions", "blend"]
     with pytest.raises(MoeLocalError, match="router needs the model's hidden states"):
         choose(["router"], trace)
     with pytest.raises(MoeLocalError, match="no predictor 'oracle'"):

@@ -15,6 +15,8 @@ import pytest
 
 from moe_local.bench.record import write_trace
 from moe_local.bench.trace import Trace, read_trace
+from moe_local.policies import POLICIES
+from moe_local.prediction import PREDICTORS
 from tests.processes import wait_until
 
 from .conftest import Run, expect_error
@@ -56,11 +58,17 @@ def test_for_people(run: Run, qwen: Path, trace: Path) -> None:
     assert result.exit_code == 0, result.output
     for said in ("decode, tokens/s", "cold start", "disk", "GB/s", "prefers"):
         assert said in result.stdout
-    asked = ("--capacity", "25%,50%", "--scope", "both", "--by-name", "--predictor", "all")
+    asked = ("--capacity", "25%,50%", "--scope", "both", "--predictor", "all")
     result = run("bench", "replay", trace, *asked)
     assert result.exit_code == 0, result.output
     for said in ("lru", "belady", "25", "50", "global", "transitions", "blend", "of the needed"):
         assert said in result.stdout
+
+
+def test_the_help_names_what_there_is(run: Run) -> None:
+    said = run("bench", "replay", "--help").stdout
+    assert all(name in said for name in (*POLICIES, *PREDICTORS))
+    assert "{policies}" not in said and "{predictors}" not in said
 
 
 def test_a_sweep_is_one_table(run: Run, qwen: Path, tmp_path: Path) -> None:
@@ -122,7 +130,6 @@ def test_compare(run: Run, qwen: Path, tmp_path: Path) -> None:
         (("--capacity", "1%"), "one token needs 2"),
         (("--capacity", "0%"), "not a share"),
         (("--policy", "fifo"), "no policy 'fifo'"),
-        (("--policy", "weight"), "needs the routers' weights"),
         (("--scope", "tier"), "--scope tier"),
         (("--predictor", "router"), "needs the model's hidden states"),
         (("--profile", "abacus"), "no hardware profile"),

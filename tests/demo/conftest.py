@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_local.demo import source
 from moe_local.demo.convert import Carving, CarvingShape, fingerprint
-from moe_local.demo.source import DenseModel
+from moe_local.demo.dense import DenseModel, tokenizer_files
 
 SHAPE = CarvingShape(layers=3, hidden=32, intermediate=64, shared=32, experts=4, width=8, top_k=2)
 CONFIG: dict[str, Any] = {
@@ -41,7 +40,7 @@ def tiny_tokenizer() -> dict[str, str]:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
-    return {"tokenizer.json": tokenizer.to_str()} | source.tokenizer_files(TEMPLATE, **special)
+    return {"tokenizer.json": tokenizer.to_str()} | tokenizer_files(TEMPLATE, **special)
 
 
 def tiny_dense() -> DenseModel:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_local.demo import balanced_assignment
+from benchmarks.carving import balanced_assignment
 
 gains = st.integers(1, 3).flatmap(
     lambda capacity: st.integers(1, 3).flatmap(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from moe_local.demo import carve
+from benchmarks.carving import carve
 from moe_local.demo.convert import SwiGLU
-from moe_local.demo.source import DenseModel
+from moe_local.demo.dense import DenseModel
 
 from .conftest import SHAPE
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.carving import calibrate, carve
 from moe_local import demo
-from moe_local.demo import calibrate, carve, convert
+from moe_local.demo import convert
 from moe_local.demo.convert import Carving, CarvingShape
-from moe_local.demo.source import DenseModel
+from moe_local.demo.dense import DenseModel
 from moe_local.errors import CheckpointError
 
 from .conftest import CONFIG, SHAPE, silent, tiny_carving

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from moe_local import demo
 from moe_local.demo import convert, source
-from moe_local.demo.source import DenseModel
+from moe_local.demo.dense import DenseModel
 from moe_local.errors import StorageError
 from tests.processes import python
 

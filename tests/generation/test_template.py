@@ -60,6 +60,17 @@ def test_the_words_are_kept(source: str, messages: list[dict[str, str]], wanted:
     assert [noted in note for note in notes] == [True] if noted else notes == []
 
 
+@pytest.mark.parametrize(("source", "times"), [(SYSTEM_FIRST, 2), (PASSES_OVER, 3), (ALTERNATE, 1)])
+def test_no_conversation_is_rendered_twice(source: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    template, seen = _template(source), []
+    apply = template.apply
+    monkeypatch.setattr(
+        template, "apply", lambda messages, told: (seen.append(list(messages)), apply(messages, told))[1]
+    )
+    template.render([{"role": "user", "content": "hi"}] if times == 1 else WITH_SYSTEM)
+    assert len(seen) == times and all(seen.count(each) == 1 for each in seen)
+
+
 def test_what_no_conversation_suits_is_refused() -> None:
     with pytest.raises(MoeLocalError, match=r"refuses this conversation \(never\)"):
         _template("{{ raise_exception('never') }}").render(WITH_SYSTEM)

@@ -17,7 +17,8 @@ from moe_local.generation.batch import Answer, Request
 from moe_local.generation.sampling import Sampling
 from moe_local.jobs.files import AnswerFile, Source, Terms
 from moe_local.jobs.job import Job
-from moe_local.jobs.lines import FORMATS, Defaults
+from moe_local.jobs.line import Defaults
+from moe_local.jobs.lines import FORMATS
 from tests.processes import small_disk
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moe_local.generation.batch import Answer, Request
 from moe_local.generation.sampling import Sampling
-from moe_local.jobs.lines import FORMATS, Defaults, Line, guess_format, understand
+from moe_local.jobs.line import Defaults, Line
+from moe_local.jobs.lines import FORMATS, guess_format, understand
 
 DEFAULTS = Defaults(Sampling(max_new_tokens=9, stop=("END",)), system="Be brief.")
 # https://platform.openai.com/docs/guides/batch

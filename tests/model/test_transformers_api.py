@@ -14,7 +14,7 @@ from moe_local import Options, Request, Sampling
 from moe_local.engine import Engine, load
 from moe_local.errors import CheckpointError
 from moe_local.experts.layer import ExpertLayer
-from moe_local.generation.text import KVState
+from moe_local.generation.kv_reuse import KVState
 from moe_local.model import attention
 from moe_local.model.hooks import register_forward_hook
 from moe_local.model.kv_cache import GrowingLayer

@@ -30,9 +30,9 @@ def _worth(policy: Policy, uses: Uses) -> np.ndarray:
     return policy.score(_used(policy, uses), ALL, len(uses))
 
 
-def _faded(uses: Uses, key: int, half_life: float, *, weighted: bool) -> float:
-    ages = [(len(uses) - now, weight) for now, (keys, weight) in enumerate(uses, start=1) if key in keys]
-    return sum((weight if weighted else 1) * 2 ** (-age / half_life) for age, weight in ages)
+def _faded(uses: Uses, key: int, half_life: float) -> float:
+    ages = [len(uses) - now for now, (keys, _) in enumerate(uses, start=1) if key in keys]
+    return sum(2 ** (-age / half_life) for age in ages)
 
 
 def _last(uses: Uses, key: int) -> int:
@@ -46,10 +46,9 @@ def test_lru_is_worth_its_last_use(uses: Uses) -> None:
 
 @given(USES)
 def test_the_others_by_definition(uses: Uses) -> None:
-    for name, weighted in (("lfu", False), ("weight", True)):
-        wanted = [_faded(uses, key, LFU, weighted=weighted) for key in ALL]
-        np.testing.assert_allclose(_worth(POLICIES[name], uses), wanted, atol=1e-9)
-    wanted = [_faded(uses, key, LFRU, weighted=False) / (len(uses) - _last(uses, key) + 1) ** 0.5 for key in ALL]
+    wanted = [_faded(uses, key, LFU) for key in ALL]
+    np.testing.assert_allclose(_worth(POLICIES["lfu"], uses), wanted, atol=1e-9)
+    wanted = [_faded(uses, key, LFRU) / (len(uses) - _last(uses, key) + 1) ** 0.5 for key in ALL]
     np.testing.assert_allclose(_worth(POLICIES["lfru"], uses), wanted, atol=1e-9)
 
 

@@ -24,7 +24,7 @@ from moe_local.testing import (
     whole_architectures,
     write_tiny_checkpoint,
 )
-from moe_local.testing.tiny import NUM_EXPERTS
+from moe_local.testing.shrunk_config import NUM_EXPERTS
 from tests.processes import python
 
 EVERY = (*architectures(), *whole_architectures())

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from moe_local.bench.report_reader import (
     Part,
     Report,
+    matrix,
     model_name,
     numbers,
     padded,
     part,
     relative_usage,
     routing,
-    rows,
     run_labels,
     runs,
 )
@@ -41,7 +41,7 @@ def heat_maps(report: Report) -> Iterator[Picture]:
     drawn = False
     for index, (run, label) in enumerate(zip(found, labels, strict=False), start=1):
         usage = relative_usage(part(run.get("routing")) or routing(report))
-        resident = padded(rows(run.get("resident")))
+        resident = padded(matrix(run.get("resident")))
         if usage.size and resident.shape == usage.shape:
             drawn = True
             yield _heat_map(f"heat-map-{index}" if len(found) > 1 else "heat-map", usage, resident, label)

@@ -1,7 +1,7 @@
-"""transformers' KV caches of several sequences: taking rows out, putting caches together.
+"""transformers' KV caches of several sequences: taking sequences out, putting caches together.
 
-Rows are aligned at their last token and padded on the left. Layers that attend keep a column for each token (with a
-sliding window, for the last of them); recurrent layers keep a state for each row.
+Sequences are aligned at their last token and padded on the left. Layers that attend keep a column for each token
+(with a sliding window, for the last of them); recurrent layers keep a state for each sequence.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def can_branch(cache: Any) -> bool:
     return can_join(cache) and all(type(layer) in PLAIN_LAYERS and _attends(layer) for layer in cache.layers)
 
 
-def select(cache: Any, rows: Tensor) -> None:
-    """Keeps `rows` [n] int64 of the sequences, in that order."""
+def select(cache: Any, sequences: Tensor) -> None:
+    """Keeps `sequences` [n] int64 of those in the cache, in that order."""
     for layer in cache.layers:
         if _attends(layer):
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            layer.keys, layer.values = layer.keys[sequences], layer.values[sequences]
         for holder, name in _states(layer):
-            holder[name] = holder[name][rows]
+            holder[name] = holder[name][sequences]
 
 
 def join(caches: Sequence[Any], columns: Sequence[Sequence[Tensor]], length: int) -> Any:
-    """One cache of `length` columns with the rows of several, emptied.
+    """One cache of `length` columns with the sequences of several, emptied.
 
-    `columns` says for each row of each cache which of its columns are tokens (int64); there is padding nowhere but on
-    the left afterwards.
+    `columns` says for each sequence of each cache which of its columns are tokens (int64); there is padding nowhere
+    but on the left afterwards.
     """
     first, *others = caches
     for index, layer in enumerate(first.layers):
@@ -82,27 +82,27 @@ def join(caches: Sequence[Any], columns: Sequence[Sequence[Tensor]], length: int
 
 
 def _aligned(tensors: Sequence[Tensor], columns: Sequence[Sequence[Tensor]], layer: Any, length: int) -> Tensor:
-    """Rows of tensors [B, H, L, D] -> [all rows, H, length or window, D], each with its last token at the end."""
+    """Tensors [B, H, L, D] -> [all sequences, H, length or window, D], each with its last token at the end."""
     kept = min(length, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else length
-    rows = sum(len(each) for each in columns)
+    total = sum(len(each) for each in columns)
     _, heads, _, width = tensors[0].shape
-    out = tensors[0].new_zeros(rows, heads, kept, width)
+    out = tensors[0].new_zeros(total, heads, kept, width)
     number = 0
     for tensor, places in zip(tensors, columns, strict=True):
-        for row, at in enumerate(places):
+        for index, at in enumerate(places):
             count = min(len(at), kept, tensor.shape[2])
             if isinstance(layer, DynamicSlidingWindowLayer):  # its columns are the last ones
-                found = tensor[row, :, tensor.shape[2] - count :]
+                found = tensor[index, :, tensor.shape[2] - count :]
             else:
-                found = tensor[row][:, at[len(at) - count :]]
+                found = tensor[index][:, at[len(at) - count :]]
             out[number, :, kept - count :] = found
             number += 1
     return out
 
 
-def branch(cache: Any, rows: int) -> DynamicCache:
-    """`rows` sequences that begin as the one in `cache` did; it stays as it is."""
-    data = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
+def branch(cache: Any, count: int) -> DynamicCache:
+    """`count` sequences that begin as the one in `cache` did; it stays as it is."""
+    data = [(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1)) for layer in cache.layers]
     return DynamicCache(data)
 
 

@@ -36,4 +36,5 @@ class Answer:
 
     @property
     def new_tokens(self) -> int:
+        """Tokens of the answer, its end token among them."""
         return len(self.token_ids)

@@ -1,4 +1,4 @@
-"""Sequences that are computed together, a token of each in a forward pass."""
+"""The KV cache of sequences that are computed together: a row for each, a token of each in a forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SLACK = 32  # columns of padding that are not worth copying everything else for
 Hide = Callable[[Tensor | None], None]  # says which tokens [B * T] of the next forward pass are there
 
 
-class Rows:
+class KVRows:
     """A KV cache with a row for each sequence, and which of its columns are tokens.
 
     `mask` [B, L] int64 is 1 where a token is; every row's last column is its last token.
@@ -33,13 +33,13 @@ class Rows:
         self._takes = inspect.signature(model.forward).parameters
 
     @classmethod
-    def empty(cls, model: PreTrainedModel, count: int, hide: Hide, chunk: int = PREFILL_CHUNK) -> Rows:
+    def empty(cls, model: PreTrainedModel, count: int, hide: Hide, chunk: int = PREFILL_CHUNK) -> KVRows:
         mask = torch.zeros(count, 0, dtype=torch.long, device=model.device)
         return cls(model, None, mask, hide, chunk)
 
-    def branch(self, count: int) -> Rows:
+    def branch(self, count: int) -> KVRows:
         """`count` sequences that begin as this one did."""
-        return Rows(self._model, branch(self._cache, count), self.mask.expand(count, -1), self._hide, self._chunk)
+        return KVRows(self._model, branch(self._cache, count), self.mask.expand(count, -1), self._hide, self._chunk)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -50,7 +50,7 @@ class Rows:
         return self.mask.shape[1]
 
     def read(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Goes on by a prompt for each row, the shorter ones padded -> logits of what comes next, [B, V] float32."""
+        """Goes on by a prompt for each sequence, shorter ones padded -> logits of what comes next, [B, V] float32."""
         longest = max(map(len, sequences))
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         there = torch.zeros_like(ids)
@@ -64,7 +64,7 @@ class Rows:
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Goes on by one token for each row, [B] -> logits of what comes next, [B, V] float32."""
+        """Goes on by one token for each sequence, [B] -> logits of what comes next, [B, V] float32."""
         ids = tokens[:, None].to(self.mask.device)
         return self._forward(ids, torch.ones_like(ids))
 
@@ -82,17 +82,17 @@ class Rows:
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Lets go of all but these rows."""
-        at = torch.tensor(list(rows), dtype=torch.long, device=self.mask.device)
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Lets go of all but these sequences."""
+        at = torch.tensor(list(numbers), dtype=torch.long, device=self.mask.device)
         self.mask = self.mask[at]
         if len(at):
             select(self._cache, at)
         else:
             self._cache = None
 
-    def joined(self, others: Sequence[Rows]) -> Rows:
-        """All rows in one, with no more padding than they need. Those that were joined are empty afterwards."""
+    def joined(self, others: Sequence[KVRows]) -> KVRows:
+        """All sequences in one, with no more padding than they need. Those that were joined are empty afterwards."""
         parts = [part for part in (self, *others) if len(part)]
         counts = torch.cat([part.mask.sum(dim=1) for part in parts or (self,)])
         length = int(counts.max()) if parts else 0
@@ -101,4 +101,4 @@ class Rows:
         columns = [[row.nonzero().flatten() for row in part.mask] for part in parts]
         cache = join([part._cache for part in parts], columns, length)
         mask = (torch.arange(length, device=counts.device) >= length - counts[:, None]).long()
-        return Rows(self._model, cache, mask, self._hide, self._chunk)
+        return KVRows(self._model, cache, mask, self._hide, self._chunk)

@@ -13,7 +13,7 @@ import torch
 from moe_local import Options, Sampling
 from moe_local.engine import Engine, load
 from moe_local.errors import CheckpointError, MoeLocalError
-from moe_local.generation.text import KVState
+from moe_local.generation.kv_reuse import KVState
 from moe_local.testing import architecture, write_tiny_checkpoint
 
 GREEDY = Sampling(max_new_tokens=24, temperature=0)
@@ -172,13 +172,13 @@ def test_what_a_model_rules_out_is_no_damage(engine: Engine) -> None:
 
 def test_a_long_text_is_refused_before_all_of_it_is_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    tokens = engine.generator._tokens
+    tokens = engine.generator.encoder._tokens
 
     def watched(text: str, **more: Any) -> list[int]:
         seen.append(len(text))
         return tokens(text, **more)
 
-    monkeypatch.setattr(engine.generator, "_tokens", watched)
+    monkeypatch.setattr(engine.generator.encoder, "_tokens", watched)
     with pytest.raises(MoeLocalError, match=r"more than .* tokens and the context holds 256"):
         engine.generate("the hen " * 200_000, GREEDY)
     assert sum(seen) < 100_000
@@ -187,7 +187,7 @@ def test_a_long_text_is_refused_before_all_of_it_is_tokens(engine: Engine, monke
 @pytest.mark.parametrize("most", [1, 50, 5000])
 def test_the_first_tokens_of_a_long_text(engine: Engine, most: int) -> None:
     text = "the hen and\n the other hen, " * 3000
-    assert engine.generator.encode_text(text, most) == engine.generator.encode_text(text)[:most]
+    assert engine.generator.encoder.encode_text(text, most) == engine.generator.encoder.encode_text(text)[:most]
 
 
 def test_a_configuration_that_does_not_fit_the_weights_is_said(engine: Engine) -> None:

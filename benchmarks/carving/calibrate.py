@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moe_local.demo.convert import SHARED_FIELDS
-from moe_local.demo.source import DenseModel
+from moe_local.demo.dense import DenseModel
 
 PROSE_WINDOW = 512  # tokens
 PROSE_TOKENS = 20_000  # of each text

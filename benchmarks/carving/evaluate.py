@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from moe_local.demo.calibrate import PROSE_WINDOW, Tokens, answer_batch, build_dense, chat_prompt, prose_windows
+from benchmarks.carving.calibrate import PROSE_WINDOW, Tokens, answer_batch, build_dense, chat_prompt, prose_windows
 from moe_local.demo.convert import Carving, CarvingShape, convert
-from moe_local.demo.source import DenseModel
+from moe_local.demo.dense import DenseModel
 
 EVALUATED_WINDOWS = 24
 

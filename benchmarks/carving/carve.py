@@ -1,7 +1,9 @@
-"""Makes `carving.safetensors`: which neurons form which expert, and the routers in front of them.
+"""Makes `moe_local/demo/carving.safetensors`: which neurons form which expert, and the routers in front of them.
 
-    python -m moe_local.demo.carve --text PROSE.txt --prompts PROMPTS.jsonl -o carving.safetensors
-    python -m moe_local.demo.carve -o carving.safetensors --evaluate HELD_OUT.txt
+From the root of the repository:
+
+    python -m benchmarks.carving.carve --text PROSE.txt --prompts PROMPTS.jsonl -o carving.safetensors
+    python -m benchmarks.carving.carve -o carving.safetensors --evaluate HELD_OUT.txt
 
 The recipe, after MoEfication (arXiv:2110.01786) and CMoE (arXiv:2502.04416):
 
@@ -28,11 +30,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from moe_local.demo.balanced_assignment import Int, balanced_assignment, balanced_kmeans
-from moe_local.demo.calibrate import answer_all, build_dense, collect_states, prose_windows, read_prompts, say
+from benchmarks.carving.balanced_assignment import Int, balanced_assignment, balanced_kmeans
+from benchmarks.carving.calibrate import answer_all, build_dense, collect_states, prose_windows, read_prompts, say
+from benchmarks.carving.evaluate import evaluate
 from moe_local.demo.convert import Carving, CarvingShape, SwiGLU, fingerprint
-from moe_local.demo.evaluate import evaluate
-from moe_local.demo.source import DenseModel, fetch_dense, write_tokenizer
+from moe_local.demo.dense import DenseModel, write_tokenizer
+from moe_local.demo.source import fetch_dense
 
 DEALING_ROUNDS = 4
 ROUTER_RIDGE = 1e-3
@@ -240,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m moe_local.demo.carve", description="Carve the demo model.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.carving.carve", description="Carve the demo model.")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="prose to calibrate on")
     parser.add_argument("--prompts", type=Path, help="JSON lines; the dense model's answers are calibrated on")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the carving: written, or only evaluated")

@@ -1,0 +1,1 @@
+"""What the demo model's carving was made by, once; see carve.py."""

@@ -1,0 +1,142 @@
+"""Measuring a model under one configuration, here, or under many, each in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from moe_local import __version__
+from moe_local.errors import MoeLocalError
+
+from . import options as opt
+from .workload import WorkloadFlags
+
+if TYPE_CHECKING:
+    from moe_local.planning.options import Options
+
+_SWEPT = ("ram", "vram", "experts", "policy", "prefetch", "io")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every configuration of a sweep shares."""
+
+    model: str | None
+    workload: WorkloadFlags
+    pack: bool
+
+    def arguments(self) -> list[str]:
+        """The same on a command line."""
+        model = [self.model] if self.model else []
+        return [*model, *self.workload.arguments(), "--pack" if self.pack else "--no-pack"]
+
+
+Configuration = tuple[opt.LoadFlags, str | None]
+
+
+def configurations(flags: opt.LoadFlags, format: str | None) -> list[Configuration]:
+    """Every combination of what was given as lists."""
+    lists = [(getattr(flags, name) or "").split(",") for name in _SWEPT]
+    combined: list[dict[str, Any]] = [
+        {name: value.strip() or None for name, value in zip(_SWEPT, values, strict=True)}
+        for values in itertools.product(*lists)
+    ]
+    found = [replace(flags, **values) for values in combined]
+    formats = [None] if format is None else [name.strip() for name in format.split(",")]
+    for one in found:
+        one.options()  # refuses what makes no sense before anything runs
+    return list(itertools.product(found, formats))
+
+
+def measured(asked: Asked, flags: opt.LoadFlags, format: str | None) -> dict[str, Any]:
+    """The report of one configuration, run here."""
+    from moe_local.bench.live import measure
+    from moe_local.bench.report import live_report
+
+    from .session import load, progress
+
+    request, options = asked.workload.request(), flags.options()
+    with load(asked.model, options, pack=asked.pack, format=format) as engine:
+        with progress() as report:
+            run = measure(engine, request, report)
+        needs = engine.plan.needs
+        model = {
+            "name": engine.load_plan.checkpoint.directory.name,
+            "layers": len(needs.experts),
+            "experts": list(needs.experts),
+            "top_k": max(needs.top_k),
+            "record_bytes": needs.slot,
+            "format": engine.load_plan.expert_format,
+            "config_hash": engine.load_plan.config_hash,
+        }
+    config = {**_config(options), "format": format}
+    workload = {
+        "prompts": len(request.prompts),
+        "new_tokens": request.new_tokens,
+        "repeat": request.repeat,
+        "route": None if asked.workload.route is None else asked.workload.route.name,
+    }
+    return live_report(__version__, {**model, "workload": workload}, [{"config": config, **run}])
+
+
+def _config(options: Options) -> dict[str, Any]:
+    return {
+        "ram": options.ram,
+        "vram": options.vram,
+        "experts": options.experts,
+        "policy": options.policy,
+        "prefetch": options.prefetch,
+        "io": options.io,
+        "context": options.context,
+        "device": options.device,
+        "dtype": options.dtype,
+    }
+
+
+def swept(asked: Asked, configurations: list[Configuration]) -> dict[str, Any]:
+    """The report of several, each in a process of its own: so that each has its own peak of memory."""
+    from .session import progress
+
+    asked.workload.request()  # refuses what makes no sense before anything runs
+    head: dict[str, Any] | None = None  # the first report that there is
+    runs: list[dict[str, Any]] = []
+    with progress() as show:
+        for number, (flags, format) in enumerate(configurations):
+            arguments = _arguments(flags, format)
+            show(" ".join(arguments), number / len(configurations))
+            report, error = _child([*asked.arguments(), *arguments])
+            if report is None:
+                runs.append({"config": {**_config(flags.options()), "format": format}, "error": error})
+            else:
+                head = head or report
+                runs += report["runs"]
+    if head is None:
+        raise MoeLocalError(f"every configuration failed; the first: {runs[0]['error']}")
+    return {**head, "runs": runs}
+
+
+def _arguments(flags: opt.LoadFlags, format: str | None) -> list[str]:
+    given = {f"--{name}": value for name, value in vars(flags).items() if not isinstance(value, bool)}
+    if format is not None:
+        given["--format"] = format
+    switches = [f"--{name}" for name, value in vars(flags).items() if value is True]
+    return [str(part) for name, value in given.items() if value is not None for part in (name, value)] + switches
+
+
+def _child(arguments: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """A report, or the error that there was instead."""
+    command = [sys.executable, "-m", "moe_local.cli.main", "bench", "live", *arguments, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            out, err = child.communicate()
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode == 0:
+        return json.loads(out), ""
+    errors = [line.removeprefix("error: ") for line in err.splitlines() if line.startswith("error: ")]
+    return None, errors[-1] if errors else f"exit code {child.returncode}"
