@@ -18,7 +18,6 @@ from .eval import evaluate
 from .failure import guarded, set_debug
 from .generate import generate
 from .inspect import inspect
-from .naming import NamingCommand
 from .options import spread
 from .output import echo
 from .pack import pack, stores, verify
@@ -32,9 +31,9 @@ app = typer.Typer(
     "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
 )
 for command in (chat, generate, batch, inspect, plan, pack, verify, stores, pull, doctor):
-    app.command(cls=NamingCommand)(guarded(spread(command)))
+    app.command()(guarded(spread(command)))
 app.add_typer(bench, name="bench")
-app.command("eval", cls=NamingCommand)(guarded(spread(evaluate)))
+app.command("eval")(guarded(spread(evaluate)))
 
 
 def _version(wanted: bool) -> None:

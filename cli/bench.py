@@ -14,7 +14,6 @@ from moe_local.errors import MoeLocalError
 from . import options as opt
 from .bench_output import OutputFlags
 from .failure import guarded
-from .naming import NamingCommand
 from .options import spread
 from .output import echo_json
 from .replay_flags import ReplayFlags
@@ -114,4 +113,4 @@ def compare(
 
 
 for command in (live, replay, compare):
-    app.command(cls=NamingCommand)(guarded(spread(command)))
+    app.command()(guarded(spread(command)))

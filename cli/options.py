@@ -13,9 +13,9 @@ import typer
 
 from moe_local.errors import MoeLocalError
 from moe_local.files import read_text
+from moe_local.policies import DEFAULT_POLICY, POLICIES
+from moe_local.prediction import PREDICTORS
 from moe_local.units import parse_share, parse_size
-
-from .naming import POLICIES, PREDICTORS
 
 if TYPE_CHECKING:
     from moe_local.generation.sampling import Sampling
@@ -79,11 +79,14 @@ class LoadFlags:
             help="Keep at most this share of the experts in the fastest memory, like 50%.", rich_help_panel=MEMORY
         ),
     ] = "100%"
-    policy: Annotated[str, typer.Option(help=f"Which experts are kept: {POLICIES}.", rich_help_panel=MEMORY)] = "lfru"
+    policy: Annotated[
+        str,
+        typer.Option(help=f"Which experts are kept: {', '.join(POLICIES)}.", rich_help_panel=MEMORY),
+    ] = DEFAULT_POLICY
     prefetch: Annotated[
         str,
         typer.Option(
-            help=f"What predicts the experts to read ahead: {PREDICTORS}; or off.",
+            help=f"What predicts the experts to read ahead: {', '.join(PREDICTORS)}; or off.",
             rich_help_panel=MEMORY,
         ),
     ] = "router"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_local.policies import POLICIES
+from moe_local.prediction import PREDICTORS
 from moe_local.units import parse_share
 
 from .workload import assert_some
@@ -17,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplayFlags:
-    """Which tiers, policies and predictors are tried, on which machine. `{policies}`: see `NamingCommand`."""
+    """Which tiers, policies and predictors are tried, on which machine."""
 
     capacity: Annotated[str, typer.Option(help="Shares of the experts that the fastest tier holds.")] = (
         "12.5%,25%,50%,75%"
     )
-    policy: Annotated[str, typer.Option(help="A list of {policies}, or all; Belady's optimum is always there.")] = (
-        "all"
-    )
+    policy: Annotated[
+        str, typer.Option(help=f"A list of {', '.join(POLICIES)}, or all; Belady's optimum is always there.")
+    ] = "all"
     scope: Annotated[str, typer.Option(help="layer: each layer has its share; global: all share one; or both.")] = (
         "layer"
     )
@@ -33,7 +35,8 @@ class ReplayFlags:
     predictor: Annotated[
         str | None,
         typer.Option(
-            help="Also how right these were about the next layer's experts: a list of {predictors}, or all."
+            help="Also how right these were about the next layer's experts:"
+            f" a list of {', '.join(PREDICTORS)}, or all."
         ),
     ] = None
     profile: Annotated[

@@ -43,8 +43,8 @@ from moe_local.model.hooks import register_forward_hook
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan
 from moe_local.planning.plan_load import LoadPlan, plan_load
-from moe_local.policies import get_policy
-from moe_local.prediction import get_predictor
+from moe_local.policies import POLICIES
+from moe_local.prediction import PREDICTORS
 from moe_local.store.open import ModelFiles
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
@@ -146,7 +146,7 @@ class Engine:
         if predictor == "off" or sum(self.plan.host_slots or self.plan.device_slots) == needs.all_experts:
             return None
         routers = next_routers(self.model, self.load_plan.catalog)
-        made = get_predictor(predictor)(routers, needs.experts)
+        made = PREDICTORS.named(predictor)(routers, needs.experts)
         return Prefetcher(made, needs.experts, needs.top_k, self._cache.counters)
 
     def tap(self, tap: RoutingHook | None) -> None:
@@ -295,7 +295,7 @@ class Engine:
 
 def make_cache(load_plan: LoadPlan, reader: ReadAt) -> ExpertCache:
     """The tiers of a plan, empty, over a reader of the checkpoint's files."""
-    plan, policy = load_plan.plan, get_policy(load_plan.options.policy)
+    plan, policy = load_plan.plan, POLICIES.named(load_plan.options.policy)
     slot, experts = plan.needs.slot, plan.needs.experts
     slab = Slab(plan.device_experts + plan.device_spare, slot, load_plan.device)
     device = Tier.make(slab, experts, plan.device_slots, policy)

@@ -25,7 +25,8 @@ FLOORS = [
     {"policies", "prediction"},
     {"demo"},
     {"checkpoint"},
-    {"telemetry", "threads", "files", "paths", "units", "keys", "version", "errors"},
+    {"telemetry", "threads", "files", "paths", "units", "keys", "version", "registry"},
+    {"errors"},
 ]
 HEIGHT = {room: -height for height, rooms in enumerate(FLOORS) for room in rooms}
 ABOVE_ALL = {"testing", "__init__"}  # may import anything; nothing but tests imports them

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from moe_local.bench.replay import EVERY
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
-from moe_local.prediction import PREDICTORS, NextRouter, Predictor, get_predictor
+from moe_local.prediction import PREDICTORS
+from moe_local.prediction.base import Predictor
+from moe_local.prediction.routers import NextRouter
 
 _NO_STATE = torch.empty(0, 0)  # a trace has no hidden states
 
@@ -51,7 +53,7 @@ def _can_tell(name: str, trace: Trace) -> bool:
 
 
 def _make(name: str, trace: Trace) -> Predictor:
-    return get_predictor(name)(NextRouter({}), [trace.experts] * trace.layers)
+    return PREDICTORS.named(name)(NextRouter({}), [trace.experts] * trace.layers)
 
 
 def foresee(

@@ -15,7 +15,9 @@ from moe_local.bench.simulate import Accesses, next_uses, simulate
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
 from moe_local.memory.limits import cores
-from moe_local.policies import BELADY, POLICIES, Policy
+from moe_local.policies import POLICIES
+from moe_local.policies.base import Policy
+from moe_local.policies.belady import BELADY
 
 SCOPES = ("layer", "global")
 EVERY = "all"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_local.policies import BELADY
+from moe_local.policies.belady import BELADY
 from moe_local.units import format_size
 
 Part = Mapping[str, Any]

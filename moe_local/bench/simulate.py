@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_local.errors import MoeLocalError
-from moe_local.policies import Policy
+from moe_local.policies.base import Policy
 
 
 class Accesses(NamedTuple):

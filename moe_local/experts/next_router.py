@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.memory.accelerator import on_cpu
-from moe_local.prediction import NextRouter
+from moe_local.prediction.routers import NextRouter
 
 # What the MoE block is given comes out of one of these, the first that a layer has.
 _NORMS = (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_local.experts.trial import PrefetchDepth, PrefetchTrial
 from moe_local.keys import Key
-from moe_local.prediction import Predictor
+from moe_local.prediction.base import Predictor
 from moe_local.telemetry import Counters
 
 Candidates = Callable[[], Iterable[Key]]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_local.keys import Key
-from moe_local.policies import Policy
+from moe_local.policies.base import Policy
 
 
 class Decision(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.residency import Decision, LayerResidency, SlotTable
 from moe_local.memory.slab import Slab
-from moe_local.policies import Policy
+from moe_local.policies.base import Policy
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.errors import MoeLocalError
+from moe_local.registry import load
 
 if TYPE_CHECKING:
     from moe_local.formats.base import Format, Packable
@@ -67,8 +67,7 @@ class Declaration:
     becomes: Become = _by_bits
 
     def load(self) -> Callable[..., Format]:
-        module, _, name = self.home.partition(".")
-        made: Callable[..., Format] = getattr(import_module(f"moe_local.formats.{module}"), name)
+        made: Callable[..., Format] = load("moe_local.formats", self.home)
         return made
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_local.errors import MoeLocalError
-from moe_local.policies import DEFAULT_POLICY, get_policy
-from moe_local.prediction import get_predictor
+from moe_local.policies import DEFAULT_POLICY, POLICIES
+from moe_local.prediction import PREDICTORS
 
 IO_MODES = ("auto", "direct", "buffered")
 _MOST_THREADS = 1024
@@ -37,11 +37,11 @@ class Options:
     logits_per_pass: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
-        get_policy(self.policy)
+        POLICIES.named(self.policy)
         if self.io not in IO_MODES:
             raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
         if self.prefetch != "off":
-            get_predictor(self.prefetch)
+            PREDICTORS.named(self.prefetch)
         if self.max_sequences < 1 or self.tokens_per_sequence < 1:
             raise MoeLocalError(
                 f"{self.max_sequences} sequences of {self.tokens_per_sequence} tokens cannot be generated"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from moe_local.errors import MoeLocalError
-from moe_local.policies.base import Keys, Policy, State
-from moe_local.policies.belady import BELADY
-from moe_local.policies.lfru import LFRU
-from moe_local.policies.lfu import LFU
-from moe_local.policies.lru import LRU
-from moe_local.policies.successor import SUCCESSOR
+from typing import TYPE_CHECKING
 
-POLICIES = {policy.name: policy for policy in (LRU, LFU, LFRU, SUCCESSOR)}
-DEFAULT_POLICY = LFRU.name  # the most tokens/s under real routing
+from moe_local.registry import Registry
 
-__all__ = ["BELADY", "DEFAULT_POLICY", "LRU", "POLICIES", "Keys", "Policy", "State", "get_policy"]
+if TYPE_CHECKING:
+    from moe_local.policies.base import Policy
 
-
-def get_policy(name: str) -> Policy:
-    """Raises MoeLocalError naming the known policies."""
-    if name not in POLICIES:
-        raise MoeLocalError(f"there is no policy {name!r}", remedy=f"choose one of {', '.join(POLICIES)}")
-    return POLICIES[name]
+POLICIES: Registry[Policy] = Registry(
+    "policy",
+    __name__,
+    {
+        "lru": "lru.LRU",
+        "lfu": "lfu.LFU",
+        "lfru": "lfru.LFRU",
+        "successor": "successor.SUCCESSOR",
+    },
+)
+DEFAULT_POLICY = "lfru"  # the most tokens/s under real routing

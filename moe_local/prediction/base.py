@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moe_local.prediction.routers import NextRouter
+
 
 Scores = NDArray[np.float32]  # [experts of the next layer]: the higher the likelier
 
@@ -23,3 +25,9 @@ class Predictor(Protocol):
 
         Called for every layer of every token, in order: this is also where a predictor learns.
         """
+
+
+class MakePredictor(Protocol):
+    """Makes a predictor, of the next layers' routers and the number of experts of each layer."""
+
+    def __call__(self, routers: NextRouter, experts: Sequence[int]) -> Predictor: ...

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_local.prediction.base import Predictor, Scores
+from moe_local.prediction.routers import NextRouter
+from moe_local.prediction.transitions import Transitions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,3 +30,7 @@ class Blend:
 def _standard(scores: Scores) -> Scores:
     standard: Scores = (scores - scores.mean()) / (scores.std() + 1e-9)
     return standard
+
+
+def make(routers: NextRouter, experts: Sequence[int]) -> Predictor:
+    return Blend([routers, Transitions(experts)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from moe_local.prediction.base import Scores
+from moe_local.prediction.base import Predictor, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,3 +32,7 @@ class NextRouter:
         wanted = (logits if bias is None else logits.sigmoid() + bias).amax(dim=0)
         scores: Scores = wanted.float().cpu().numpy()
         return scores
+
+
+def make(routers: NextRouter, experts: Sequence[int]) -> Predictor:
+    return routers

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_local.prediction.base import Scores
+from moe_local.prediction.base import Predictor, Scores
+from moe_local.prediction.routers import NextRouter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,3 +34,7 @@ class Transitions:
         rows = list(chosen)
         scores: Scores = (self._pairs[layer][rows] / self._uses[layer][rows, None]).sum(axis=0)
         return scores
+
+
+def make(routers: NextRouter, experts: Sequence[int]) -> Predictor:
+    return Transitions(experts)

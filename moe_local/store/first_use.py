@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
-from moe_local.checkpoint.schemes import method
+from moe_local.checkpoint.schemes import Packed, packed_on_first_use
 from moe_local.errors import MoeLocalError
 from moe_local.formats.registry import dense_names, packed_encoding
 from moe_local.store import Packing, cached_store, is_store, pack
@@ -18,15 +18,6 @@ from moe_local.store.store_index import find_store
 AUTO = "auto"
 DENSE = ("keep", *dense_names())  # embeddings are int8 in all of these
 _ROUNDING = 0.004  # relative: what is lost when scales become bf16
-_EXACT_OR_NOT = (
-    "gptq",
-    "awq",
-    "auto-round",
-    "compressed-tensors",
-    "mlx",
-    "modelopt",
-)  # their numbers are kept, or the checkpoint is read as it is
-_WORTH_IT = (None, "gguf", *_EXACT_OR_NOT)  # schemes that run faster once they are packed
 
 
 def choose(experts: str = AUTO, group: int = 64, dense: str = "int8") -> Packing:
@@ -73,10 +64,10 @@ def _store_of(checkpoint: Checkpoint, report: Report, format: str) -> tuple[Path
 
     A store that is there is found without understanding the checkpoint.
     """
-    scheme = method(checkpoint)
-    if format == AUTO and scheme not in _WORTH_IT:
+    packed = packed_on_first_use(checkpoint) if format == AUTO else Packed.ALWAYS
+    if packed is Packed.NEVER:
         return None, False
-    must_be_exact = format == AUTO and scheme in _EXACT_OR_NOT
+    must_be_exact = packed is Packed.IF_EXACT
     packing = choose(format)
     if (found := find_store(checkpoint, packing)) is not None:
         return None if must_be_exact and found.error > _ROUNDING else found.directory, False

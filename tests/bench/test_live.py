@@ -21,7 +21,8 @@ from moe_local.bench.workload import OWN, Prompt, read_prompts
 from moe_local.engine import Engine, load
 from moe_local.errors import MoeLocalError
 from moe_local.planning.options import Options
-from moe_local.policies import BELADY, POLICIES
+from moe_local.policies import POLICIES
+from moe_local.policies.belady import BELADY
 from moe_local.units import MIB
 
 PROMPTS = (*OWN[:3], Prompt("long", "One and two and three. " * 30, {"category": "long"}))

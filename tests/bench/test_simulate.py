@@ -16,7 +16,9 @@ from moe_local.bench.simulate import _jit, next_uses, reuse_distances, simulate
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
 from moe_local.experts.residency import LayerResidency
-from moe_local.policies import BELADY, LRU, POLICIES
+from moe_local.policies import POLICIES
+from moe_local.policies.belady import BELADY
+from moe_local.policies.lru import LRU
 from moe_local.testing.traces import small_traces
 
 Needed = list[dict[int, float]]  # of one layer, pass by pass: expert -> the greatest weight that it is given

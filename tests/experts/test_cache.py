@@ -24,7 +24,8 @@ from moe_local.experts.tier import Tier
 from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
-from moe_local.policies import LRU, Keys, Policy, State
+from moe_local.policies.base import Keys, Policy, State
+from moe_local.policies.lru import LRU
 from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64

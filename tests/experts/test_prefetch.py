@@ -18,7 +18,8 @@ from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.trial import PrefetchDepth, PrefetchTrial
 from moe_local.planning.options import Options
-from moe_local.prediction import PREDICTORS, NextRouter, get_predictor
+from moe_local.prediction import PREDICTORS
+from moe_local.prediction.routers import NextRouter
 from moe_local.telemetry import Counters
 from moe_local.testing import FailingDisk, SlowDisk
 
@@ -120,7 +121,7 @@ def test_many_tokens_need_as_many_of_the_next_layer() -> None:
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
 def test_predictors_learn_what_repeats(name: str) -> None:
     """Layer l+1 always needs what layer l does, moved by one."""
-    predictor = get_predictor(name)(NextRouter({}), EXPERTS)
+    predictor = PREDICTORS.named(name)(NextRouter({}), EXPERTS)
     rng = random.Random(0)
     right = 0
     for token in range(200):

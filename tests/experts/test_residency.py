@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moe_local.experts.residency import LayerResidency, SlotTable
-from moe_local.policies import LRU, POLICIES
+from moe_local.policies import POLICIES
+from moe_local.policies.lru import LRU
 
 EXPERTS = 8
 NEEDED = st.lists(st.lists(st.integers(0, EXPERTS - 1), unique=True, min_size=1), max_size=40)

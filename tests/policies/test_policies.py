@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_local.errors import MoeLocalError
-from moe_local.policies import BELADY, POLICIES, Policy, get_policy
+from moe_local.policies import POLICIES
+from moe_local.policies.base import Policy
+from moe_local.policies.belady import BELADY
 from moe_local.policies.lfru import HALF_LIFE as LFRU
 from moe_local.policies.lfu import HALF_LIFE as LFU
 
@@ -71,4 +73,4 @@ def test_the_successor_learns_what_follows() -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(MoeLocalError, match="choose one of lru"):
-        get_policy("fifo")
+        POLICIES.named("fifo")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from moe_local.checkpoint.files import Checkpoint
@@ -10,34 +12,54 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.mlx_names import published
 from moe_local.checkpoint.quantization import quantization_of
 from moe_local.checkpoint.record import EncodedTensor, Source
-from moe_local.checkpoint.schemes.auto_round import auto_round
-from moe_local.checkpoint.schemes.awq import awq
-from moe_local.checkpoint.schemes.bitsandbytes import bitsandbytes
-from moe_local.checkpoint.schemes.compressed_tensors import compressed_tensors
-from moe_local.checkpoint.schemes.fp8 import fp8
-from moe_local.checkpoint.schemes.gguf import gguf
-from moe_local.checkpoint.schemes.gptq import gptq
-from moe_local.checkpoint.schemes.mlx import mlx
-from moe_local.checkpoint.schemes.modelopt import modelopt
-from moe_local.checkpoint.schemes.mxfp4 import mxfp4
 from moe_local.errors import CheckpointError, UnsupportedError
+from moe_local.registry import load
 
 # From the `quantization_config` of config.json and all tensors to the quantised ones. A scheme names in `parts` and
 # `beside` every tensor it has understood; the others are taken as they are.
-Scheme = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
+Read = Callable[[Mapping[str, Any], Mapping[str, TensorEntry]], list[EncodedTensor]]
 
-SCHEMES: dict[str, Scheme] = {
-    "auto-round": auto_round,
-    "awq": awq,
-    "bitsandbytes": bitsandbytes,
-    "compressed-tensors": compressed_tensors,
-    "fp8": fp8,
-    "gguf": gguf,
-    "gptq": gptq,
-    "mlx": mlx,
-    "modelopt": modelopt,
-    "mxfp4": mxfp4,
+
+class Packed(Enum):
+    """Whether a checkpoint of a scheme is packed on first use, where nobody asked for a format."""
+
+    ALWAYS = auto()  # it runs faster then
+    IF_EXACT = auto()  # if no number changes by more than its scale's rounding
+    NEVER = auto()
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one kind of quantised checkpoint is read: `home` is a module of this package and the function in it."""
+
+    home: str
+    packed: Packed
+
+    def read(self, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[EncodedTensor]:
+        read: Read = load(__name__, self.home)
+        return read(config, tensors)
+
+
+SCHEMES = {
+    "auto-round": Scheme("auto_round.auto_round", Packed.IF_EXACT),
+    "awq": Scheme("awq.awq", Packed.IF_EXACT),
+    "bitsandbytes": Scheme("bitsandbytes.bitsandbytes", Packed.NEVER),
+    "compressed-tensors": Scheme("compressed_tensors.compressed_tensors", Packed.IF_EXACT),
+    "fp8": Scheme("fp8.fp8", Packed.NEVER),
+    "gguf": Scheme("gguf.gguf", Packed.ALWAYS),
+    "gptq": Scheme("gptq.gptq", Packed.IF_EXACT),
+    "mlx": Scheme("mlx.mlx", Packed.IF_EXACT),
+    "modelopt": Scheme("modelopt.modelopt", Packed.IF_EXACT),
+    "mxfp4": Scheme("mxfp4.mxfp4", Packed.NEVER),
 }
+
+
+def packed_on_first_use(checkpoint: Checkpoint) -> Packed:
+    """As its scheme says; what is not quantised is packed, and what cannot be read is not."""
+    name = method(checkpoint)
+    if name is None:
+        return Packed.ALWAYS
+    return SCHEMES[name].packed if name in SCHEMES else Packed.NEVER
 
 
 def method(checkpoint: Checkpoint) -> str | None:
@@ -61,7 +83,7 @@ def understood(checkpoint: Checkpoint) -> dict[str, Source]:
             remedy=f"use one of {', '.join(sorted(SCHEMES))}, or the model's bf16, fp16 or fp32 weights",
         )
     try:
-        encoded = SCHEMES[name](config, checkpoint.tensors)
+        encoded = SCHEMES[name].read(config, checkpoint.tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.directory} is not as its settings of {name} quantisation say ({error!r})",
