@@ -70,7 +70,7 @@ def describe(load_plan: LoadPlan) -> dict[str, Any]:
         "record_bytes": needs.slot,
         "expert_bytes": catalog.expert_bytes,
         "dense_bytes": needs.dense,
-        "embedding_bytes_on_disk": needs.rows_on_disk,
+        "embedding_bytes_on_disk": needs.embedding_rows_on_disk,
         "kv_cache_bytes": needs.kv_cache,
         "workspace_bytes": needs.workspace,
         "process_bytes": plan.ram_overhead,

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import experts_modules
-from moe_local.checkpoint.tokenizer import load_tokenizer
-from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
+from moe_local.checkpoint.tokenizer import load_tokenizer, no_tokenizer
+from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.experts.cache import ExpertCache
 from moe_local.experts.layer import ExpertLayer, Paged
 from moe_local.experts.next_router import next_routers
@@ -73,14 +73,7 @@ def load(
     try:
         files.open(load_plan.checkpoint.files, direct=load_plan.direct_io)
         reader = read_at(files)
-        network = load_dense(
-            load_plan.skeleton,
-            load_plan.config,
-            load_plan.catalog,
-            reader,
-            dtype=load_plan.dtype,
-            device=load_plan.device,
-        )
+        network = load_dense(load_plan, reader, load_plan.device)
         report("expert cache", 0.9)
         cache = make_cache(load_plan, reader)
         if load_plan.options.warm:
@@ -184,14 +177,7 @@ class Engine:
         if self._generator is not None:
             return self._generator
         if self._tokenizer is None:
-            checkpoint = self.load_plan.checkpoint
-            elsewhere = "use the model's safetensors repository"
-            _, reasons = load_tokenizer(checkpoint)
-            why = f" ({reasons[0]})" if reasons else ""
-            raise CheckpointError(
-                f"{checkpoint.directory} has no tokenizer that transformers can load{why}",
-                remedy=elsewhere if checkpoint.gguf else "add tokenizer.json and tokenizer_config.json",
-            )
+            raise no_tokenizer(self.load_plan.checkpoint)
         if not self.model.can_generate():
             raise UnsupportedError(f"{type(self.model).__name__} does not generate text")
         made = TextGenerator(

@@ -1,4 +1,4 @@
-"""Imports go down the floors, never up."""
+"""The house: imports go down the floors, files and functions stay short, contacts with others have one place."""
 
 from __future__ import annotations
 
@@ -80,3 +80,29 @@ _OF_DEVICES = re.compile(
 def test_one_place_asks_torch_about_devices(file: Path) -> None:
     found = _OF_DEVICES.findall(file.read_text())
     assert bool(found) == (file.name == "accelerator.py")
+
+
+TABLES = {"gguf_architectures.py"}  # files that are a table, or declarations
+LOOPS = {("simulate.py", "_run")}  # compiled as one
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_and_functions_are_short(file: Path) -> None:
+    text = file.read_text()
+    assert file.name in TABLES or len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and (file.name, node.name) not in LOOPS:
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+_OF_TRANSFORMERS = re.compile(
+    r"_is_hf_initialized|_get_dtype_plan|_attn_implementation|all_tied_weights_keys|ALL_ATTENTION_FUNCTIONS"
+    r"|_get_logits_processor|_prepare_generation_config|_prepare_special_tokens"
+)
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_one_place_reaches_into_transformers(file: Path) -> None:
+    if _room(file) == "testing":
+        return
+    assert bool(_OF_TRANSFORMERS.search(file.read_text())) == (file.name == "transformers_api.py")

@@ -66,7 +66,7 @@ class Catalog:
     `layer_of` gives the index into `layers` for the path of every experts module; modules that share their weights
     (tied encoder and decoder) share a layer. `parameters` gives the parameter's name for dense tensors that become
     one as they are. `encoded` are the modules whose matrix stays encoded: linear layers and embeddings. Of the
-    embeddings in `rows` the rows are read from the files when they are asked for.
+    embeddings in `embedding_rows` the rows are read from the files when they are asked for.
     """
 
     layers: tuple[LayerCatalog, ...]
@@ -74,7 +74,7 @@ class Catalog:
     dense: Mapping[str, Source]
     parameters: Mapping[str, str] = field(default_factory=dict)
     encoded: Mapping[str, EncodedTensor] = field(default_factory=dict)
-    rows: Mapping[str, Source] = field(default_factory=dict)
+    embedding_rows: Mapping[str, Source] = field(default_factory=dict)
 
     @property
     def record_size(self) -> int:

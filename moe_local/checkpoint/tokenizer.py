@@ -95,3 +95,14 @@ def _from_gguf(file: Path) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
         return set_split_regex(tokenizer, {"pre_tokenizer_type": _LIKE_ANOTHER[rule]}), ()
     note = f"{file.name} splits text by the rule {rule!r}, which is not known here: GPT-2's is used, and may differ"
     return tokenizer, (note,)
+
+
+def no_tokenizer(checkpoint: Checkpoint) -> CheckpointError:
+    """The error that says why a checkpoint has no tokenizer, and what to do."""
+    _, reasons = load_tokenizer(checkpoint)
+    why = f" ({reasons[0]})" if reasons else ""
+    elsewhere = "use the model's safetensors repository"
+    return CheckpointError(
+        f"{checkpoint.directory} has no tokenizer that transformers can load{why}",
+        remedy=elsewhere if checkpoint.gguf else "add tokenizer.json and tokenizer_config.json",
+    )

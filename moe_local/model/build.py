@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
-from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
@@ -27,31 +26,25 @@ from moe_local.model.attention import use_products
 from moe_local.model.kv_cache import grow_in_place
 from moe_local.model.modules import EmbeddingOnDisk, embeddings_on_disk, encoded_module, load_arrays, with_modules
 from moe_local.model.transformers_api import classes_replaced, mark_loaded, quiet
+from moe_local.store.open import ModelFiles
 from moe_local.store.tensors import read_tensor
 
 
-def load_dense(
-    skeleton: PreTrainedModel,
-    config: PreTrainedConfig,
-    catalog: Catalog,
-    read_at: ReadAt,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> PreTrainedModel:
+def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device) -> PreTrainedModel:
     """The model with its dense weights on `device` and its experts modules of `ExpertLayer`, not yet connected.
 
     Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
     """
+    catalog, skeleton, dtype = files.catalog, files.skeleton, files.dtype
     dense = catalog.dense
     lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
     experts = experts_modules(skeleton)
-    others = dict.fromkeys(catalog.encoded, encoded_module) | dict.fromkeys(catalog.rows, EmbeddingOnDisk)
+    others = dict.fromkeys(catalog.encoded, encoded_module) | dict.fromkeys(catalog.embedding_rows, EmbeddingOnDisk)
     with paged_experts({type(module) for module in experts.values()}), quiet():
         try:
             model, info = with_modules(type(skeleton), others).from_pretrained(
                 None,
-                config=deepcopy(config),
+                config=deepcopy(files.config),
                 state_dict=lazy,
                 dtype=dtype,
                 device_map={"": device},
@@ -81,7 +74,7 @@ def load_dense(
         return read_tensor(entry, read_at, entry.dtype).to(device)
 
     load_arrays(model, catalog.encoded, read)
-    embeddings_on_disk(model, catalog.rows, read_at, read)
+    embeddings_on_disk(model, catalog.embedding_rows, read_at, read)
     return model
 
 

@@ -44,7 +44,7 @@ def leave_on_disk(catalog: Catalog, rows: Mapping[str, Source]) -> Catalog:
         catalog,
         dense={name: source for name, source in catalog.dense.items() if name not in names},
         encoded={path: tensor for path, tensor in catalog.encoded.items() if path not in rows},
-        rows=rows,
+        embedding_rows=rows,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -51,6 +51,15 @@ def attends_eagerly(config: PreTrainedConfig) -> bool:
 def wide_parameters(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
     """Patterns of the parameters that stay float32 when the model is loaded in `dtype`."""
     return list(model._get_dtype_plan(dtype))
+
+
+def logits_processors(
+    model: Any, sampling: Mapping[str, Any], prompt_tokens: int
+) -> tuple[GenerationConfig, LogitsProcessorList]:
+    """What `generate` would be configured with and do to scores, for a prompt of so many tokens."""
+    config, _ = model._prepare_generation_config(None, **sampling)
+    model._prepare_special_tokens(config, device=model.device)
+    return config, model._get_logits_processor(config, input_ids_seq_length=prompt_tokens, device=model.device)
 
 
 def mark_loaded(module: nn.Module) -> None:

@@ -89,7 +89,7 @@ def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int
     _check_context(sizes, context)
     needs = needs_of(sizes, formats, context, gpu=machine.vram is not None)
     if machine.vram is None:
-        needs = needs.with_rows_on_disk(machine.ram - SYSTEM)
+        needs = needs.with_embeddings_on_disk(machine.ram - SYSTEM)
     plan = _place(needs, machine)
     host_share = None if plan.host_slots is None else sum(plan.host_slots) / needs.all_experts
     device_hits = locality.hit_rate(plan.share)

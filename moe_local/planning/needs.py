@@ -18,8 +18,8 @@ class Needs:
     slot: int  # the largest record
     experts: tuple[int, ...]  # experts of each MoE layer
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
-    rows: int = 0  # the part of `dense` that are embeddings which could be read from the disk row by row instead
-    rows_on_disk: int = 0  # embeddings that are read so: no part of `dense`
+    embedding_rows: int = 0  # of `dense`: embeddings that could be read from the disk row by row
+    embedding_rows_on_disk: int = 0  # embeddings that are read so: no part of `dense`
     sequences: int = 1  # that are computed at once
     kv_bytes_per_sequence: int = 0  # bytes of the KV cache of one of several sequences
     workspace_bytes_per_sequence: int = 0  # temporaries of one of several sequences, beside `workspace`
@@ -36,14 +36,15 @@ class Needs:
         more = self.sequences * self.workspace_bytes_per_sequence if self.sequences > 1 else 0
         return self.dense + self.kv_cache + self.workspace + more
 
-    def with_rows_on_disk(self, available: int) -> Needs:
+    def with_embeddings_on_disk(self, available: int) -> Needs:
         """These needs with embeddings left on the disk, where `available` bytes do not hold them and everything else.
 
         A token needs one row of them, and all of an expert: their memory is worth more to experts.
         """
         if available >= self.resident_bytes + self.all_experts * self.slot:
             return self
-        return replace(self, dense=self.dense - self.rows, rows=0, rows_on_disk=self.rows)
+        rows = self.embedding_rows
+        return replace(self, dense=self.dense - rows, embedding_rows=0, embedding_rows_on_disk=rows)
 
     def with_fewer_sequences(self, available: int) -> Needs:
         """These needs with as many of the sequences as leave to experts three quarters of what `available` bytes have

@@ -85,12 +85,12 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
         sequences=options.max_sequences,
         each=min(options.tokens_per_sequence, context),
     )
-    needs = replace(needs, rows=bytes_of_rows(rows, files.dtype))
+    needs = replace(needs, embedding_rows=bytes_of_rows(rows, files.dtype))
     # An encoder's passes are not seen before they begin.
     elastic = accelerator.is_cpu and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
     plan, notes = _plan(needs, accelerator, options, elastic=elastic)
     sequences = plan.needs.sequences
-    if plan.needs.rows_on_disk:
+    if plan.needs.embedding_rows_on_disk:
         files = replace(files, catalog=leave_on_disk(files.catalog, rows))
     return LoadPlan(
         **vars(files),
@@ -158,7 +158,7 @@ def _plan(needs: Needs, accelerator: Accelerator, options: Options, *, elastic: 
         budgets = replace(budgets, ram=memory_limit())
     available = budgets.ram - budgets.ram_overhead if budgets.vram is None else budgets.vram - budgets.vram_overhead
     plan = make_plan(
-        needs.with_rows_on_disk(available).with_fewer_sequences(available),
+        needs.with_embeddings_on_disk(available).with_fewer_sequences(available),
         **vars(budgets),
         device_in_ram=accelerator.is_cpu and not options.other_machine,
         device_share=options.experts,

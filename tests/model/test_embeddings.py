@@ -40,7 +40,9 @@ def test_it_says_what_it_says_with_embeddings_in_memory(mixtral: Path) -> None:
         embedding = _embedding(engine)
         assert isinstance(embedding, EmbeddingOnDisk) and embedding(ids).equal(wanted)
         tensors = {id(t): t for t in [*engine.model.parameters(), *engine.model.buffers()]}
-        assert sum(t.nbytes for t in tensors.values()) == engine.plan.needs.dense == needs.dense - needs.rows
+        assert (
+            sum(t.nbytes for t in tensors.values()) == engine.plan.needs.dense == needs.dense - needs.embedding_rows
+        )
 
 
 def test_a_store_s_rows_are_read_and_scaled(mixtral: Path, tmp_path: Path) -> None:
@@ -48,7 +50,7 @@ def test_a_store_s_rows_are_read_and_scaled(mixtral: Path, tmp_path: Path) -> No
     ids = torch.tensor([[5, 3, 5, 0]])
     with load(store, Options(context=128)) as engine:
         wanted = engine.model.get_input_embeddings()(ids)
-        assert engine.plan.needs.rows > 0
+        assert engine.plan.needs.embedding_rows > 0
     with load(store, _too_little(store)) as engine:
         embedding = _embedding(engine)
         assert isinstance(embedding, EmbeddingOnDisk) and embedding(ids).equal(wanted)
@@ -58,8 +60,8 @@ def test_a_tied_embedding_stays(mixtral: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(mixtral, tmp_path / "tied"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    assert plan_load(mixtral).plan.needs.rows > 0
-    assert plan_load(copy).plan.needs.rows == 0
+    assert plan_load(mixtral).plan.needs.embedding_rows > 0
+    assert plan_load(copy).plan.needs.embedding_rows == 0
 
 
 def test_a_row_that_cannot_be_read_is_an_error_and_no_more(mixtral: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_token_outside_the_vocabulary_is_refused(mixtral: Path) -> None:
 
 
 def test_they_stay_in_memory_where_all_fits() -> None:
-    needs = Needs(dense=100, kv_bytes=10, workspace=5, slot=10, experts=(8, 8), top_k=(2, 2), rows=40)
-    assert needs.with_rows_on_disk(100 + 10 + 5 + 160) is needs
-    short = needs.with_rows_on_disk(100 + 10 + 5 + 159)
-    assert (short.dense, short.rows, short.rows_on_disk) == (60, 0, 40)
+    needs = Needs(dense=100, kv_bytes=10, workspace=5, slot=10, experts=(8, 8), top_k=(2, 2), embedding_rows=40)
+    assert needs.with_embeddings_on_disk(100 + 10 + 5 + 160) is needs
+    short = needs.with_embeddings_on_disk(100 + 10 + 5 + 159)
+    assert (short.dense, short.embedding_rows, short.embedding_rows_on_disk) == (60, 0, 40)

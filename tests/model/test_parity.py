@@ -60,10 +60,10 @@ def test_paged_equals_eager(found: Architecture, tmp_path: Path) -> None:
             _replan(engine, plan)
             _expect(engine, inputs, wanted, tokens)
         needs = engine.plan.needs
-    if needs.rows:
+    if needs.embedding_rows:
         too_little = needs.resident_bytes + needs.all_experts * needs.slot - 1
         with load(tmp_path, Options(device="cpu", context=64, vram=too_little)) as engine:
-            assert engine.plan.needs.rows_on_disk == needs.rows
+            assert engine.plan.needs.embedding_rows_on_disk == needs.embedding_rows
             _expect(engine, inputs, wanted, tokens)
 
 

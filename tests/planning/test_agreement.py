@@ -62,7 +62,16 @@ def as_in_the_files(sizes: ModelSizes, load_plan: LoadPlan) -> ModelSizes:
 def assert_same(estimated: Needs, measured: Needs) -> None:
     assert 0 <= measured.dense - estimated.dense <= POSITIONS
     assert estimated.slot == -(-measured.slot // PAGE) * PAGE
-    for name in ("kv_cache", "workspace", "workspaces", "experts", "all_experts", "top_k", "token_set", "rows"):
+    for name in (
+        "kv_cache",
+        "workspace",
+        "workspaces",
+        "experts",
+        "all_experts",
+        "top_k",
+        "token_set",
+        "embedding_rows",
+    ):
         assert getattr(estimated, name) == getattr(measured, name), name
 
 

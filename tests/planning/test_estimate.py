@@ -139,7 +139,7 @@ def test_without_a_gpu_ram_is_the_device() -> None:
     saved = 100 * MIB + needs.workspace - needs.workspace_of(1)
     machine = replace(CPU, ram=_budget(SYSTEM + FIXED - saved, 4))
     found = estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY)
-    assert (found.plan.needs.dense, found.plan.needs.rows_on_disk) == (100 * MIB, 100 * MIB)
+    assert (found.plan.needs.dense, found.plan.needs.embedding_rows_on_disk) == (100 * MIB, 100 * MIB)
     assert (found.device_share, found.host_share, found.host_hits) == (0.25, None, None)
     assert found.bytes == {"ram": 108 * MIB + 4 * RECORD, "disk": 3 * RECORD}
 

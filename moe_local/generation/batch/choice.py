@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from moe_local.generation.sampling import Sampling
+from moe_local.model.transformers_api import logits_processors
 
 _WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
@@ -24,9 +25,7 @@ class Choice:
     """The options of one sequence, the model's defaults beneath them, and its own random numbers."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, prompt_tokens: int) -> None:
-        config, _ = model._prepare_generation_config(None, **sampling.for_transformers())
-        model._prepare_special_tokens(config, device=model.device)
-        every = model._get_logits_processor(config, input_ids_seq_length=prompt_tokens, device=model.device)
+        config, every = logits_processors(model, sampling.for_transformers(), prompt_tokens)
         self._samples = bool(config.do_sample)
         self._processors = LogitsProcessorList(each for each in every if not isinstance(each, _WARPERS))
         self._warpers = LogitsProcessorList(each for each in every if isinstance(each, _WARPERS))
