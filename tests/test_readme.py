@@ -65,20 +65,18 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def _anchors(text: str) -> set[str]:
     """What GitHub makes of a page's headings."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize(("name", "number"), PYTHON)
-def test_python_runs(
-    name: str, number: int, qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_runs(name: str, number: int, qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "monday.txt").write_text("All is well.")
-    written = _blocks(name, "python")[number]
-    program = written.replace("path/to/checkpoint", str(qwen))
-    assert program != written
-    exec(compile(program, name, "exec"), {})
+    program = _blocks(name, "python")[number].replace("path/to/checkpoint", str(qwen))
+    exec(compile(program, name, "exec"), {"__name__": "example"})
     if "reports" in program:
         assert (tmp_path / "reports" / "monday.summary").read_text()
