@@ -1,6 +1,9 @@
-"""Runs every `sh` block of a README as a user would, with a question on stdin; stops at the first that fails.
+"""Runs every `sh` block of the pages named, in order, as a user would, with a question on stdin; stops at the first
+that fails.
 
-The first block must end in a chat that answers the question.
+    python .ci/readme.py README.md docs/*.md
+
+README's first block must end in a chat that answers the question. Pages without `sh` blocks are passed over.
 """
 
 from __future__ import annotations
@@ -13,16 +16,19 @@ from pathlib import Path
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
 
 
-def main() -> int:
-    blocks = re.findall(r"^```sh\n(.*?)^```", Path(sys.argv[1]).read_text(), re.MULTILINE | re.DOTALL)
-    for number, block in enumerate(blocks):
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(page: Path) -> int:
+    found = blocks(page)
+    for number, block in enumerate(found):
         print(f"$ {block.strip()}", flush=True)
-        stdin = f"{QUESTION}\n/exit\n"
         # The tests print as they go; what a chat says is looked at.
         chats = "moe-local chat" in block
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
-            input=stdin,
+            input=f"{QUESTION}\n/exit\n",
             stdout=subprocess.PIPE if chats else None,
             text=True,
             check=False,
@@ -30,12 +36,23 @@ def main() -> int:
         if chats:
             print(done.stdout, flush=True)
         if done.returncode != 0:
-            print(f"this command of README failed with {done.returncode}")
+            print(f"this command of {page} failed with {done.returncode}")
             return done.returncode
-        if number == 0 and ANSWER not in done.stdout:
+        if page.name == "README.md" and number == 0 and ANSWER not in done.stdout:
             print(f"the chat did not answer {ANSWER!r}")
             return 1
-    return 0 if blocks else 1
+    if page.name == "README.md" and not found:
+        print(f"{page} has no commands")
+        return 1
+    return 0
+
+
+def main() -> int:
+    for page in map(Path, sys.argv[1:]):
+        print(f"-- {page}", flush=True)
+        if code := run(page):
+            return code
+    return 0 if sys.argv[1:] else 2
 
 
 if __name__ == "__main__":
