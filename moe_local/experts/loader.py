@@ -168,7 +168,7 @@ class Loader:
         if state is State.CANCELLED:
             self._counters.bytes_wasted -= self._size(key)
         if state in (State.CANCELLED, State.READING):
-            self._reader.hurry(key)
+            self._reader.promote(key)
         self._counters.prefetch_hits += 1
         self._transfers.demand(key)
 

@@ -99,7 +99,7 @@ class RecordReader:
             queue.append(job)
             self._calls.put(self._do_one)
 
-    def hurry(self, key: Key) -> None:
+    def promote(self, key: Key) -> None:
         """A record in flight has become urgent."""
         self._put(self._jobs[key], self._urgent)  # what is done from there is not done again from the other
 

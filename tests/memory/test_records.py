@@ -98,7 +98,7 @@ def test_a_record_taken_back_by_halves_arrives_whole(tmp_path: Path) -> None:
         reader.start((0, 0), extents, memoryview(target), urgent=False)
         assert begun.wait(10)
         assert not reader.cancel((0, 0))
-        reader.hurry((0, 0))
+        reader.promote((0, 0))
         go_on.set()
         assert reader.next_arrival() == (0, 0)
         assert bytes(target) == b"\x01" * 8 + b"\x02" * 8
