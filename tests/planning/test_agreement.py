@@ -30,12 +30,12 @@ from moe_local.planning.weights import EXPERT_FORMATS, Formats, decoded, needs_o
 from moe_local.store import first_use, pack
 from moe_local.testing import architecture, tiny_config, write_tiny_checkpoint
 from moe_local.testing.hollow import write_hollow_checkpoint
+from moe_local.units import GIB
 
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.24"),
     reason="transformers holds the routers of some architectures in float32 since 5.24; plan counts them so",
 )
-from moe_local.units import GIB
 
 PLAIN = Formats("bf16", 64, "keep")
 POSITIONS = 1024  # bytes: tables of positions, buffers that no config.json tells of
