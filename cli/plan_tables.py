@@ -51,7 +51,9 @@ def _misfits(machines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _caveats(d: dict[str, Any]) -> list[str]:
+    decoded = any(m["vram"] is not None for m in d["machines"]) and d["format"] not in ("bf16", "fp16", "fp32")
     return [
+        *([f"a GPU decodes {d['format']} at every use, for now: that takes time which is not counted"] * decoded),
         "this is decoding with warm caches. At the low end nothing overlaps, memory gives"
         f" {REACHED:.0%} of its rated bandwidth, and Python takes {PER_LAYER * 1e3} ms a layer, as measured on a slow"
         " core; at the high end the slowest link alone decides",
