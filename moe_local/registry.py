@@ -39,10 +39,15 @@ class Registry(Mapping[str, T]):
 
     def named(self, name: str) -> T:
         """Raises MoeLocalError saying what there is to choose from."""
-        if name not in self._homes:
-            known = ", ".join([*self._others, *self._homes])
-            raise MoeLocalError(f"there is no {self._what} {name!r}", remedy=f"choose one of {known}")
-        return self[name]
+        return named(self, name, self._what, others=self._others)
+
+
+def named(known: Mapping[str, T], name: str, what: str, *, others: Sequence[str] = ()) -> T:
+    """What a user means by a name. Raises MoeLocalError saying what there is to choose from, and `others`."""
+    if name not in known:
+        choice = ", ".join([*others, *known])
+        raise MoeLocalError(f"there is no {what} {name!r}", remedy=f"choose one of {choice}")
+    return known[name]
 
 
 def load(package: str, home: str) -> Any:

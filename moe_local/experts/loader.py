@@ -88,8 +88,7 @@ class Loader:
         self._release(wait=False)
         slots = self._lower.slots
         if missing and not slots.available and not self._transfers.awaited:
-            for transfer in self._transfers.prefetched():  # demand comes first
-                self._withdraw(transfer.key)
+            self._withdraw_all()  # demand comes first
         while missing and slots.available:
             self._read(missing.popleft(), demanded=True)
         if self._mover is not None and self._host is not None:
@@ -134,8 +133,7 @@ class Loader:
 
     def give_up(self) -> None:
         """Withdraws all that is prefetched, and waits until nothing moves."""
-        for transfer in self._transfers.prefetched():
-            self._withdraw(transfer.key)
+        self._withdraw_all()
         self.drain()
 
     def watch(self, spans: list[Span] | None) -> None:
@@ -171,6 +169,10 @@ class Loader:
             self._reader.promote(key)
         self._counters.prefetch_hits += 1
         self._transfers.demand(key)
+
+    def _withdraw_all(self) -> None:
+        for transfer in self._transfers.prefetched():
+            self._withdraw(transfer.key)
 
     def _withdraw(self, key: Key) -> None:
         """A prefetched expert is not wanted any more."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from moe_local.errors import MoeLocalError
 from moe_local.planning.machines import LOCALITIES
+from moe_local.registry import named
 
 UNIFORM = "uniform"
 
@@ -67,12 +68,7 @@ def _parse(name: str, curve: Mapping[str, Any]) -> Locality:
 
 def get_locality(name: str) -> Locality:
     """Raises MoeLocalError naming the known ones."""
-    try:
-        return localities()[name]
-    except KeyError:
-        raise MoeLocalError(
-            f"there is no locality {name!r}", remedy=f"choose one of auto, {', '.join(localities())}"
-        ) from None
+    return named(localities(), name, "locality", others=("auto",))
 
 
 def nearest(experts: int, top_k: int) -> Locality:

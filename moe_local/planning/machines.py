@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 from moe_local.errors import MoeLocalError
+from moe_local.registry import named
 from moe_local.units import GIB
 
 _MOST = 1e9  # of any number: GiB, or GB/s
@@ -81,12 +82,7 @@ def _is_a(kind: str, value: object) -> bool:
 
 def get_profile(name: str) -> Profile:
     """Raises MoeLocalError naming the known profiles."""
-    try:
-        return profiles()[name]
-    except KeyError:
-        raise MoeLocalError(
-            f"there is no hardware profile {name!r}", remedy=f"choose one of {', '.join(profiles())}"
-        ) from None
+    return named(profiles(), name, "hardware profile")
 
 
 def detect(gpu: str | None, vram: int | None) -> Profile:
