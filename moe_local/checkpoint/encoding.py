@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PLACES = ("rows",)  # options that say where numbers lie and not what they are
-
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -15,9 +13,5 @@ class Encoding:
     options: tuple[tuple[str, int | str], ...] = ()
 
     def __str__(self) -> str:
-        said = (
-            value if isinstance(value, str) else f"{name[0]}{value}"
-            for name, value in self.options
-            if name not in _PLACES
-        )
+        said = (value if isinstance(value, str) else f"{name[0]}{value}" for name, value in self.options)
         return "-".join([self.format, *said])

@@ -1,8 +1,8 @@
-"""int4 in groups of columns, in the layout of torch's CPU kernel: a record is multiplied as it was read.
+"""int4 in groups of columns, laid out for dots: one layout for every processor.
 
-`weight` [out, in / 2] uint8: for blocks of `rows` rows, column by column, byte j holds row j in its low and row
-j + rows / 2 in its high half. `scales` [in / group, out, 2] bf16: scale s and offset z of `(code - 8) * s + z`.
-The kernel is `aten::_weight_int4pack_mm_for_cpu`, whose blocks are as wide as two registers of the processor.
+`blocks` [out / 16, in / group, 8 * group + 64] uint8. A block has 16 rows; for each group of its columns lie side by
+side: the codes, 64 bytes for 8 columns (byte 4 r + j holds column j of row r in its low and column 4 + j in its high
+half), then 16 scales s, then 16 offsets z in bf16. A number is `(code - 8) * s + z`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,15 @@ import torch
 from torch import Tensor
 
 from moe_local.formats.base import Affine, Arrays, HasAffine, Packable, Shape, row_chunks
-from moe_local.memory.accelerator import cpu_capability
 
-
-def native_rows() -> int:
-    """The block of this processor's kernel."""
-    return {"AVX512": 64, "AVX2": 32}.get(cpu_capability(), 0)
+BLOCK = 16  # rows
 
 
 class Int4(Packable, HasAffine):
-    """Group-wise affine, `rows` being the block of the machine that it was packed on."""
+    """Group-wise affine; matrices of whole blocks and groups."""
 
-    def __init__(self, group: int, rows: int) -> None:
+    def __init__(self, group: int) -> None:
         self.group = group
-        self.rows = rows
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         chunks = [self._fit(rows) for rows in row_chunks(weight)]
@@ -50,32 +45,35 @@ class Int4(Packable, HasAffine):
         return codes.to(torch.uint8).flatten(1), scale, offset
 
     def _arrays(self, codes: Tensor, scales: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-        return {
-            "weight": self._pack(codes),
-            "scales": torch.stack([scales, offsets], dim=2).transpose(0, 1).contiguous(),
-        }
+        """Of codes [out, in] uint8, scales and offsets [out, groups] bf16."""
+        blocks = len(codes) // BLOCK
+        halves = codes.view(blocks, BLOCK, -1, self.group // 8, 2, 4)
+        joined = (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4)  # [.., groups, steps, 16, 4]
+        groups = joined.shape[1]
+        beside = torch.stack([scales, offsets], dim=2).view(blocks, BLOCK, groups, 2).permute(0, 2, 3, 1)
+        raw = beside.contiguous().view(blocks, groups, 2 * BLOCK).view(torch.uint8)
+        return {"blocks": torch.cat([joined.reshape(blocks, groups, 8 * self.group), raw], dim=2)}
 
-    def _pack(self, codes: Tensor) -> Tensor:
-        out, width = codes.shape
-        blocks = codes.view(out // self.rows, 2, self.rows // 2, width)
-        joined = blocks[:, 0] | (blocks[:, 1] << 4)  # [blocks, rows / 2, in]
-        packed: Tensor = joined.transpose(1, 2).contiguous().view(out, width // 2)
-        return packed
-
-    def _unpack(self, packed: Tensor, shape: Shape) -> Tensor:
+    def _codes(self, blocks: Tensor, shape: Shape) -> Tensor:
         """Codes [out, in] uint8."""
-        out, width = shape
-        joined = packed.view(out // self.rows, width, self.rows // 2).transpose(1, 2)  # [blocks, rows / 2, in]
-        return torch.stack([joined & 15, joined >> 4], dim=1).view(shape)
+        joined = blocks[..., : 8 * self.group].view(*blocks.shape[:2], self.group // 8, BLOCK, 4)
+        halves = torch.stack([joined & 15, joined >> 4], dim=4)  # [blocks, groups, steps, 16, 2, 4]
+        return halves.permute(0, 3, 1, 2, 4, 5).reshape(shape)
+
+    def _beside(self, blocks: Tensor) -> Tensor:
+        """Scales and offsets [2, out, groups] bf16."""
+        raw = blocks[..., 8 * self.group :].contiguous().view(torch.bfloat16)
+        return raw.view(*blocks.shape[:2], 2, BLOCK).permute(2, 0, 3, 1).flatten(1, 2)
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
-        codes = self._unpack(arrays["weight"], shape).view(shape[0], -1, self.group).to(dtype)
-        scale, offset = arrays["scales"].to(dtype).permute(2, 1, 0)[..., None]  # [out, groups, 1] each
+        blocks = arrays["blocks"]
+        codes = self._codes(blocks, shape).view(shape[0], -1, self.group).to(dtype)
+        scale, offset = self._beside(blocks).to(dtype)[..., None]  # [out, groups, 1] each
         return codes.sub_(8).mul_(scale).add_(offset).flatten(1)
 
     def affine(self, arrays: Arrays, shape: Shape) -> Affine:
-        scales, offsets = arrays["scales"].float().permute(2, 1, 0)
-        return Affine(self._unpack(arrays["weight"], shape), scales, 8 - offsets / scales, bits=4)
+        scales, offsets = self._beside(arrays["blocks"]).float()
+        return Affine(self._codes(arrays["blocks"], shape), scales, 8 - offsets / scales, bits=4)
 
     def hold(self, affine: Affine) -> dict[str, Tensor]:
         """Arrays of the very same integers; scales are rounded to bf16."""

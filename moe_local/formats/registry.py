@@ -24,7 +24,7 @@ Become = Callable[[Options], "tuple[str, int] | None"]  # a packed format and it
 
 GROUP_SIZES = (32, 64, 128)
 _ITSELF = ("", 0)
-_OWN_OPTIONS = {"group", "rows", "block", "divides"}  # with others, a format is read and cannot be written
+_OWN_OPTIONS = {"group", "block", "divides"}  # with others, a format is read and cannot be written
 _GGUF = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K"), ("int4", 32)),
     "MXFP4": ("mxfp4", 32),
@@ -43,26 +43,20 @@ def _itself(options: Options) -> tuple[str, int] | None:
     return _by_bits(options) if options.keys() - _OWN_OPTIONS else _ITSELF
 
 
-def _native_rows() -> Options:
-    from moe_local.formats.int4 import native_rows
-
-    return {"rows": native_rows() or 64}
-
-
 @dataclass(frozen=True)
 class Declaration:
     """One format: where it is written, what a matrix takes in it, and what becomes of it when it is packed.
 
     `home` is a module of `moe_local.formats` and the class in it, made with an encoding's options. A format with a
-    `size` can be packed into, with the options that `packed` gives for a group size and those of `placed`, that say
-    how numbers lie on this machine. With `dense`, linear layers outside the experts may be held so.
+    `size` can be packed into, with the options that `packed` gives for a group size; experts, where it `holds_experts`.
+    With `dense`, linear layers outside the experts may be held so.
     """
 
     name: str
     home: str
     size: Size | None = None
     packed: Callable[[int], Options] = lambda group: {}
-    placed: Callable[[], Options] = dict
+    holds_experts: bool = True
     dense: bool = False
     becomes: Become = _by_bits
 
@@ -77,7 +71,11 @@ def _plain(size: int) -> Size:
 
 def _int4(out: int, width: int, options: Options) -> int | None:
     group = int(options["group"])
-    return None if out % 64 or width % group else out * width // 2 + out * width // group * 4
+    return None if out % 16 or width % group else out * width // 2 + out * width // group * 4
+
+
+def _int8(out: int, width: int, options: Options) -> int:
+    return -(-out // 16) * (16 * (width + -width % 64) + 64)
 
 
 def _fp8(out: int, width: int, options: Options) -> int | None:
@@ -102,8 +100,12 @@ def _blocks(columns: int, more_a_row: int = 0) -> Size:
 
 
 _LINES = (
-    Declaration("int4", "int4.Int4", _int4, lambda group: {"group": group}, _native_rows, True, _itself),
-    Declaration("int8", "int8.Int8", lambda out, width, options: out * width + 2 * out, dense=True, becomes=_itself),
+    Declaration("int4", "int4.Int4", _int4, lambda group: {"group": group}, dense=True, becomes=_itself),
+    Declaration("int8", "int8.Int8", _int8, dense=True, becomes=_itself),
+    Declaration(
+        "int8-rows", "int8.Int8Rows", lambda out, width, options: out * width + 2 * out, holds_experts=False,
+        becomes=lambda options: ("int8", 0),
+    ),
     Declaration("nf4", "nf4.Nf4", _nf4, becomes=_itself),
     Declaration("mxfp4", "mxfp4.Mxfp4", _blocks(32), becomes=_itself),
     Declaration("nvfp4", "nvfp4.Nvfp4", _blocks(16, more_a_row=4), becomes=_itself),
@@ -139,7 +141,7 @@ def packable(encoding: Encoding) -> Packable:
 
 def packable_names() -> list[str]:
     """The formats that experts can be packed into, as users type them."""
-    return [name for name, declared in FORMATS.items() if declared.size is not None]
+    return [name for name, declared in FORMATS.items() if declared.size is not None and declared.holds_experts]
 
 
 def dense_names() -> list[str]:
@@ -153,8 +155,7 @@ def packed_encoding(name: str, group: int = 64) -> Encoding:
         raise MoeLocalError(f"there is no format {name!r}", remedy=f"use {', '.join(packable_names())}")
     if group not in GROUP_SIZES:
         raise MoeLocalError(f"a group of {group} is not supported", remedy=f"use {', '.join(map(str, GROUP_SIZES))}")
-    declared = FORMATS[name]
-    return Encoding(name, tuple({**declared.packed(group), **declared.placed()}.items()))
+    return Encoding(name, tuple(FORMATS[name].packed(group).items()))
 
 
 def packed_bytes(name: str, shape: tuple[int, int], group: int = 64) -> int | None:

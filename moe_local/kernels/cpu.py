@@ -1,4 +1,4 @@
-"""torch's kernels for a CPU, which multiply int4 and int8 as they lie in the slot."""
+"""The native kernels for a CPU, which multiply int4 and int8 as they lie in the slot."""
 
 from __future__ import annotations
 
@@ -6,56 +6,47 @@ import torch
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Format, Shape
-from moe_local.formats.int4 import Int4, native_rows
-from moe_local.formats.int8 import Int8
+from moe_local.formats.int4 import Int4
+from moe_local.formats.int8 import GROUP, Int8
+from moe_local.kernels import native
 from moe_local.kernels.base import MatrixKernel, Multiply
-from moe_local.kernels.decode import matmul
 from moe_local.memory.accelerator import on_cpu
 
-# From one more row on decoding the matrix first is faster (measured: benchmarks/kernels.py).
-INT4_ROWS = 159
-INT8_ROWS = 47
+
+def kind_of(form: Format) -> tuple[str, int] | None:
+    """What the native kernels call a format, and the columns of a group; None if it is not theirs."""
+    if isinstance(form, Int4):
+        return "int4", form.group
+    return ("int8", GROUP) if isinstance(form, Int8) else None
 
 
-def _takes_int4(form: Format, device: torch.device) -> bool:
-    return on_cpu(device) and isinstance(form, Int4) and form.rows == native_rows()
+def _takes(form: Format, device: torch.device) -> bool:
+    return on_cpu(device) and kind_of(form) is not None and native.missing() is None
 
 
-def _bind_int4(form: Format, arrays: Arrays, shape: Shape) -> Multiply:
-    assert isinstance(form, Int4)
-    weight, scales, group = arrays["weight"], arrays["scales"], form.group
-    kernel = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply:
+    from moe_local.kernels.native._native import multiply_dense
+
+    found = kind_of(form)
+    assert found is not None
+    kind, group = found
+    out, width = shape
+    blocks = arrays["blocks"]  # held, or its memory would be another's
+    address, size = blocks.data_ptr(), blocks.nbytes
 
     def multiply(x: Tensor) -> Tensor:
-        if x.dtype is torch.bfloat16:
-            same: Tensor = kernel(x.contiguous(), weight, group, scales)
-            return same
-        y: Tensor = kernel(x.to(torch.bfloat16).contiguous(), weight, group, scales)
+        rows = native.multipliable(x)
+        y = rows.new_empty(len(rows), out)
+        if len(rows):
+            multiply_dense(
+                native.machine(), kind, out, width, group, exact, address, size, 0, 0,
+                len(rows), rows.data_ptr(), rows.nbytes, y.data_ptr(), y.nbytes, native.TYPES[rows.dtype],
+            )  # fmt: skip
         return y.to(x.dtype)
 
+    # The closure is all that keeps the matrix alive.
+    multiply.__dict__["blocks"] = blocks
     return multiply
 
 
-def _takes_int8(form: Format, device: torch.device) -> bool:
-    return on_cpu(device) and isinstance(form, Int8)
-
-
-def _bind_int8(form: Format, arrays: Arrays, shape: Shape) -> Multiply:
-    weight, scales = arrays["weight"], arrays["scales"]
-
-    def multiply(x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), weight, scales)
-        return y.to(x.dtype)
-
-    return multiply
-
-
-def _bind_int8_codes(form: Format, arrays: Arrays, shape: Shape) -> Multiply:
-    """The codes are multiplied and the outputs scaled: a matrix of numbers less to make."""
-    weight, scales = arrays["weight"], arrays["scales"]
-    return lambda x: matmul(x, weight.to(x.dtype)) * scales.to(x.dtype)
-
-
-TORCH_INT4 = MatrixKernel("torch int4", _takes_int4, _bind_int4, most_rows=INT4_ROWS)
-TORCH_INT8 = MatrixKernel("torch int8", _takes_int8, _bind_int8, most_rows=INT8_ROWS)
-INT8_CODES = MatrixKernel("int8 codes", _takes_int8, _bind_int8_codes, decodes=True)
+NATIVE = MatrixKernel("native", _takes, _bind)

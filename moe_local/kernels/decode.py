@@ -24,7 +24,7 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(F.pad(x, (0, 0, 0, more)), weight)[:rows] if more else F.linear(x, weight)
 
 
-def _bind(form: Format, arrays: Arrays, shape: Shape) -> Multiply:
+def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply:
     return lambda x: matmul(x, form.decode(arrays, shape, x.dtype))
 
 

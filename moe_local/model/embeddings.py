@@ -18,7 +18,7 @@ from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.model.modules import rows_of
 
-_BY_ROWS = Encoding("int8")  # the encoding of embeddings, a scale for each row
+_BY_ROWS = Encoding("int8-rows")  # the encoding of embeddings, a scale for each row
 
 
 def readable_by_rows(skeleton: PreTrainedModel, catalog: Catalog) -> dict[str, Source]:

@@ -66,7 +66,7 @@ def dense_bytes(sizes: ModelSizes, formats: Formats) -> tuple[int, int]:
     def held(matrix: Matrices, format: str) -> int:
         return encoded_bytes(matrix, "bf16" if _stays_plain(matrix, formats) else format, formats.group)
 
-    embedding = held(sizes.embedding, "int8")
+    embedding = held(sizes.embedding, "int8-rows")
     read = sum(held(matrix, formats.dense) for matrix in sizes.linear) + 2 * (sizes.plain + sizes.wide)
     read += sizes.buffers
     return read + embedding, read + (embedding if sizes.tied else 0)

@@ -96,7 +96,7 @@ def _assert_module(skeleton: PreTrainedModel, matrix: StoredMatrix) -> None:
     weight = getattr(module, "weight", None)
     if _KINDS.get(type(module)) != matrix.kind or weight is None or tuple(weight.shape) != matrix.shape:
         raise ValueError(f"{matrix.path} is no {matrix.kind} of shape {matrix.shape} in the model")
-    if matrix.kind == EMBEDDING and matrix.encoding != Encoding("int8"):
+    if matrix.kind == EMBEDDING and matrix.encoding != Encoding("int8-rows"):
         raise ValueError(f"the embedding {matrix.path} is held as {matrix.encoding}")
 
 

@@ -17,7 +17,7 @@ from moe_local.store.manifest import StoredMatrix
 _LEAST = 1 << 12  # elements: smaller matrices are not worth a kernel of their own
 _ELSEWHERE = ("vision", "visual", "audio", "router", "image")  # parts of a path: other modalities, and choices
 LINEAR, EMBEDDING = "linear", "embedding"
-_EMBEDDING = Encoding("int8")  # looked up row by row
+_EMBEDDING = Encoding("int8-rows")  # looked up row by row
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from moe_local.checkpoint.record import Array, Layout, Matrix, Projection
 from moe_local.errors import CheckpointError, first_line
 
 MANIFEST = "moe-local.json"
-VERSION = 1
+VERSION = 2
 DENSE = "dense.safetensors"
 _MOST = 1 << 50  # of any size, in bytes or elements
 _LONGEST = 255  # characters of a file's name

@@ -1,0 +1,92 @@
+// Sixteen lanes in one register of AVX-512, dots by VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include "numbers.hpp"
+
+namespace moe_local {
+namespace {
+
+struct Lanes {
+    static constexpr int TILE = 12;
+
+    using F = __m512;
+    using I = __m512i;
+    using Bytes = __m512i;
+    using Dots = __m512i;
+
+    static F set(float x) { return _mm512_set1_ps(x); }
+    static F load(const float* x) { return _mm512_loadu_ps(x); }
+    static F load_bf16(const uint16_t* x) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    static void store(float* to, F x) { _mm512_storeu_ps(to, x); }
+    static void store_bf16(uint16_t* to, F x) {
+        const __m512i raw = _mm512_castps_si512(x);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(raw, 16), _mm512_set1_epi32(1));
+        __m512i kept = _mm512_add_epi32(raw, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        kept = _mm512_srli_epi32(kept, 16);
+        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        kept = _mm512_mask_set1_epi32(kept, nan, 0x7fc0);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(kept));
+    }
+    static F add(F a, F b) { return _mm512_add_ps(a, b); }
+    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static F div(F a, F b) { return _mm512_div_ps(a, b); }
+    static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static F min(F a, F b) { return _mm512_min_ps(a, b); }
+    static F max(F a, F b) { return _mm512_max_ps(a, b); }
+    static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static F magnitude(F a) { return _mm512_abs_ps(a); }
+    static F with_sign_of(F a, F b) {
+        const __m512i sign = _mm512_set1_epi32(int(0x80000000));
+        return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b), _mm512_castps_si512(a), 0xca));
+    }
+    static F scale(F a, F n) {
+        const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+        return _mm512_mul_ps(a, _mm512_castsi512_ps(power));
+    }
+
+    static I bits(F a) { return _mm512_castps_si512(a); }
+    static I greater(I a, I b) { return _mm512_max_epi32(a, b); }
+    static int32_t greatest(I a) { return _mm512_reduce_max_epi32(a); }
+    static int32_t store_codes(int8_t* to, F a) {
+        const __m512i whole = _mm512_cvtps_epi32(a);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(whole));
+        return _mm512_reduce_add_epi32(whole);
+    }
+
+    static Bytes bytes(const uint8_t* at) { return _mm512_loadu_si512(at); }
+    static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+    static Bytes low(Bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+    static Bytes high(Bytes a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+    template <int j>
+    static F unsigned_byte(Bytes a) {
+        return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(a, 8 * j), _mm512_set1_epi32(255)));
+    }
+    template <int j>
+    static F signed_byte(Bytes a) {
+        return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * j), 24));
+    }
+
+    static Dots start4(int32_t sum) { return _mm512_set1_epi32(-8 * sum); }
+    static Dots start8(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+    static void dot4(Dots& dots, Bytes codes, const int8_t* four) {
+        int32_t word;
+        std::memcpy(&word, four, sizeof word);
+        dots = _mm512_dpbusd_epi32(dots, codes, _mm512_set1_epi32(word));
+    }
+    static void dot8(Dots& dots, Bytes codes, const int8_t* four) {
+        dot4(dots, _mm512_xor_si512(codes, _mm512_set1_epi8(char(0x80))), four);
+    }
+    static void fold(Dots&) {}
+    static F finish(Dots dots) { return _mm512_cvtepi32_ps(dots); }
+    static Dots join(Dots a, Dots b) { return _mm512_add_epi32(a, b); }
+    static Dots nothing() { return _mm512_setzero_si512(); }
+};
+
+}  // namespace
+}  // namespace moe_local

@@ -1,0 +1,127 @@
+// Sixteen lanes in plain C++: the reference for all others.
+#pragma once
+
+#include <cmath>
+
+#include "numbers.hpp"
+
+namespace moe_local {
+namespace {
+
+struct Lanes {
+    static constexpr int TILE = 4;  // tokens at once
+
+    struct F {
+        float v[16];
+    };
+    struct I {
+        int32_t v[16];
+    };
+    struct Bytes {
+        uint8_t v[64];
+    };
+    using Dots = I;
+
+    template <class Make>
+    static F each(Make make) {
+        F made;
+        for (int i = 0; i < 16; i++) made.v[i] = make(i);
+        return made;
+    }
+    static F set(float x) { return each([&](int) { return x; }); }
+    static F load(const float* x) { return each([&](int i) { return x[i]; }); }
+    static F load_bf16(const uint16_t* x) { return each([&](int i) { return from_bf16(x[i]); }); }
+    static void store(float* to, F x) { std::memcpy(to, x.v, sizeof x.v); }
+    static void store_bf16(uint16_t* to, F x) {
+        for (int i = 0; i < 16; i++) to[i] = to_bf16(x.v[i]);
+    }
+    static F add(F a, F b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
+    static F sub(F a, F b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
+    static F mul(F a, F b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
+    static F div(F a, F b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
+    static F fma(F a, F b, F c) { return each([&](int i) { return std::fmaf(a.v[i], b.v[i], c.v[i]); }); }
+    // b where a is NaN.
+    static F min(F a, F b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+    static F max(F a, F b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+    static F round(F a) { return each([&](int i) { return std::nearbyintf(a.v[i]); }); }
+    static F magnitude(F a) { return each([&](int i) { return float_of(bits_of(a.v[i]) & 0x7fffffff); }); }
+    static F with_sign_of(F a, F b) {
+        return each([&](int i) { return float_of((bits_of(a.v[i]) & 0x7fffffff) | (bits_of(b.v[i]) & 0x80000000)); });
+    }
+    // a * 2^n, for whole n such that the result is normal.
+    static F scale(F a, F n) {
+        return each([&](int i) { return a.v[i] * float_of(uint32_t(int32_t(n.v[i]) + 127) << 23); });
+    }
+
+    static I bits(F a) {
+        I made;
+        std::memcpy(made.v, a.v, sizeof made.v);
+        return made;
+    }
+    static I greater(I a, I b) {
+        for (int i = 0; i < 16; i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+        return a;
+    }
+    static int32_t greatest(I a) {
+        int32_t most = a.v[0];
+        for (int i = 1; i < 16; i++) most = a.v[i] > most ? a.v[i] : most;
+        return most;
+    }
+    // Whole numbers from -127 to 127 as bytes; their sum.
+    static int32_t store_codes(int8_t* to, F a) {
+        int32_t sum = 0;
+        for (int i = 0; i < 16; i++) sum += to[i] = int8_t(a.v[i]);
+        return sum;
+    }
+
+    static Bytes bytes(const uint8_t* at) {
+        Bytes made;
+        std::memcpy(made.v, at, 64);
+        return made;
+    }
+    static void prefetch(const uint8_t*) {}
+    static Bytes low(Bytes a) {
+        for (auto& byte : a.v) byte &= 15;
+        return a;
+    }
+    static Bytes high(Bytes a) {
+        for (auto& byte : a.v) byte >>= 4;
+        return a;
+    }
+    // Byte j of each lane, unsigned or signed, as a number.
+    template <int j>
+    static F unsigned_byte(Bytes a) {
+        return each([&](int i) { return float(a.v[4 * i + j]); });
+    }
+    template <int j>
+    static F signed_byte(Bytes a) {
+        return each([&](int i) { return float(int8_t(a.v[4 * i + j])); });
+    }
+
+    // Dots of unsigned 4-bit codes, of which the middle is 8, or of signed bytes, with four signed bytes whose sum
+    // over all is `sum`.
+    static Dots start4(int32_t sum) {
+        Dots made;
+        for (auto& lane : made.v) lane = -8 * sum;
+        return made;
+    }
+    static Dots start8(int32_t) { return Dots{}; }
+    static void dot4(Dots& dots, Bytes codes, const int8_t* four) {
+        for (int i = 0; i < 16; i++)
+            for (int j = 0; j < 4; j++) dots.v[i] += int32_t(codes.v[4 * i + j]) * four[j];
+    }
+    static void dot8(Dots& dots, Bytes codes, const int8_t* four) {
+        for (int i = 0; i < 16; i++)
+            for (int j = 0; j < 4; j++) dots.v[i] += int32_t(int8_t(codes.v[4 * i + j])) * four[j];
+    }
+    static void fold(Dots&) {}  // after eight times dot4 at the most
+    static F finish(const Dots& dots) { return each([&](int i) { return float(dots.v[i]); }); }
+    static Dots join(Dots a, const Dots& b) {
+        for (int i = 0; i < 16; i++) a.v[i] += b.v[i];
+        return a;
+    }
+    static Dots nothing() { return Dots{}; }
+};
+
+}  // namespace
+}  // namespace moe_local

@@ -1,0 +1,414 @@
+// The arithmetic, over `Lanes` of one processor, which is included before this.
+//
+// Every number is made by the same operations in the same order, whatever the lanes, the rows beside it and the
+// threads: dots of whole numbers are exact, and what comes of each group is added in the order of the columns.
+#pragma once
+
+#include "processor.hpp"
+
+namespace moe_local {
+namespace {
+
+using F = Lanes::F;
+using Dots = Lanes::Dots;
+
+constexpr int AHEAD = 4096;  // bytes
+
+// For loops over tokens, whose sums must stay in registers.
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#define INLINED inline __attribute__((always_inline))
+#elif defined(__GNUC__)
+#define UNROLLED _Pragma("GCC unroll 16")
+#define INLINED inline __attribute__((always_inline))
+#else
+#define UNROLLED
+#define INLINED __forceinline
+#endif
+
+// ---- Rows of activations
+
+F load_as(const void* x, Type type, int at) {
+    return type == Type::float32 ? Lanes::load(static_cast<const float*>(x) + at)
+                                 : Lanes::load_bf16(static_cast<const uint16_t*>(x) + at);
+}
+
+float one_as(const void* x, Type type, int at) {
+    return type == Type::float32 ? static_cast<const float*>(x)[at] : from_bf16(static_cast<const uint16_t*>(x)[at]);
+}
+
+// Sixteen numbers from `at`, zeros from `end` on.
+F load_until(const void* x, Type type, int at, int end) {
+    if (at + 16 <= end) return load_as(x, type, at);
+    float part[16] = {};
+    for (int i = at; i < end; i++) part[i - at] = one_as(x, type, i);
+    return Lanes::load(part);
+}
+
+void pack_exact(const void* x, Type type, int begin, int end, const Rows& rows, int row, int group) {
+    float* to = rows.exact + (size_t(group) * rows.count + row) * rows.group;
+    for (int c = 0; c < rows.group; c += 16) Lanes::store(to + c, load_until(x, type, begin + c, end));
+    float sum = 0;
+    for (int c = 0; c < rows.group; c++) sum += to[c];
+    rows.offsets[size_t(group) * rows.count + row] = sum;
+}
+
+// The largest magnitude becomes 127. A group with a NaN or an infinity becomes NaN.
+void pack_codes(const void* x, Type type, int begin, int end, const Rows& rows, int row, int group) {
+    const size_t place = size_t(group) * rows.count + row;
+    F numbers[8];
+    const int parts = rows.group / 16;
+    auto most = Lanes::bits(Lanes::set(0));
+    for (int p = 0; p < parts; p++) {
+        numbers[p] = load_until(x, type, begin + 16 * p, end);
+        most = Lanes::greater(most, Lanes::bits(Lanes::magnitude(numbers[p])));
+    }
+    const int32_t bits = Lanes::greatest(most);
+    const bool finite = bits < 0x7f800000;
+    const float largest = float_of(uint32_t(bits));
+    const float scale = finite ? largest / 127 : float_of(0x7fc00000);
+    const F inverse = Lanes::set(finite && scale > 0 ? 1 / scale : 0);
+    const F bound = Lanes::set(127), low = Lanes::set(-127);
+    int32_t sum = 0;
+    for (int p = 0; p < parts; p++) {
+        const F scaled = Lanes::round(Lanes::mul(numbers[p], inverse));
+        const F code = finite ? Lanes::max(Lanes::min(scaled, bound), low) : Lanes::set(0);
+        sum += Lanes::store_codes(rows.codes + place * rows.group + 16 * p, code);
+    }
+    rows.scales[place] = scale;
+    rows.sums[place] = sum;
+    rows.offsets[place] = scale * float(sum);
+}
+
+void pack(const void* x, Type type, int columns, const Rows& rows, int row, int first_group) {
+    const int groups = (columns + rows.group - 1) / rows.group;
+    for (int g = 0; g < groups; g++) {
+        const auto one = rows.codes ? pack_codes : pack_exact;
+        one(x, type, g * rows.group, columns, rows, row, first_group + g);
+    }
+}
+
+// ---- Dots of a group: a block's 16 rows with N tokens
+
+template <int N>
+INLINED void int4_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[N]) {
+    for (int step = 0; step < group / 8; step++) {
+        const auto both = Lanes::bytes(codes + 64 * step);
+        const auto low = Lanes::low(both), high = Lanes::high(both);
+        const int8_t* at = x + 8 * step;
+        UNROLLED
+        for (int t = 0; t < N; t++) {
+            Lanes::dot4(dots[t], low, at + t * group);
+            Lanes::dot4(dots[t], high, at + t * group + 4);
+        }
+        if (step % 4 == 3)
+            UNROLLED
+            for (int t = 0; t < N; t++) Lanes::fold(dots[t]);
+    }
+}
+
+// One token: what is waited for is the memory, and one dot for another; so there are four at once.
+INLINED void int4_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[1]) {
+    Dots more[3] = {Lanes::nothing(), Lanes::nothing(), Lanes::nothing()};
+    for (int step = 0; step < group / 8; step += 2) {
+        const auto first = Lanes::bytes(codes + 64 * step), second = Lanes::bytes(codes + 64 * step + 64);
+        Lanes::prefetch(codes + 64 * step + AHEAD);
+        Lanes::prefetch(codes + 64 * step + 64 + AHEAD);
+        const int8_t* at = x + 8 * step;
+        Lanes::dot4(dots[0], Lanes::low(first), at);
+        Lanes::dot4(more[0], Lanes::high(first), at + 4);
+        Lanes::dot4(more[1], Lanes::low(second), at + 8);
+        Lanes::dot4(more[2], Lanes::high(second), at + 12);
+        if (step % 16 == 14) {
+            Lanes::fold(dots[0]);
+            for (auto& each : more) Lanes::fold(each);
+        }
+    }
+    Lanes::fold(dots[0]);
+    for (auto& each : more) {
+        Lanes::fold(each);
+        dots[0] = Lanes::join(dots[0], each);
+    }
+}
+
+template <int N>
+INLINED void int8_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[N]) {
+    for (int step = 0; step < group / 4; step++) {
+        const auto four = Lanes::bytes(codes + 64 * step);
+        UNROLLED
+        for (int t = 0; t < N; t++) Lanes::dot8(dots[t], four, x + t * group + 4 * step);
+    }
+}
+
+INLINED void int8_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[1]) {
+    Dots more[3] = {Lanes::nothing(), Lanes::nothing(), Lanes::nothing()};
+    for (int step = 0; step < group / 4; step += 4) {
+        for (int i = 0; i < 4; i++) {
+            const uint8_t* at = codes + 64 * (step + i);
+            Lanes::prefetch(at + AHEAD);
+            Lanes::dot8(i ? more[i - 1] : dots[0], Lanes::bytes(at), x + 4 * (step + i));
+        }
+    }
+    for (auto& each : more) dots[0] = Lanes::join(dots[0], each);
+}
+
+template <int N, int j>
+INLINED void add_column(F numbers, const float* x, int group, F (&sums)[N]) {
+    UNROLLED
+    for (int t = 0; t < N; t++) sums[t] = Lanes::fma(numbers, Lanes::set(x[t * group + j]), sums[t]);
+}
+
+template <int N>
+INLINED void int4_exact(const uint8_t* codes, int group, const float* x, F (&sums)[N]) {
+    const F middle = Lanes::set(8);
+    for (int step = 0; step < group / 8; step++) {
+        const auto both = Lanes::bytes(codes + 64 * step);
+        const auto low = Lanes::low(both), high = Lanes::high(both);
+        const float* at = x + 8 * step;
+        add_column<N, 0>(Lanes::sub(Lanes::unsigned_byte<0>(low), middle), at, group, sums);
+        add_column<N, 1>(Lanes::sub(Lanes::unsigned_byte<1>(low), middle), at, group, sums);
+        add_column<N, 2>(Lanes::sub(Lanes::unsigned_byte<2>(low), middle), at, group, sums);
+        add_column<N, 3>(Lanes::sub(Lanes::unsigned_byte<3>(low), middle), at, group, sums);
+        add_column<N, 4>(Lanes::sub(Lanes::unsigned_byte<0>(high), middle), at, group, sums);
+        add_column<N, 5>(Lanes::sub(Lanes::unsigned_byte<1>(high), middle), at, group, sums);
+        add_column<N, 6>(Lanes::sub(Lanes::unsigned_byte<2>(high), middle), at, group, sums);
+        add_column<N, 7>(Lanes::sub(Lanes::unsigned_byte<3>(high), middle), at, group, sums);
+    }
+}
+
+template <int N>
+INLINED void int8_exact(const uint8_t* codes, int group, const float* x, F (&sums)[N]) {
+    for (int step = 0; step < group / 4; step++) {
+        const auto four = Lanes::bytes(codes + 64 * step);
+        const float* at = x + 4 * step;
+        add_column<N, 0>(Lanes::signed_byte<0>(four), at, group, sums);
+        add_column<N, 1>(Lanes::signed_byte<1>(four), at, group, sums);
+        add_column<N, 2>(Lanes::signed_byte<2>(four), at, group, sums);
+        add_column<N, 3>(Lanes::signed_byte<3>(four), at, group, sums);
+    }
+}
+
+// ---- A block: 16 rows of the matrix with N tokens, all groups
+
+template <int N>
+INLINED void int4_block(const uint8_t* block, const Matrix& matrix, const Rows& rows, int start, F (&sums)[N]) {
+    const int group = matrix.group, pitch = 8 * group + 64;
+    for (int g = 0; g < matrix.groups(); g++) {
+        const uint8_t* codes = block + size_t(g) * pitch;
+        const auto* scales = reinterpret_cast<const uint16_t*>(codes + 8 * group);
+        const F scale = Lanes::load_bf16(scales), offset = Lanes::load_bf16(scales + 16);
+        const size_t place = size_t(g) * rows.count + start;
+        if (rows.codes) {
+            Dots dots[N];
+            UNROLLED
+            for (int t = 0; t < N; t++) dots[t] = Lanes::start4(rows.sums[place + t]);
+            int4_dots(codes, group, rows.codes + place * group, dots);
+            UNROLLED
+            for (int t = 0; t < N; t++) {
+                const F both = Lanes::mul(scale, Lanes::set(rows.scales[place + t]));
+                sums[t] = Lanes::fma(Lanes::finish(dots[t]), both, sums[t]);
+            }
+        } else {
+            F parts[N];
+            UNROLLED
+            for (int t = 0; t < N; t++) parts[t] = Lanes::set(0);
+            int4_exact(codes, group, rows.exact + place * group, parts);
+            UNROLLED
+            for (int t = 0; t < N; t++) sums[t] = Lanes::fma(parts[t], scale, sums[t]);
+        }
+        UNROLLED
+        for (int t = 0; t < N; t++) sums[t] = Lanes::fma(offset, Lanes::set(rows.offsets[place + t]), sums[t]);
+    }
+}
+
+template <int N>
+INLINED void int8_block(const uint8_t* block, const Matrix& matrix, const Rows& rows, int start, F (&sums)[N]) {
+    const int group = matrix.group;
+    for (int g = 0; g < matrix.groups(); g++) {
+        const uint8_t* codes = block + size_t(g) * group * BLOCK;
+        const size_t place = size_t(g) * rows.count + start;
+        if (rows.codes) {
+            Dots dots[N];
+            UNROLLED
+            for (int t = 0; t < N; t++) dots[t] = Lanes::start8(rows.sums[place + t]);
+            int8_dots(codes, group, rows.codes + place * group, dots);
+            UNROLLED
+            for (int t = 0; t < N; t++)
+                sums[t] = Lanes::fma(Lanes::finish(dots[t]), Lanes::set(rows.scales[place + t]), sums[t]);
+        } else {
+            int8_exact(codes, group, rows.exact + place * group, sums);
+        }
+    }
+    const F scale = Lanes::load(reinterpret_cast<const float*>(block + size_t(matrix.groups()) * group * BLOCK));
+    UNROLLED
+    for (int t = 0; t < N; t++) sums[t] = Lanes::mul(sums[t], scale);
+}
+
+template <int N>
+void tile(const Matrix& matrix, int first, int count, const Rows& rows, int start, float* out, int stride) {
+    for (int b = 0; b < count; b++) {
+        const uint8_t* block = matrix.data + size_t(first + b) * matrix.block_bytes();
+        F sums[N];
+        UNROLLED
+        for (int t = 0; t < N; t++) sums[t] = Lanes::set(0);
+        if (matrix.kind == Kind::int4)
+            int4_block(block, matrix, rows, start, sums);
+        else
+            int8_block(block, matrix, rows, start, sums);
+        UNROLLED
+        for (int t = 0; t < N; t++) Lanes::store(out + size_t(t) * stride + BLOCK * b, sums[t]);
+    }
+}
+
+template <int N>
+void rest(const Matrix& matrix, int first, int count, const Rows& rows, int start, int tokens, float* out,
+          int stride) {
+    if constexpr (N > 0) {
+        if (tokens == N)
+            tile<N>(matrix, first, count, rows, start, out, stride);
+        else
+            rest<N - 1>(matrix, first, count, rows, start, tokens, out, stride);
+    }
+}
+
+void multiply(const Matrix& matrix, int first, int count, const Rows& rows, int start, int tokens, float* out,
+              int stride) {
+    int done = 0;
+    for (; tokens - done >= Lanes::TILE; done += Lanes::TILE)
+        tile<Lanes::TILE>(matrix, first, count, rows, start + done, out + size_t(done) * stride, stride);
+    rest<Lanes::TILE - 1>(matrix, first, count, rows, start + done, tokens - done, out + size_t(done) * stride, stride);
+}
+
+// ---- Activations
+
+// Cephes' expf, within 2 units of the last place where the result is normal; 0 and infinity beyond.
+F exponential(F x) {
+    const F bounded = Lanes::max(Lanes::min(x, Lanes::set(88.3762589f)), Lanes::set(-87.3365402f));
+    const F n = Lanes::round(Lanes::mul(bounded, Lanes::set(1.44269504f)));
+    F r = Lanes::fma(n, Lanes::set(-0.693359375f), bounded);
+    r = Lanes::fma(n, Lanes::set(2.12194440e-4f), r);
+    F p = Lanes::set(1.9875691500e-4f);
+    p = Lanes::fma(p, r, Lanes::set(1.3981999507e-3f));
+    p = Lanes::fma(p, r, Lanes::set(8.3334519073e-3f));
+    p = Lanes::fma(p, r, Lanes::set(4.1665795894e-2f));
+    p = Lanes::fma(p, r, Lanes::set(1.6666665459e-1f));
+    p = Lanes::fma(p, r, Lanes::set(5.0000001201e-1f));
+    p = Lanes::add(Lanes::fma(p, Lanes::mul(r, r), r), Lanes::set(1));
+    return Lanes::scale(p, n);
+}
+
+F sigmoid(F x) {
+    const F one = Lanes::set(1);
+    return Lanes::div(one, Lanes::add(one, exponential(Lanes::sub(Lanes::set(0), x))));
+}
+
+F tanh_of(F x) {
+    const F one = Lanes::set(1), two = Lanes::set(2);
+    return Lanes::sub(one, Lanes::div(two, Lanes::add(one, exponential(Lanes::mul(two, x)))));
+}
+
+// Abramowitz and Stegun 7.1.26: within 1.5e-7.
+F error_function(F x) {
+    const F one = Lanes::set(1), size = Lanes::magnitude(x);
+    const F t = Lanes::div(one, Lanes::fma(size, Lanes::set(0.3275911f), one));
+    F p = Lanes::set(1.061405429f);
+    p = Lanes::fma(p, t, Lanes::set(-1.453152027f));
+    p = Lanes::fma(p, t, Lanes::set(1.421413741f));
+    p = Lanes::fma(p, t, Lanes::set(-0.284496736f));
+    p = Lanes::fma(p, t, Lanes::set(0.254829592f));
+    const F tail = exponential(Lanes::sub(Lanes::set(0), Lanes::mul(size, size)));
+    return Lanes::with_sign_of(Lanes::sub(one, Lanes::mul(Lanes::mul(p, t), tail)), x);
+}
+
+F activated(Activation activation, F x) {
+    const F half = Lanes::set(0.5f), one = Lanes::set(1);
+    switch (activation) {
+        case Activation::silu:
+            return Lanes::mul(x, sigmoid(x));
+        case Activation::gelu:
+            return Lanes::mul(Lanes::mul(half, x), Lanes::add(one, error_function(Lanes::mul(x, Lanes::set(0.70710678f)))));
+        case Activation::gelu_tanh: {
+            const F cube = Lanes::mul(Lanes::mul(x, x), x);
+            const F inner = Lanes::mul(Lanes::set(0.79788456f), Lanes::fma(cube, Lanes::set(0.044715f), x));
+            return Lanes::mul(Lanes::mul(half, x), Lanes::add(one, tanh_of(inner)));
+        }
+        case Activation::relu:
+            return Lanes::max(x, Lanes::set(0));
+        case Activation::relu_squared: {
+            const F positive = Lanes::max(x, Lanes::set(0));
+            return Lanes::mul(positive, positive);
+        }
+        default:
+            return x;
+    }
+}
+
+F gated(const Gating& gating, F gate, F up) {
+    if (gating.activation != Activation::clamped_swiglu) return Lanes::mul(activated(gating.activation, gate), up);
+    const F limit = Lanes::set(gating.limit), low = Lanes::set(-gating.limit);
+    const F bounded = Lanes::min(gate, limit);
+    const F glu = Lanes::mul(bounded, sigmoid(Lanes::mul(bounded, Lanes::set(gating.alpha))));
+    return Lanes::mul(Lanes::add(Lanes::max(Lanes::min(up, limit), low), Lanes::set(1)), glu);
+}
+
+void activate(const Gating& gating, const float* gate, const float* up, int columns, float* out) {
+    for (int c = 0; c < columns; c += 16) {
+        F first, second;
+        if (gating.interleaved) {
+            float even[16], odd[16];
+            for (int i = 0; i < 16; i++) {
+                even[i] = gate[2 * (c + i)];
+                odd[i] = gate[2 * (c + i) + 1];
+            }
+            first = Lanes::load(even);
+            second = Lanes::load(odd);
+        } else {
+            first = Lanes::load(gate + c);
+            second = gating.gated ? Lanes::load(up + c) : first;
+        }
+        Lanes::store(out + c, gating.gated ? gated(gating, first, second) : activated(gating.activation, first));
+    }
+}
+
+// ---- Results
+
+void store_one(float value, Type type, void* to, int at) {
+    if (type == Type::float32)
+        static_cast<float*>(to)[at] = value;
+    else
+        static_cast<uint16_t*>(to)[at] = to_bf16(value);
+}
+
+void store(const float* from, const float* bias, int count, Type type, void* to) {
+    int i = 0;
+    for (; i + 16 <= count; i += 16) {
+        F x = Lanes::load(from + i);
+        if (bias) x = Lanes::add(x, Lanes::load(bias + i));
+        if (type == Type::float32)
+            Lanes::store(static_cast<float*>(to) + i, x);
+        else
+            Lanes::store_bf16(static_cast<uint16_t*>(to) + i, x);
+    }
+    for (; i < count; i++) store_one(bias ? from[i] + bias[i] : from[i], type, to, i);
+}
+
+void sum(const void* parts, int choices, const float* weights, const bool* there, int columns, Type type, void* out) {
+    const auto* bytes = static_cast<const uint8_t*>(parts);
+    const size_t apart = size_t(columns) * size_of(type);
+    for (int c = 0; c < columns; c += 16) {
+        F total = Lanes::set(0);
+        for (int j = 0; j < choices; j++)
+            if (there[j]) total = Lanes::fma(load_until(bytes + j * apart, type, c, columns), Lanes::set(weights[j]), total);
+        float last[16];
+        Lanes::store(last, total);
+        if (c + 16 > columns)
+            for (int i = c; i < columns; i++) store_one(last[i - c], type, out, i);
+        else
+            store(last, nullptr, 16, type, static_cast<uint8_t*>(out) + size_t(c) * size_of(type));
+    }
+}
+
+constexpr Processor with(const char* name) { return {name, pack, multiply, activate, store, sum}; }
+
+}  // namespace
+}  // namespace moe_local
