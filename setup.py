@@ -18,12 +18,13 @@ def native() -> list[Extension]:
     options = ["/std:c++17", "/O2", "/EHsc"]
     if sys.platform != "win32":
         # Numbers must not depend on the processor: no products that some fuse into sums.
-        options = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"]
+        options = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g0"]
+        options += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # which GCC's own headers set off
     return [
         Extension(
             "moe_local.kernels.native._native",
-            sources=[*map(str, sorted(NATIVE.glob("*.cpp"))), str(source / "nb_combined.cpp")],
-            include_dirs=[nanobind.include_dir(), str(source.parent / "ext" / "robin_map" / "include")],
+            sources=list(map(str, sorted(NATIVE.glob("*.cpp")))),
+            include_dirs=[nanobind.include_dir(), str(source), str(source.parent / "ext" / "robin_map" / "include")],
             depends=list(map(str, sorted(NATIVE.glob("*.hpp")))),
             extra_compile_args=options,
             language="c++",
