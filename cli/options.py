@@ -117,6 +117,15 @@ class LoadFlags:
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
     ] = "auto"
 
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="How a CPU multiplies int4 and int8: by activations rounded to 8 bits (int8), or as they are (bf16):"
+            " exact, and slower.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "int8"
+
     def options(self) -> Options:
         """What was typed, understood. Raises MoeLocalError naming what is wrong."""
         from moe_local.planning.options import Options
@@ -131,6 +140,7 @@ class LoadFlags:
             policy=self.policy,
             prefetch=self.prefetch,
             io=self.io,
+            activations=self.activations,
             warm=self.warm,
             threads=self.threads,
         )

@@ -73,7 +73,7 @@ def load(
     try:
         files.open(load_plan.checkpoint.files, direct=load_plan.direct_io)
         reader = read_at(files)
-        network = load_dense(load_plan, reader, load_plan.device)
+        network = load_dense(load_plan, reader, load_plan.device, exact=load_plan.exact)
         report("expert cache", 0.9)
         cache = make_cache(load_plan, reader)
         if load_plan.options.warm:
@@ -113,7 +113,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._generator: TextGenerator | None = None
         self._cache = cache
-        self._kernel = ExpertKernel(cache.slab)
+        self._kernel = ExpertKernel(cache.slab, exact=load_plan.exact)
         self._prefetcher = self._make_prefetcher()
         register_forward_hook(model, self._resize_for)
         self.tap(None)
@@ -127,7 +127,7 @@ class Engine:
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
-        self._cache, self._kernel = cache, ExpertKernel(cache.slab)
+        self._cache, self._kernel = cache, ExpertKernel(cache.slab, exact=self.load_plan.exact)
         if self._generator is not None:
             self._generator.counters = cache.counters
         self._prefetcher = self._make_prefetcher()
@@ -146,9 +146,10 @@ class Engine:
         """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""
         for path, module in experts_modules(self.model).items():
             layer = self.load_plan.catalog.layer_of[path]
-            experts = self.load_plan.catalog.layers[layer].experts
+            held = self.load_plan.catalog.layers[layer]
             assert isinstance(module, ExpertLayer)
-            module.connect(Paged(self._cache, self._kernel, layer, experts, tap, self._prefetcher))
+            paged = Paged(self._cache, self._kernel, layer, held.experts, held.kinds, tap, self._prefetcher)
+            module.connect(paged)
 
     @property
     def model(self) -> PreTrainedModel:

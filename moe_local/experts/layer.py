@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from moe_local.checkpoint.record import Layout
 from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook, greatest_weights, route
 from moe_local.kernels.expert import ExpertKernel
+from moe_local.kernels.gating import recognise
+from moe_local.kernels.native_experts import NativeExperts
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Paged:
     kernel: ExpertKernel
     layer: int
     experts: int
+    layouts: Sequence[Layout]  # that the layer's records have
     hook: RoutingHook | None = None
     prefetcher: Prefetcher | None = None
 
@@ -34,16 +38,35 @@ class Paged:
         return self.cache.fetch(self.layer, experts, valued, self.prefetcher.candidates(self.layer, hidden, experts))
 
 
+class Pass(Protocol):
+    """One pass through a layer: who is chosen; what each gives, in any order of arrival; the sum of it."""
+
+    @property
+    def experts(self) -> Sequence[int]:
+        """Those that are chosen, each once."""
+
+    def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
+        """Multiplies by these experts, whose records of `layout` lie in `slots`."""
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """weights [T, k] -> [T, H]."""
+
+
 class ExpertLayer(nn.Module):
     """Mixed into transformers' experts classes: no parameters, and a forward pass over the expert cache."""
 
     has_gate = True  # the flags of transformers' decorator, for a class that keeps its interface undecorated
     has_post_expert_norm = False
     paged: Paged  # once it is connected
+    all_at_once: NativeExperts | None  # where the native kernels have all that this layer needs
 
     def connect(self, paged: Paged) -> None:
         """From now on runs over `paged`."""
-        vars(self)["paged"] = paged  # past nn.Module, which would look at it
+        own = vars(self)  # past nn.Module, which would look at it
+        if "gating" not in own:
+            own["gating"] = None if self.has_post_expert_norm else recognise(self._activate, self)
+        own["paged"] = paged
+        own["all_at_once"] = paged.kernel.all_at_once(paged.layouts, own["gating"])
 
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -55,13 +78,15 @@ class ExpertLayer(nn.Module):
         paged, index, weights = self.paged, top_k_index, top_k_weights
         if paged.hook is not None:
             index, weights = paged.hook(paged.layer, index, weights)
-        routing = route(hidden_states, index, paged.experts)
-        for ready in paged.fetch(hidden_states, routing.experts, index, weights):
-            groups = routing.groups(ready.experts)
-            outputs = paged.kernel.run(ready.layout, ready.slots, hidden_states, groups, self._activate)
-            routing.put(ready.experts, self._normed(outputs))
-        weighted = routing.outputs() * weights.reshape(-1, 1)
-        return weighted.view(*index.shape, -1).sum(dim=1).to(hidden_states.dtype)
+        step = self._start(hidden_states, index)
+        for ready in paged.fetch(hidden_states, step.experts, index, weights):
+            step.put(ready.layout, ready.experts, ready.slots)
+        return step.sum(weights)
+
+    def _start(self, hidden: Tensor, index: Tensor) -> Pass:
+        if self.all_at_once is not None:
+            return self.all_at_once.start(hidden, index, self.paged.experts)
+        return OneByOne(self, hidden, index)
 
     def _activate(self, hidden: Tensor) -> Tensor:
         """The module's own activation, with its gate if it has one."""
@@ -75,3 +100,22 @@ class ExpertLayer(nn.Module):
             return outputs
         module: Any = self
         return [module.post_expert_norm(output) for output in outputs]
+
+
+class OneByOne:
+    """A pass that multiplies by one expert after the other: for every format, device and activation."""
+
+    def __init__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor) -> None:
+        self._layer = layer
+        self._hidden = hidden
+        self._routing = route(hidden, index, layer.paged.experts)
+        self.experts = self._routing.experts
+
+    def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
+        layer, groups = self._layer, self._routing.groups(experts)
+        outputs = layer.paged.kernel.run(layout, slots, self._hidden, groups, layer._activate)
+        self._routing.put(experts, layer._normed(outputs))
+
+    def sum(self, weights: Tensor) -> Tensor:
+        weighted = self._routing.outputs() * weights.reshape(-1, 1)
+        return weighted.view(*weights.shape, -1).sum(dim=1).to(self._hidden.dtype)

@@ -48,8 +48,8 @@ class Declaration:
     """One format: where it is written, what a matrix takes in it, and what becomes of it when it is packed.
 
     `home` is a module of `moe_local.formats` and the class in it, made with an encoding's options. A format with a
-    `size` can be packed into, with the options that `packed` gives for a group size; experts, where it `holds_experts`.
-    With `dense`, linear layers outside the experts may be held so.
+    `size` can be packed into, with the options that `packed` gives for a group size: experts where it
+    `holds_experts`, linear layers outside them where it is `dense`.
     """
 
     name: str
@@ -103,7 +103,10 @@ _LINES = (
     Declaration("int4", "int4.Int4", _int4, lambda group: {"group": group}, dense=True, becomes=_itself),
     Declaration("int8", "int8.Int8", _int8, dense=True, becomes=_itself),
     Declaration(
-        "int8-rows", "int8.Int8Rows", lambda out, width, options: out * width + 2 * out, holds_experts=False,
+        "int8-rows",
+        "int8.Int8Rows",
+        lambda out, width, options: out * width + 2 * out,
+        holds_experts=False,
         becomes=lambda options: ("int8", 0),
     ),
     Declaration("nf4", "nf4.Nf4", _nf4, becomes=_itself),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from moe_local.checkpoint.record import Layout, Projection
 from moe_local.formats.records import view, views
 from moe_local.kernels.base import Multiply
+from moe_local.kernels.gating import Activate, Gating
 from moe_local.kernels.matrix import bind
+from moe_local.kernels.native_experts import NativeExperts, native_experts
 from moe_local.memory.slab import Slab
-
-Activate = Callable[[Tensor], Tensor]  # [rows, outputs of gate and up] -> [rows, inputs of down]
 
 
 class ExpertKernel:
@@ -24,11 +24,17 @@ class ExpertKernel:
     that layout comes to lie in the slot is read from there.
     """
 
-    def __init__(self, slab: Slab) -> None:
+    def __init__(self, slab: Slab, *, exact: bool = False) -> None:
+        """Over `slab`; by activations that are `exact`, or rounded to 8 bits where a kernel gains by it."""
         self._slab = slab
+        self._exact = exact
         self._known: dict[int, tuple[int, Layout]] = {}  # id of a layout -> the number of all equal ones, and it
         self._layouts: list[Layout] = []  # by their numbers
         self._bound: dict[tuple[int, int], _Bound] = {}  # (number of the layout, slot)
+
+    def all_at_once(self, layouts: Sequence[Layout], gating: Gating | None) -> NativeExperts | None:
+        """The same experts for one native call, where there is one for records of these layouts and this gating."""
+        return native_experts(self._slab, layouts, gating, exact=self._exact)
 
     def run(
         self, layout: Layout, slots: Sequence[int], x: Tensor, groups: Sequence[Tensor] | None, activate: Activate
@@ -56,7 +62,7 @@ class ExpertKernel:
         return known
 
     def _bind(self, number: int, slot: int) -> _Bound:
-        made = self._bound[number, slot] = _bind_expert(self._layouts[number], self._slab[slot])
+        made = self._bound[number, slot] = _bind_expert(self._layouts[number], self._slab[slot], self._exact)
         return made
 
     def close(self) -> None:
@@ -93,14 +99,16 @@ class _Projection:
         return y + bias.to(x.dtype)
 
 
-def _bind_expert(layout: Layout, slot: Tensor) -> _Bound:
+def _bind_expert(layout: Layout, slot: Tensor, exact: bool) -> _Bound:
     """The expert whose record of `layout` lies in `slot` (uint8 [bytes])."""
     up = "gate_up_proj" if "gate_up_proj" in layout.projections else "up_proj"
-    return _Bound(_bind(layout.projections[up], slot), _bind(layout.projections["down_proj"], slot))
+    return _Bound(_bind(layout.projections[up], slot, exact), _bind(layout.projections["down_proj"], slot, exact))
 
 
-def _bind(projection: Projection, slot: Tensor) -> Multiply:
-    matrices = tuple(bind(matrix.encoding, views(matrix, slot), matrix.shape) for matrix in projection.matrices)
+def _bind(projection: Projection, slot: Tensor, exact: bool) -> Multiply:
+    matrices = tuple(
+        bind(matrix.encoding, views(matrix, slot), matrix.shape, exact=exact) for matrix in projection.matrices
+    )
     if len(matrices) == 1 and projection.bias is None and projection.order is None:
         return matrices[0]
     bias = None if projection.bias is None else view(projection.bias, slot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ class Slab:
         raw = allocate(size) if plain else torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
         start = -raw.data_ptr() % self.ALIGNMENT
         self._buffer = raw[start : start + slots * slot_size].view(slots, slot_size)
+        self._start = self._buffer.data_ptr()
         self._memory: dict[int, memoryview] = {}
 
     def __len__(self) -> int:
@@ -39,6 +42,15 @@ class Slab:
         if view is None:
             view = self._memory[slot] = self._buffer[slot].numpy().data
         return view
+
+    @property
+    def device(self) -> torch.device:
+        return self._buffer.device
+
+    def addresses(self, slots: Sequence[int]) -> list[int]:
+        """Where the bytes of some slots begin."""
+        start, size = self._start, self.slot_size
+        return [start + slot * size for slot in slots]
 
     def copy(self, source: int, target: int) -> None:
         """Copies the bytes of one slot to another."""

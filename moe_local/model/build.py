@@ -30,8 +30,10 @@ from moe_local.store.open import ModelFiles
 from moe_local.store.tensors import read_tensor
 
 
-def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device) -> PreTrainedModel:
+def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exact: bool = True) -> PreTrainedModel:
     """The model with its dense weights on `device` and its experts modules of `ExpertLayer`, not yet connected.
+
+    Encoded matrices are multiplied by `exact` activations, or by activations rounded to 8 bits.
 
     Raises CheckpointError naming the tensors that are missing or of a wrong shape, or a block not captured.
     """
@@ -73,7 +75,7 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device) -> PreT
     def read(entry: TensorEntry) -> Tensor:
         return read_tensor(entry, read_at, entry.dtype).to(device)
 
-    load_arrays(model, catalog.encoded, read)
+    load_arrays(model, catalog.encoded, read, exact=exact)
     embeddings_on_disk(model, catalog.embedding_rows, read_at, read)
     return model
 

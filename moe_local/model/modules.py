@@ -48,9 +48,9 @@ class EncodedLinear(_Unregistered):
         self._hold(weight=torch.empty(0, dtype=original.weight.dtype))  # models ask for its type
         mark_loaded(self)
 
-    def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor]) -> None:
+    def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor], *, exact: bool) -> None:
         shape = (encoded.shape[0], encoded.shape[1])
-        self._hold(multiply=bind(encoded.encoding, arrays, shape))
+        self._hold(multiply=bind(encoded.encoding, arrays, shape, exact=exact))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
@@ -76,7 +76,7 @@ class EncodedEmbedding(_Unregistered):
         self._dtype = original.weight.dtype
         mark_loaded(self)
 
-    def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor]) -> None:
+    def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor], *, exact: bool) -> None:
         self._hold(weight=arrays["weight"], scales=arrays["scales"])
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -161,12 +161,16 @@ def with_modules(
 
 
 def load_arrays(
-    model: PreTrainedModel, encoded: Mapping[str, EncodedTensor], read: Callable[[TensorEntry], Tensor]
+    model: PreTrainedModel,
+    encoded: Mapping[str, EncodedTensor],
+    read: Callable[[TensorEntry], Tensor],
+    *,
+    exact: bool,
 ) -> None:
     """Gives every encoded module its arrays; `read` makes a tensor on the model's device of a TensorEntry."""
     for path, tensor in encoded.items():
         module: Any = model.get_submodule(path)
-        module.connect(tensor, {name: read(part) for name, part in tensor.parts.items()})
+        module.connect(tensor, {name: read(part) for name, part in tensor.parts.items()}, exact=exact)
 
 
 def embeddings_on_disk(

@@ -63,7 +63,7 @@ def measure(
         logits=logits,
         programs=_programs(skeleton, catalog),
     )
-    workspace, workspaces = passes.workspaces(lambda tokens: _decoding(skeleton, catalog, dtype, device, tokens))
+    workspace, workspaces = passes.workspaces(_decoding(skeleton, catalog, dtype, device))
     return Needs(
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_bytes=kv_bytes,
@@ -166,18 +166,16 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
     return tuple(found[layer] for layer in range(len(catalog.layers)))
 
 
-def _decoding(
-    skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device, tokens: int
-) -> int:
-    """The largest matrix that is decoded before it is multiplied by so many tokens, with the codes that it is of.
+def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device) -> int:
+    """The largest matrix that is decoded before it is multiplied, with the codes that it is of.
 
     Embeddings are decoded row by row, and very large matrices not at all.
     """
     encoded = [matrix for matrix in catalog.matrices() if matrix.encoding not in PLAIN.values()]
-    shapes = [m.shape for m in encoded if kernel_for(m.encoding, device, tokens).decodes]
+    shapes = [m.shape for m in encoded if kernel_for(m.encoding, device).decodes]
     for path, tensor in catalog.encoded.items():
         small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
-        if small and kernel_for(tensor.encoding, device, tokens).decodes:
+        if small and kernel_for(tensor.encoding, device).decodes:
             shapes.append((tensor.shape[0], tensor.shape[1]))
     return decoding_bytes(shapes, dtype.itemsize)
 

@@ -4,7 +4,7 @@ those that only a config.json tells of. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe_local.model.buffers import SCORES, columns
@@ -60,13 +60,13 @@ class ForwardPass:
         attention = 2 * layer_kv + 2 * multiplied + mask + scores + eager
         return _SLACK + attention + rows + logits + self.programs
 
-    def workspaces(self, decoding: Callable[[int], int]) -> tuple[int, tuple[tuple[int, int], ...]]:
+    def workspaces(self, decoding: int) -> tuple[int, tuple[tuple[int, int], ...]]:
         """Bytes of a chunk's workspace, and (tokens, bytes) of shorter passes'; see `Needs`.
 
-        `decoding` gives the bytes of what is decoded to be multiplied by so many tokens: see `decoding_bytes`.
+        `decoding` is the bytes of what is decoded to be multiplied: see `decoding_bytes`.
         """
         shorter = [tokens for tokens in _SHORTER if tokens < self.chunk]
-        sizes = {tokens: self.workspace(tokens) + decoding(tokens) for tokens in (*shorter, self.chunk)}
+        sizes = {tokens: self.workspace(tokens) + decoding for tokens in (*shorter, self.chunk)}
         return sizes[self.chunk], tuple((tokens, sizes[tokens]) for tokens in shorter)
 
 

@@ -9,6 +9,7 @@ from moe_local.policies import DEFAULT_POLICY, POLICIES
 from moe_local.prediction import PREDICTORS
 
 IO_MODES = ("auto", "direct", "buffered")
+ACTIVATIONS = ("int8", "bf16")
 _MOST_THREADS = 1024
 
 
@@ -29,6 +30,7 @@ class Options:
     policy: str = DEFAULT_POLICY  # which experts are kept: a name of `POLICIES`
     prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
+    activations: str = "int8"  # rounded to 8 bits where a CPU's kernels gain by it; "bf16": as they are
     warm: bool = False  # begin with the experts that the last run of this kind ended with
     other_machine: bool = False  # plan for another machine: what this one has does not bound the budgets
     max_sequences: int = 1  # that `Engine.batch` generates at once, at most
@@ -40,6 +42,10 @@ class Options:
         POLICIES.named(self.policy)
         if self.io not in IO_MODES:
             raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
+        if self.activations not in ACTIVATIONS:
+            raise MoeLocalError(
+                f"--activations {self.activations} is unknown", remedy=f"use {', '.join(ACTIVATIONS)}"
+            )
         if self.prefetch != "off":
             PREDICTORS.named(self.prefetch)
         if self.max_sequences < 1 or self.tokens_per_sequence < 1:

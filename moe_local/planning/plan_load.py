@@ -46,6 +46,11 @@ class LoadPlan(ModelFiles):
         return self.accelerator.device
 
     @property
+    def exact(self) -> bool:
+        """Whether activations are multiplied as they are: asked for, or by computing in float32."""
+        return self.options.activations != "int8" or self.dtype == torch.float32
+
+    @property
     def warm_file(self) -> Path:
         """Where the hot experts of this model are remembered from one run to the next."""
         return cache_dir() / "warm" / f"{self.checkpoint.directory.name[:80]}-{self.config_hash}.json"

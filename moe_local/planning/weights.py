@@ -17,8 +17,7 @@ DENSE_FORMATS = ("keep", *dense_names())
 _LEAST = 1 << 12  # numbers: smaller dense matrices stay bf16
 _PAGE = 4096  # bytes: what records are aligned to
 _PLAIN = ("bf16", "fp16", "fp32")  # multiplied as they are
-# Tokens from which on a CPU decodes a matrix to multiply by it; others are always decoded, and so are all on a GPU.
-_DECODED_FROM = {"int8": 48, "int4": 160}
+_NATIVE = ("int4", "int8")  # a CPU multiplies by them as they lie; others are decoded first, and so are all on a GPU
 _ITEMSIZE = 2  # bytes: activations and the KV cache are in bf16
 
 
@@ -95,9 +94,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         eager_heads=attention.heads if attention.eager else 0,
         programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
     )
-    workspace, workspaces = passes.workspaces(
-        lambda tokens: decoding_bytes(decoded(sizes, formats, tokens, gpu=gpu), itemsize)
-    )
+    workspace, workspaces = passes.workspaces(decoding_bytes(decoded(sizes, formats, gpu=gpu), itemsize))
     return Needs(
         dense=dense_bytes(sizes, formats)[0],
         kv_bytes=kv_bytes,
@@ -117,13 +114,13 @@ def _multiplied_as_they_are(sizes: ModelSizes, formats: Formats) -> Iterator[Mat
     yield from (m for m in sizes.linear if m is not sizes.embedding and _stays_plain(m, formats))
 
 
-def decoded(sizes: ModelSizes, formats: Formats, tokens: int, *, gpu: bool) -> Iterator[tuple[int, int]]:
-    """Shapes of the matrices that are decoded to be multiplied by so many tokens. Very large dense ones are not."""
+def decoded(sizes: ModelSizes, formats: Formats, *, gpu: bool) -> Iterator[tuple[int, int]]:
+    """Shapes of the matrices that are decoded to be multiplied. Very large dense ones are not."""
     held = [(matrix, formats.experts) for matrix in sizes.expert]
     held += [(m, formats.dense) for m in sizes.linear if m.out * m.width < LARGE and not _stays_plain(m, formats)]
     for matrix, format in held:
         held_in = fitted(matrix, format, formats.group)
-        if held_in not in _PLAIN and (gpu or tokens >= _DECODED_FROM.get(held_in, 0)):
+        if held_in not in _PLAIN and (gpu or held_in not in _NATIVE):
             yield matrix.out, matrix.width
 
 

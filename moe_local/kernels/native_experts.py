@@ -1,0 +1,128 @@
+"""A layer's experts in one native call: up, activation and down of all that are there, each choice in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from moe_local.checkpoint.record import Layout, Projection
+from moe_local.formats.registry import format_of
+from moe_local.kernels import native
+from moe_local.kernels.cpu import kind_of
+from moe_local.kernels.gating import Gating
+from moe_local.memory.accelerator import on_cpu
+from moe_local.memory.slab import Slab
+
+if TYPE_CHECKING:
+    from moe_local.kernels.native import _native
+
+_BLOCK = 16  # rows that lie together: gate and up must each begin with a block
+
+
+class NativeExperts:
+    """Experts of some layouts in the slots of a slab in RAM, with one gating, for the native kernels."""
+
+    def __init__(self, slab: Slab, layouts: Mapping[int, _native.ExpertLayout], width: int, *, exact: bool) -> None:
+        """See `native_experts`; `layouts` by the id of the layout they are of, `width` the outputs of down."""
+        self._slab = slab
+        self._layouts = layouts
+        self._width = width
+        self._exact = exact
+
+    def start(self, hidden: Tensor, index: Tensor, experts: int) -> NativePass:
+        """The pass of hidden [T, H] through those of `experts` that index [T, k] names."""
+        return NativePass(self, hidden, index, experts)
+
+
+class NativePass:
+    """One pass through a layer: `experts` are chosen, all of them are to be put, and then summed."""
+
+    def __init__(self, owner: NativeExperts, hidden: Tensor, index: Tensor, experts: int) -> None:
+        from moe_local.kernels.native import _native
+
+        self._owner = owner
+        self._dtype = hidden.dtype
+        self._hidden = native.multipliable(hidden)
+        index = index.to(torch.int64).contiguous()
+        tokens, choices = index.shape
+        self._routing = _native.Routing(index.data_ptr(), index.nbytes, tokens, choices, experts)
+        self.experts: Sequence[int] = self._routing.chosen
+        self._outputs = self._hidden.new_empty(tokens * choices, owner._width)
+
+    def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
+        """Multiplies by the experts of `layout` that lie in `slots`."""
+        from moe_local.kernels.native._native import run_experts
+
+        own, x, y = self._owner, self._hidden, self._outputs
+        run_experts(
+            native.machine(), own._layouts[id(layout)], self._routing, own._exact,
+            experts, own._slab.addresses(slots), own._slab.slot_size,
+            x.data_ptr(), x.nbytes, native.TYPES[x.dtype], y.data_ptr(), y.nbytes, native.TYPES[y.dtype],
+        )  # fmt: skip
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """What each token's experts gave, by weights [T, k] and in the order of its choices -> [T, H]."""
+        from moe_local.kernels.native._native import sum_choices
+
+        parts, by = self._outputs, native.multipliable(weights)
+        out = parts.new_empty(len(by), parts.shape[1])
+        sum_choices(
+            native.machine(), self._routing, parts.shape[1], parts.data_ptr(), parts.nbytes,
+            by.data_ptr(), by.nbytes, native.TYPES[by.dtype], out.data_ptr(), out.nbytes, native.TYPES[out.dtype],
+        )  # fmt: skip
+        return out.to(self._dtype)
+
+
+def native_experts(
+    slab: Slab, layouts: Sequence[Layout], gating: Gating | None, *, exact: bool
+) -> NativeExperts | None:
+    """The experts of a layer whose records have one of `layouts`; None where the kernels lack something for them."""
+    if gating is None or not on_cpu(slab.device) or native.missing() is not None:
+        return None
+    made = {id(layout): _native_layout(layout, gating) for layout in layouts}
+    known = {key: layout for key, layout in made.items() if layout is not None}
+    widths = {layout.projections["down_proj"].shape[0] for layout in layouts if "down_proj" in layout.projections}
+    if len(known) < len(made) or len(widths) != 1:
+        return None
+    return NativeExperts(slab, known, widths.pop(), exact=exact)
+
+
+def _native_layout(layout: Layout, gating: Gating) -> _native.ExpertLayout | None:
+    from moe_local.kernels.native import _native
+
+    up = layout.projections.get("gate_up_proj") or layout.projections.get("up_proj")
+    down = layout.projections.get("down_proj")
+    if up is None or down is None or not (_is_plain(up) and _is_plain(down)):
+        return None
+    inner = down.shape[1]
+    if up.shape[0] != (2 if gating.gated else 1) * inner or inner % _BLOCK:
+        return None
+    return _native.ExpertLayout(
+        _native_projection(up, layout.size), _native_projection(down, layout.size),
+        gating.activation, gating.gated, gating.interleaved, gating.alpha, gating.limit, layout.size,
+    )  # fmt: skip
+
+
+def _is_plain(projection: Projection) -> bool:
+    """One matrix of a kind that the kernels have, its outputs in the model's order."""
+    bias = projection.bias
+    if len(projection.matrices) != 1 or projection.order is not None or projection.bias_order is not None:
+        return False
+    if bias is not None and (bias.dtype not in native.TYPES or bias.strides != (1,)):
+        return False
+    return kind_of(format_of(projection.matrices[0].encoding)) is not None
+
+
+def _native_projection(projection: Projection, size: int) -> _native.Projection:
+    from moe_local.kernels.native import _native
+
+    (matrix,) = projection.matrices
+    found = kind_of(format_of(matrix.encoding))
+    assert found is not None
+    kind, group = found
+    bias = projection.bias
+    place, numbers = (-1, 0) if bias is None else (bias.position, native.TYPES[bias.dtype])
+    return _native.Projection(kind, *matrix.shape, group, matrix.arrays["blocks"].position, place, numbers, size)
