@@ -26,7 +26,7 @@ from moe_local.formats.registry import nearest
 from moe_local.memory.files import FileReader
 from moe_local.store.dense_packing import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
-from moe_local.store.manifest import MANIFEST
+from moe_local.store.manifest import MANIFEST, VERSION
 from moe_local.store.open import ModelFiles
 from moe_local.store.source import read_record
 from moe_local.store.writer import Planned
@@ -97,7 +97,7 @@ class Job:
     def identity(self) -> dict[str, str]:
         """What tells one packing from another: of which files, and into what."""
         packing = f"{self.expert_formats}, dense {self.dense_formats}"
-        return {"fingerprint": fingerprint(self.checkpoint), "packing": packing}
+        return {"fingerprint": fingerprint(self.checkpoint), "packing": packing, "layout": str(VERSION)}
 
     @cached_property
     def error(self) -> float:

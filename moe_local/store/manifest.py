@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,13 +103,24 @@ class Manifest:
         if body.pop("digest", None) != _digest(body):
             raise CheckpointError(f"{file} is damaged: its digest does not match", remedy=again)
         if body.get("version") != VERSION:
-            raise CheckpointError(
-                f"{file} is of version {body.get('version')!r}, not {VERSION}", remedy="pack it again"
-            )
+            raise _of_another_version(directory, body)
         try:
             return _from_json(body)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} makes no sense ({first_line(error)})", remedy=again) from error
+
+
+class OutdatedError(CheckpointError):
+    """A store that another version of moe-local packed."""
+
+
+def _of_another_version(directory: Path, body: Mapping[str, Any]) -> OutdatedError:
+    source = body.get("source")
+    name = source.get("name") if isinstance(source, dict) else None
+    return OutdatedError(
+        f"{directory} was packed by another version of moe-local (layout {body.get('version')!r}, not {VERSION})",
+        remedy=f"pack it again: moe-local pack {shlex.quote(str(name or 'MODEL'))} -o {shlex.quote(str(directory))}",
+    )
 
 
 def _from_json(body: Mapping[str, Any]) -> Manifest:

@@ -26,7 +26,7 @@ from moe_local.formats.registry import packable
 from moe_local.memory.files import FileReader
 from moe_local.store.encode import encode_record, encode_tensor
 from moe_local.store.job import Job, small_files
-from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix, is_store
+from moe_local.store.manifest import DENSE, MANIFEST, Manifest, OutdatedError, StoredLayer, StoredMatrix, is_store
 from moe_local.store.progress import JOURNAL, Journal
 from moe_local.store.read import header_checksum
 from moe_local.store.source import records
@@ -62,9 +62,12 @@ def pack(job: Job, target: Path, report: Report | None = None) -> Path:
 
 
 def _is_made(target: Path, job: Job) -> bool:
-    """Whether the store is there. Raises MoeLocalError when something else is."""
+    """Whether the store is there. Raises MoeLocalError when something else is, but for one to be packed again."""
     if is_store(target):
-        _assert_same(target, job.identity)
+        try:
+            _assert_same(target, job.identity)
+        except OutdatedError:
+            return False
         return True
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise MoeLocalError(f"{target} exists and is not a store", remedy="name another folder")
@@ -81,7 +84,7 @@ def _pack(job: Job, target: Path, report: Report) -> Path:
         _write_all(job, partial, journal, report)
         _finish(job, partial, journal)
     if target.exists():
-        target.rmdir()
+        shutil.rmtree(target)  # empty, or of another version
     partial.rename(target)
     sync_folder(target.parent)
     return target
@@ -91,7 +94,11 @@ def _is_finished(partial: Path, job: Job) -> bool:
     """Whether an earlier run came to its end but for the last renaming."""
     if (partial / JOURNAL).exists() or not is_store(partial):
         return False
-    _assert_same(partial, job.identity)
+    try:
+        _assert_same(partial, job.identity)
+    except OutdatedError:
+        shutil.rmtree(partial)
+        return False
     return True
 
 

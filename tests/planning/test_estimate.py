@@ -64,7 +64,7 @@ def test_bits_of_a_weight() -> None:
     million = Matrices(1024, 1024)
     bits = {name: encoded_bytes(million, name, 64) * 8 / (1 << 20) for name in EXPERT_FORMATS}
     assert bits == {
-        "int4": 4 + 32 / 64, "int8": 8 + 16 / 1024, "nf4": 4.5, "mxfp4": 4.25, "nvfp4": 4.5 + 32 / 1024,
+        "int4": 4 + 32 / 64, "int8": 8 + 32 / 1024, "nf4": 4.5, "mxfp4": 4.25, "nvfp4": 4.5 + 32 / 1024,
         "fp8": 8 + 32 / (128 * 128), "bf16": 16, "fp16": 16, "fp32": 32,
     }  # fmt: skip
     assert encoded_bytes(million, "int4", 32) * 8 / (1 << 20) == 5

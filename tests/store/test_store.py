@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
-from moe_local.store import first_use, is_store, open_store, pack, store_index, verify
+from moe_local.store import first_use, is_store, manifest, open_store, pack, store_index, verify
 from moe_local.store.manifest import MANIFEST
 from moe_local.testing import architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
 from tests.processes import MOE, start
@@ -208,6 +209,33 @@ def test_a_manifest_that_was_edited_is_refused(store: Path, tmp_path: Path) -> N
     (copy / MANIFEST).write_text(text.replace('"int8"', '"int4"', 1))
     with pytest.raises(CheckpointError, match="digest"):
         load(copy)
+
+
+def _as_of_another_version(directory: Path) -> None:
+    body = json.loads((directory / MANIFEST).read_text())
+    del body["digest"]
+    body["version"] = 1
+    (directory / MANIFEST).write_text(json.dumps({"digest": manifest._digest(body), **body}))
+
+
+def test_a_store_of_another_version_is_packed_again(qwen: Path, store: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(store, tmp_path / "a store")
+    _as_of_another_version(old)
+    with pytest.raises(CheckpointError, match="another version") as caught:
+        load(old, Options(device="cpu"))
+    assert caught.value.remedy is not None
+    command = shlex.split(caught.value.remedy.partition(": ")[2])
+    assert command == ["moe-local", "pack", str(qwen), "-o", str(old)]
+    _packed(qwen, old, "int8", 32, "int8")
+    verify(old)
+    assert (old / MANIFEST).read_bytes() == (store / MANIFEST).read_bytes()
+
+
+def test_what_another_version_began_is_not_gone_on_with(qwen: Path, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "again.partial")
+    _as_of_another_version(tmp_path / "again.partial")
+    made = _packed(qwen, tmp_path / "again", "int8", 32, "int8")
+    assert (made / MANIFEST).read_bytes() == (store / MANIFEST).read_bytes()
 
 
 def test_half_a_store_is_not_one(store: Path, tmp_path: Path) -> None:
