@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_PLACES = ("layout",)  # options that say where numbers lie and not what they are
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -13,5 +15,9 @@ class Encoding:
     options: tuple[tuple[str, int | str], ...] = ()
 
     def __str__(self) -> str:
-        said = (value if isinstance(value, str) else f"{name[0]}{value}" for name, value in self.options)
+        said = (
+            value if isinstance(value, str) else f"{name[0]}{value}"
+            for name, value in self.options
+            if name not in _PLACES
+        )
         return "-".join([self.format, *said])

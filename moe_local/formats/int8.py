@@ -47,6 +47,13 @@ class Int8Rows(Packable):
         return weight
 
 
+def int8(layout: str = "blocks") -> Packable:
+    """The format in `blocks` or `rows`. Raises ValueError for another layout."""
+    if layout not in ("blocks", "rows"):
+        raise ValueError(f"int8 in {layout}")
+    return Int8() if layout == "blocks" else Int8Rows()
+
+
 def _encoded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [out, in] int8 and scales [out] bf16."""
     chunks = [_fit(rows) for rows in row_chunks(weight)]

@@ -23,6 +23,7 @@ Size = Callable[[int, int, Options], int | None]  # a matrix's rows, columns and
 Become = Callable[[Options], "tuple[str, int] | None"]  # a packed format and its group; None: as if never quantised
 
 GROUP_SIZES = (32, 64, 128)
+EMBEDDING = Encoding("int8", (("layout", "rows"),))  # what embeddings are held in: looked up row by row
 _ITSELF = ("", 0)
 _OWN_OPTIONS = {"group", "block", "divides"}  # with others, a format is read and cannot be written
 _GGUF = {
@@ -56,7 +57,6 @@ class Declaration:
     home: str
     size: Size | None = None
     packed: Callable[[int], Options] = lambda group: {}
-    holds_experts: bool = True
     dense: bool = False
     becomes: Become = _by_bits
 
@@ -75,6 +75,8 @@ def _int4(out: int, width: int, options: Options) -> int | None:
 
 
 def _int8(out: int, width: int, options: Options) -> int:
+    if options.get("layout") == "rows":
+        return out * width + 2 * out
     return -(-out // 16) * (16 * (width + -width % 64) + 64)
 
 
@@ -101,14 +103,7 @@ def _blocks(columns: int, more_a_row: int = 0) -> Size:
 
 _LINES = (
     Declaration("int4", "int4.Int4", _int4, lambda group: {"group": group}, dense=True, becomes=_itself),
-    Declaration("int8", "int8.Int8", _int8, dense=True, becomes=_itself),
-    Declaration(
-        "int8-rows",
-        "int8.Int8Rows",
-        lambda out, width, options: out * width + 2 * out,
-        holds_experts=False,
-        becomes=lambda options: ("int8", 0),
-    ),
+    Declaration("int8", "int8.int8", _int8, dense=True, becomes=_itself),
     Declaration("nf4", "nf4.Nf4", _nf4, becomes=_itself),
     Declaration("mxfp4", "mxfp4.Mxfp4", _blocks(32), becomes=_itself),
     Declaration("nvfp4", "nvfp4.Nvfp4", _blocks(16, more_a_row=4), becomes=_itself),
@@ -144,7 +139,7 @@ def packable(encoding: Encoding) -> Packable:
 
 def packable_names() -> list[str]:
     """The formats that experts can be packed into, as users type them."""
-    return [name for name, declared in FORMATS.items() if declared.size is not None and declared.holds_experts]
+    return [name for name, declared in FORMATS.items() if declared.size is not None]
 
 
 def dense_names() -> list[str]:
@@ -166,9 +161,14 @@ def packed_bytes(name: str, shape: tuple[int, int], group: int = 64) -> int | No
     return _size(name, shape, FORMATS[name].packed(group))
 
 
+def bytes_in(encoding: Encoding, shape: tuple[int, int]) -> int | None:
+    """Bytes of a matrix [out, in] in an encoding; None where it cannot be held."""
+    return _size(encoding.format, shape, dict(encoding.options))
+
+
 def fits(encoding: Encoding, shape: tuple[int, int]) -> bool:
     """Whether a matrix [out, in] can be put into an encoding."""
-    return _size(encoding.format, shape, dict(encoding.options)) is not None
+    return bytes_in(encoding, shape) is not None
 
 
 def _size(name: str, shape: tuple[int, int], options: Options) -> int | None:

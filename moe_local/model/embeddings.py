@@ -14,11 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moe_local.checkpoint.catalog import Catalog
-from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.formats.registry import EMBEDDING
 from moe_local.model.modules import rows_of
-
-_BY_ROWS = Encoding("int8-rows")  # the encoding of embeddings, a scale for each row
 
 
 def readable_by_rows(skeleton: PreTrainedModel, catalog: Catalog) -> dict[str, Source]:
@@ -33,7 +31,7 @@ def readable_by_rows(skeleton: PreTrainedModel, catalog: Catalog) -> dict[str, S
     if found is None or found.shape != module.weight.shape:
         return {}
     if isinstance(found, EncodedTensor):
-        return {path: found} if found.encoding == _BY_ROWS and not found.transposed else {}
+        return {path: found} if found.encoding == EMBEDDING and not found.transposed else {}
     return {path: found} if found.dtype.is_floating_point else {}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_local.errors import MoeLocalError
-from moe_local.formats.registry import GROUP_SIZES, dense_names, packable_names, packed_bytes
+from moe_local.formats.registry import EMBEDDING, GROUP_SIZES, bytes_in, dense_names, packable_names, packed_bytes
 from moe_local.model.buffers import LARGE, columns
 from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes
 from moe_local.planning.needs import Needs
@@ -65,7 +65,7 @@ def dense_bytes(sizes: ModelSizes, formats: Formats) -> tuple[int, int]:
     def held(matrix: Matrices, format: str) -> int:
         return encoded_bytes(matrix, "bf16" if _stays_plain(matrix, formats) else format, formats.group)
 
-    embedding = held(sizes.embedding, "int8-rows")
+    embedding = embedding_bytes(sizes, formats)
     read = sum(held(matrix, formats.dense) for matrix in sizes.linear) + 2 * (sizes.plain + sizes.wide)
     read += sizes.buffers
     return read + embedding, read + (embedding if sizes.tied else 0)
@@ -127,6 +127,14 @@ def decoded(sizes: ModelSizes, formats: Formats, *, gpu: bool) -> Iterator[tuple
 def computed_bytes(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:
     """Bytes that one token's arithmetic reads."""
     return dense_bytes(sizes, formats)[1] + needs.kv_cache + needs.token_set * needs.slot
+
+
+def embedding_bytes(sizes: ModelSizes, formats: Formats) -> int:
+    """Bytes of the embedding in memory."""
+    matrix = sizes.embedding
+    if _stays_plain(matrix, formats):
+        return encoded_bytes(matrix, "bf16")
+    return matrix.count * (bytes_in(EMBEDDING, (matrix.out, matrix.width)) or 0)
 
 
 def embedding_rows(sizes: ModelSizes, formats: Formats) -> int:

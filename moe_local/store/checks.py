@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
-from moe_local.checkpoint.record import Array, Layout, Matrix
+from moe_local.checkpoint.record import ALIGNMENT, Array, Layout, Matrix
 from moe_local.checkpoint.tracing import row_major
+from moe_local.formats.registry import EMBEDDING as EMBEDDING_ENCODING
 from moe_local.formats.registry import fits
 from moe_local.store.dense_packing import EMBEDDING
 from moe_local.store.encode import encoded_specs
@@ -49,7 +50,7 @@ def _assert_matrix(matrix: Matrix, layout: Layout) -> None:
 def _assert_array(array: Array, spec: Planned, layout: Layout) -> None:
     if (array.dtype, array.shape, array.strides) != (spec.dtype, spec.shape, row_major(spec.shape)):
         raise ValueError(f"an array is {array.dtype} {array.shape}, not {spec.dtype} {spec.shape}")
-    if array.position % array.dtype.itemsize or array.position + spec.length > layout.size:
+    if array.position % ALIGNMENT or array.position + spec.length > layout.size:
         raise ValueError(f"an array at {array.position} is not inside a record of {layout.size} bytes")
 
 
@@ -96,7 +97,7 @@ def _assert_module(skeleton: PreTrainedModel, matrix: StoredMatrix) -> None:
     weight = getattr(module, "weight", None)
     if _KINDS.get(type(module)) != matrix.kind or weight is None or tuple(weight.shape) != matrix.shape:
         raise ValueError(f"{matrix.path} is no {matrix.kind} of shape {matrix.shape} in the model")
-    if matrix.kind == EMBEDDING and matrix.encoding != Encoding("int8-rows"):
+    if matrix.kind == EMBEDDING and matrix.encoding != EMBEDDING_ENCODING:
         raise ValueError(f"the embedding {matrix.path} is held as {matrix.encoding}")
 
 

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.formats.registry import EMBEDDING as EMBEDDING_ENCODING
 from moe_local.formats.registry import fits
 from moe_local.store.manifest import StoredMatrix
 
 _LEAST = 1 << 12  # elements: smaller matrices are not worth a kernel of their own
 _ELSEWHERE = ("vision", "visual", "audio", "router", "image")  # parts of a path: other modalities, and choices
 LINEAR, EMBEDDING = "linear", "embedding"
-_EMBEDDING = Encoding("int8-rows")  # looked up row by row
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _matrix(path: str, module: nn.Module, source: Source, encoding: Encoding) ->
     shape = (source.shape[0], source.shape[1])
     if shape[0] * shape[1] < _LEAST or path.rpartition(".")[2] == "gate":
         return None
-    return StoredMatrix(path, kind, shape, _EMBEDDING if kind == EMBEDDING else fitting(encoding, shape))
+    return StoredMatrix(path, kind, shape, EMBEDDING_ENCODING if kind == EMBEDDING else fitting(encoding, shape))
 
 
 def fitting(encoding: Encoding, shape: tuple[int, int]) -> Encoding:

@@ -43,7 +43,7 @@ def _first(body: dict[str, Any]) -> Any:
 
 
 def _array(body: dict[str, Any]) -> Any:
-    return _first(body)["arrays"]["weight"]
+    return _first(body)["arrays"]["blocks"]
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -78,13 +78,13 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "an unknown encoding": lambda b: _first(b)["encoding"].__setitem__("format", "nonesuch"),
     "an encoding that is read only": lambda b: _first(b).__setitem__("encoding", {"format": "gptq", "bits": 4}),
     "an encoding of odd options": lambda b: _first(b).__setitem__(
-        "encoding", {"format": "int4", "group": 0, "rows": 0}
+        "encoding", {"format": "int4", "group": 0, "layout": 0}
     ),
     "an encoding of a list": lambda b: _first(b).__setitem__("encoding", []),
     "an unknown type": lambda b: _array(b).__setitem__("dtype", "float13"),
     "another type": lambda b: _array(b).__setitem__("dtype", "int32"),
     "a position outside": lambda b: _array(b).__setitem__("position", 1 << 30),
-    "an odd position": lambda b: _first(b)["arrays"]["scales"].__setitem__("position", 1),
+    "an odd position": lambda b: _array(b).__setitem__("position", 1),
     "strides": lambda b: _array(b).__setitem__("strides", [1 << 20, 1]),
     "strides below": lambda b: _array(b).__setitem__("strides", [-1, 1]),
     "an array too many": lambda b: _first(b)["arrays"].__setitem__("x", _array(b)),
