@@ -21,21 +21,22 @@ class Gguf(Format):
     """
 
     def __init__(self, type: str, rotary_heads: int = 0) -> None:
-        from gguf import GGMLQuantizationType
-
-        self._type = GGMLQuantizationType[type]
-        self._heads = rotary_heads
+        self.type = type
+        self.rotary_heads = rotary_heads
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
+        from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
+
+        kind = GGMLQuantizationType[self.type]
 
         blocks = arrays["blocks"]
         out = torch.empty(shape, dtype=dtype)
         step = max(1, _ELEMENTS // shape[1])
         for row in range(0, shape[0], step):
-            numbers = dequantize(blocks[row : row + step].cpu().numpy(), self._type)
+            numbers = dequantize(blocks[row : row + step].cpu().numpy(), kind)
             out[row : row + step] = torch.from_numpy(numbers)
-        if self._heads:
-            halves = out.view(self._heads, shape[0] // self._heads // 2, 2, shape[1])
+        if self.rotary_heads:
+            halves = out.view(self.rotary_heads, shape[0] // self.rotary_heads // 2, 2, shape[1])
             out = halves.transpose(1, 2).reshape(shape)
         return out.to(blocks.device)

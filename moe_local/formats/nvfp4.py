@@ -25,7 +25,7 @@ class Nvfp4(Mergeable):
     """
 
     def __init__(self, divides: int = 0) -> None:
-        self._divides = bool(divides)
+        self.divides = bool(divides)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """One number for all such that the largest scale is E4M3's largest; scales from each block's largest."""
@@ -36,14 +36,14 @@ class Nvfp4(Mergeable):
         scale = (largest / (_MOST_CODE * whole)).clamp(max=_MOST_SCALE).to(torch.float8_e4m3fn)
         steps = (scale.to(torch.float32) * whole).unsqueeze(-1)
         codes = nearest_codes(torch.where(steps > 0, wide / steps, 0.0))
-        rows = (1 / whole if self._divides else whole).expand(len(weight))
+        rows = (1 / whole if self.divides else whole).expand(len(weight))
         return {"weight": (codes[..., ::2] | codes[..., 1::2] << 4).flatten(1), "scale": scale, "whole": rows.clone()}
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         weight, scale = arrays["weight"], arrays["scale"].to(torch.float32)
         if "whole" in arrays:
             whole = arrays["whole"].reshape(-1, 1)
-            scale = scale / whole if self._divides else scale * whole
+            scale = scale / whole if self.divides else scale * whole
         values = torch.tensor(VALUES, device=weight.device)
         numbers = look_up_halves(values, weight, low_first=True).view(*scale.shape, BLOCK)
         return numbers.mul_(scale.unsqueeze(-1)).view(shape).to(dtype)

@@ -15,14 +15,15 @@ Multiply = Callable[[Tensor], Tensor]  # x [rows, in] -> [rows, out], in x's dty
 
 @dataclass(frozen=True)
 class MatrixKernel:
-    """Multiplies rows by matrices of the formats and on the devices that it `takes`.
+    """Multiplies rows by matrices of the formats and shapes, and on the devices, that it `takes`.
 
     `bind` makes the multiplication by the matrix that lies in some arrays, now and whenever it is called, by
-    activations that are `exact`, or rounded to 8 bits where the kernel gains by it. With `decodes`, the whole matrix
-    [out, in] is made in the dtype of the rows each time: memory that a plan must leave.
+    activations that are `exact`, or rounded to 8 bits where the kernel gains by it; None where the arrays do not lie
+    as it needs them. With `decodes`, the whole matrix [out, in] is made in the dtype of the rows each time: memory
+    that a plan must leave.
     """
 
     name: str
-    takes: Callable[[Format, torch.device], bool]
-    bind: Callable[[Format, Arrays, Shape, bool], Multiply]
+    takes: Callable[[Format, torch.device, Shape], bool]
+    bind: Callable[[Format, Arrays, Shape, bool], Multiply | None]
     decodes: bool = False

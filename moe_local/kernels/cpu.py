@@ -1,52 +1,89 @@
-"""The native kernels for a CPU, which multiply int4 and int8 as they lie in the slot."""
+"""The native kernels for a CPU, which multiply by encoded matrices as they lie in the slot."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Format, Shape
+from moe_local.formats.gguf import Gguf
 from moe_local.formats.int4 import Int4
 from moe_local.formats.int8 import GROUP, Int8
+from moe_local.formats.mxfp4 import Mxfp4
+from moe_local.formats.nvfp4 import Nvfp4
 from moe_local.kernels import native
 from moe_local.kernels.base import MatrixKernel, Multiply
 from moe_local.memory.accelerator import on_cpu
 
+_BLOCK = 16  # rows that are multiplied together
+_GGUF = {"Q4_0": 32, "Q8_0": 32, "Q4_K": 32, "Q5_K": 32, "Q6_K": 16, "MXFP4": 32}  # columns of a group
 
-def kind_of(form: Format) -> tuple[str, int] | None:
-    """What the native kernels call a format, and the columns of a group; None if it is not theirs."""
+
+class NativeKind(NamedTuple):
+    """What the native kernels call a format: its kind, the columns of a group, and the arrays that hold it."""
+
+    kind: str
+    group: int
+    data: str = "blocks"
+    scales: str | None = None
+    whole: str | None = None  # float32, one a row
+
+
+def native_kind(form: Format, shape: Shape) -> NativeKind | None:
+    """For a matrix [out, in]; None if it is none of theirs."""
     if isinstance(form, Int4):
-        return "int4", form.group
-    return ("int8", GROUP) if isinstance(form, Int8) else None
+        return NativeKind("int4", form.group)
+    if isinstance(form, Int8):
+        return NativeKind("int8", GROUP)
+    if shape[0] % _BLOCK:
+        return None
+    if isinstance(form, Mxfp4):
+        return NativeKind("mxfp4", 32, scales="scales")
+    if isinstance(form, Nvfp4):
+        kind = "nvfp4_divided" if form.divides else "nvfp4"
+        return NativeKind(kind, 16, "weight", "scale", "whole") if shape[1] % 32 == 0 else None
+    if isinstance(form, Gguf) and not form.rotary_heads and form.type in _GGUF:
+        name = form.type.lower()
+        return NativeKind("gguf_mxfp4" if name == "mxfp4" else name, _GGUF[form.type])
+    return None
 
 
-def _takes(form: Format, device: torch.device) -> bool:
-    return on_cpu(device) and kind_of(form) is not None and native.missing() is None
+def _takes(form: Format, device: torch.device, shape: Shape) -> bool:
+    return on_cpu(device) and native.missing() is None and native_kind(form, shape) is not None
 
 
-def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply:
+def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply | None:
     from moe_local.kernels.native._native import multiply_dense
 
-    found = kind_of(form)
+    found = native_kind(form, shape)
     assert found is not None
-    kind, group = found
+    held = [arrays.get(name) if name else None for name in found[2:]]
+    if any(array is not None and not array.is_contiguous() for array in held) or not _has_whole(found, held, shape):
+        return None
+    kind, group = found[:2]
     out, width = shape
-    blocks = arrays["blocks"]  # held, or its memory would be another's
-    address, size = blocks.data_ptr(), blocks.nbytes
+    data, scales, whole = ((0, 0) if array is None else (array.data_ptr(), array.nbytes) for array in held)
 
     def multiply(x: Tensor) -> Tensor:
         rows = native.multipliable(x)
         y = rows.new_empty(len(rows), out)
         if len(rows):
             multiply_dense(
-                native.machine(), kind, out, width, group, exact, address, size, 0, 0,
+                native.machine(), kind, out, width, group, exact, *data, *scales, *whole, 0, 0,
                 len(rows), rows.data_ptr(), rows.nbytes, y.data_ptr(), y.nbytes, native.TYPES[rows.dtype],
             )  # fmt: skip
         return y.to(x.dtype)
 
-    # The closure is all that keeps the matrix alive.
-    multiply.__dict__["blocks"] = blocks
+    multiply.__dict__["held"] = held  # or their memory would be another's
     return multiply
+
+
+def _has_whole(found: NativeKind, held: list[Tensor | None], shape: Shape) -> bool:
+    """Whether there is one number a row where there should be."""
+    whole = held[2]
+    return found.whole is None or (whole is not None and whole.dtype == torch.float32 and len(whole) == shape[0])
 
 
 NATIVE = MatrixKernel("native", _takes, _bind)

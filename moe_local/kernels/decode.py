@@ -28,4 +28,4 @@ def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply:
     return lambda x: matmul(x, form.decode(arrays, shape, x.dtype))
 
 
-DECODE = MatrixKernel("decode", lambda form, device: True, _bind, decodes=True)
+DECODE = MatrixKernel("decode", lambda form, device, shape: True, _bind, decodes=True)

@@ -17,13 +17,15 @@ KERNELS = (NATIVE, DECODE)  # the first that can, multiplies
 
 
 @lru_cache(maxsize=256)
-def kernel_for(encoding: Encoding, device: torch.device) -> MatrixKernel:
-    """Who multiplies by a matrix of this encoding on this device."""
+def kernel_for(encoding: Encoding, device: torch.device, shape: Shape) -> MatrixKernel:
+    """Who multiplies by a matrix [out, in] of this encoding on this device."""
     form = format_of(encoding)
-    return next(kernel for kernel in KERNELS if kernel.takes(form, device))
+    return next(kernel for kernel in KERNELS if kernel.takes(form, device, shape))
 
 
 def bind(encoding: Encoding, arrays: Arrays, shape: Shape, *, exact: bool = False) -> Multiply:
     """The multiplication by a matrix [out, in] of this encoding that lies in `arrays`; see `MatrixKernel.bind`."""
     device = next(iter(arrays.values())).device
-    return kernel_for(encoding, device).bind(format_of(encoding), arrays, shape, exact)
+    form = format_of(encoding)
+    made = (kernel.bind(form, arrays, shape, exact) for kernel in KERNELS if kernel.takes(form, device, shape))
+    return next(multiply for multiply in made if multiply is not None)

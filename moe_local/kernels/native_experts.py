@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moe_local.checkpoint.record import Layout, Projection
+from moe_local.checkpoint.record import Layout, Matrix, Projection
+from moe_local.checkpoint.tracing import row_major
 from moe_local.formats.registry import format_of
 from moe_local.kernels import native
-from moe_local.kernels.cpu import kind_of
+from moe_local.kernels.cpu import NativeKind, native_kind
 from moe_local.kernels.gating import Gating
 from moe_local.memory.accelerator import on_cpu
 from moe_local.memory.slab import Slab
 
 if TYPE_CHECKING:
     from moe_local.kernels.native import _native
-
-_BLOCK = 16  # rows that lie together: gate and up must each begin with a block
 
 
 class NativeExperts:
@@ -93,36 +92,48 @@ def native_experts(
 def _native_layout(layout: Layout, gating: Gating) -> _native.ExpertLayout | None:
     from moe_local.kernels.native import _native
 
-    up = layout.projections.get("gate_up_proj") or layout.projections.get("up_proj")
-    down = layout.projections.get("down_proj")
-    if up is None or down is None or not (_is_plain(up) and _is_plain(down)):
+    up = _placed(layout, layout.projections.get("gate_up_proj") or layout.projections.get("up_proj"))
+    down = _placed(layout, layout.projections.get("down_proj"))
+    if up is None or down is None:
         return None
-    inner = down.shape[1]
-    if up.shape[0] != (2 if gating.gated else 1) * inner or inner % _BLOCK:
+    try:
+        return _native.ExpertLayout(
+            up, down, gating.activation, gating.gated, gating.interleaved, gating.alpha, gating.limit, layout.size
+        )
+    except ValueError:  # they do not go in one
         return None
-    return _native.ExpertLayout(
-        _native_projection(up, layout.size), _native_projection(down, layout.size),
-        gating.activation, gating.gated, gating.interleaved, gating.alpha, gating.limit, layout.size,
-    )  # fmt: skip
 
 
-def _is_plain(projection: Projection) -> bool:
-    """One matrix of a kind that the kernels have, its outputs in the model's order."""
-    bias = projection.bias
-    if len(projection.matrices) != 1 or projection.order is not None or projection.bias_order is not None:
-        return False
-    if bias is not None and (bias.dtype not in native.TYPES or bias.strides != (1,)):
-        return False
-    return kind_of(format_of(projection.matrices[0].encoding)) is not None
-
-
-def _native_projection(projection: Projection, size: int) -> _native.Projection:
+def _placed(layout: Layout, projection: Projection | None) -> _native.Projection | None:
+    """A projection as the kernels want it: one matrix, or two halves of a kind, its outputs in the model's order."""
     from moe_local.kernels.native import _native
 
-    (matrix,) = projection.matrices
-    found = kind_of(format_of(matrix.encoding))
-    assert found is not None
-    kind, group = found
-    bias = projection.bias
+    if projection is None or projection.order is not None or projection.bias_order is not None:
+        return None
+    first, bias = projection.matrices[0], projection.bias
+    if any((each.encoding, each.shape) != (first.encoding, first.shape) for each in projection.matrices):
+        return None
+    if bias is not None and (bias.dtype not in native.TYPES or bias.strides != (1,)):
+        return None
+    kind = native_kind(format_of(first.encoding), first.shape)
+    if kind is None:
+        return None
+    places = [found for matrix in projection.matrices if (found := _places(matrix, kind)) is not None]
     place, numbers = (-1, 0) if bias is None else (bias.position, native.TYPES[bias.dtype])
-    return _native.Projection(kind, *matrix.shape, group, matrix.arrays["blocks"].position, place, numbers, size)
+    try:
+        return _native.Projection(kind.kind, *projection.shape, kind.group, places, place, numbers, layout.size)
+    except ValueError:  # of a shape that they do not have, or of matrices without a place
+        return None
+
+
+def _places(matrix: Matrix, kind: NativeKind) -> list[int] | None:
+    """Where the matrix's data, scales and numbers of each row begin in a record; -1 for what there is not."""
+    found = []
+    for name in kind[2:]:
+        array = matrix.arrays.get(name) if name else None
+        if name is not None and (array is None or array.strides != row_major(array.shape)):
+            return None
+        if name == kind.whole and array is not None and array.shape != matrix.shape[:1]:
+            return None
+        found.append(-1 if array is None else array.position)
+    return found

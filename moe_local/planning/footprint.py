@@ -172,11 +172,12 @@ def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, d
     Embeddings are decoded row by row, and very large matrices not at all.
     """
     encoded = [matrix for matrix in catalog.matrices() if matrix.encoding not in PLAIN.values()]
-    shapes = [m.shape for m in encoded if kernel_for(m.encoding, device).decodes]
+    shapes = [m.shape for m in encoded if kernel_for(m.encoding, device, m.shape).decodes]
     for path, tensor in catalog.encoded.items():
-        small = isinstance(skeleton.get_submodule(path), nn.Linear) and tensor.shape[0] * tensor.shape[1] < LARGE
-        if small and kernel_for(tensor.encoding, device).decodes:
-            shapes.append((tensor.shape[0], tensor.shape[1]))
+        shape = (tensor.shape[0], tensor.shape[1])
+        small = isinstance(skeleton.get_submodule(path), nn.Linear) and shape[0] * shape[1] < LARGE
+        if small and kernel_for(tensor.encoding, device, shape).decodes:
+            shapes.append(shape)
     return decoding_bytes(shapes, dtype.itemsize)
 
 

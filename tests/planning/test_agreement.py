@@ -142,6 +142,6 @@ def test_stores(name: str, formats: Formats, tmp_path: Path) -> None:
 def test_what_is_decoded_is_what_kernels_say(format: str, gpu: bool) -> None:
     sizes = find_sizes("Qwen/Qwen3-30B-A3B")
     encoding = packed_encoding(format)
-    kernel = kernel_for(encoding, torch.device("cuda" if gpu else "cpu"))
+    kernel = kernel_for(encoding, torch.device("cuda" if gpu else "cpu"), (1536, 2048))
     found = list(decoded(sizes, Formats(format, 64, "keep"), gpu=gpu))
     assert bool(found) == (encoding not in RAW.values() and kernel.decodes)

@@ -9,7 +9,15 @@ class Machine:
 
 class Projection:
     def __init__(
-        self, kind: str, out: int, width: int, group: int, offset: int, bias_offset: int, bias_type: int, size: int
+        self,
+        kind: str,
+        out: int,
+        width: int,
+        group: int,
+        places: Sequence[Sequence[int]],
+        bias_offset: int,
+        bias_type: int,
+        size: int,
     ) -> None: ...
 
 class ExpertLayout:
@@ -67,6 +75,10 @@ def multiply_dense(
     exact: bool,
     matrix: int,
     matrix_bytes: int,
+    scales: int,
+    scales_bytes: int,
+    whole: int,
+    whole_bytes: int,
     bias: int,
     bias_bytes: int,
     rows: int,

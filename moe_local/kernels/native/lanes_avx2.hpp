@@ -99,6 +99,66 @@ struct Lanes {
         return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)),
                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32))};
     }
+    static void store_bytes(uint8_t* to, Bytes x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x.a);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), x.b);
+    }
+    static __m256i two_rows(const uint8_t* at, size_t apart) {
+        const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+        const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + apart));
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+    }
+    static void gather_eight(const uint8_t* at, size_t stride, __m256i (&words)[4]) {
+        const __m256i a = two_rows(at, 4 * stride), b = two_rows(at + stride, 4 * stride);
+        const __m256i c = two_rows(at + 2 * stride, 4 * stride), d = two_rows(at + 3 * stride, 4 * stride);
+        const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+        words[0] = _mm256_unpacklo_epi64(ab, cd);
+        words[1] = _mm256_unpackhi_epi64(ab, cd);
+        const __m256i above = _mm256_unpackhi_epi32(a, b), below = _mm256_unpackhi_epi32(c, d);
+        words[2] = _mm256_unpacklo_epi64(above, below);
+        words[3] = _mm256_unpackhi_epi64(above, below);
+    }
+    static void gather(const uint8_t* at, size_t stride, Bytes (&words)[4]) {
+        __m256i first[4], second[4];
+        gather_eight(at, stride, first);
+        gather_eight(at + 8 * stride, stride, second);
+        for (int w = 0; w < 4; w++) words[w] = {first[w], second[w]};
+    }
+    static Bytes field(Bytes x, int shift, uint8_t mask) {
+        const __m128i by = _mm_cvtsi32_si128(shift);
+        const __m256i kept = _mm256_set1_epi8(char(mask));
+        return {_mm256_and_si256(_mm256_srl_epi16(x.a, by), kept), _mm256_and_si256(_mm256_srl_epi16(x.b, by), kept)};
+    }
+    static Bytes times16(Bytes x) {
+        const __m256i kept = _mm256_set1_epi8(char(0xf0));
+        return {_mm256_and_si256(_mm256_slli_epi16(x.a, 4), kept), _mm256_and_si256(_mm256_slli_epi16(x.b, 4), kept)};
+    }
+    static I either(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+    static Bytes minus(Bytes x, uint8_t y) {
+        const __m256i all = _mm256_set1_epi8(char(y));
+        return {_mm256_sub_epi8(x.a, all), _mm256_sub_epi8(x.b, all)};
+    }
+    static Bytes look_up(const uint8_t* table, Bytes x) {
+        const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+        const __m256i both = _mm256_broadcastsi128_si256(sixteen);
+        return {_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};
+    }
+
+    static I words(Bytes x) { return x; }
+    static I word_field(I x, int shift, int32_t mask) {
+        const __m128i by = _mm_cvtsi32_si128(shift);
+        const __m256i kept = _mm256_set1_epi32(mask);
+        return {_mm256_and_si256(_mm256_srl_epi32(x.a, by), kept), _mm256_and_si256(_mm256_srl_epi32(x.b, by), kept)};
+    }
+    static I word_times16(I x) { return {_mm256_slli_epi32(x.a, 4), _mm256_slli_epi32(x.b, 4)}; }
+    static I word_either(I x, I y) { return either(x, y); }
+    static F from_words(I x) { return from_whole(x); }
+    static __m256 eight_halves(__m256i x) {
+        const __m256i low = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
+        const __m256i mixed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0xd8);
+        return _mm256_cvtph_ps(_mm256_castsi256_si128(mixed));
+    }
+    static F halves(I x) { return {eight_halves(x.a), eight_halves(x.b)}; }
     static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
     static Bytes low(Bytes x) {
         const __m256i mask = _mm256_set1_epi8(15);

@@ -60,6 +60,43 @@ struct Lanes {
     }
 
     static Bytes bytes(const uint8_t* at) { return _mm512_loadu_si512(at); }
+    static void store_bytes(uint8_t* to, Bytes x) { _mm512_storeu_si512(to, x); }
+    static __m512i four_rows(const uint8_t* at, size_t apart) {
+        const auto row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + r * apart)); };
+        __m512i rows = _mm512_castsi128_si512(row(0));
+        rows = _mm512_inserti32x4(rows, row(1), 1);
+        rows = _mm512_inserti32x4(rows, row(2), 2);
+        return _mm512_inserti32x4(rows, row(3), 3);
+    }
+    static void gather(const uint8_t* at, size_t stride, Bytes (&words)[4]) {
+        const __m512i a = four_rows(at, 4 * stride), b = four_rows(at + stride, 4 * stride);
+        const __m512i c = four_rows(at + 2 * stride, 4 * stride), d = four_rows(at + 3 * stride, 4 * stride);
+        const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+        words[0] = _mm512_unpacklo_epi64(ab, cd);
+        words[1] = _mm512_unpackhi_epi64(ab, cd);
+        const __m512i above = _mm512_unpackhi_epi32(a, b), below = _mm512_unpackhi_epi32(c, d);
+        words[2] = _mm512_unpacklo_epi64(above, below);
+        words[3] = _mm512_unpackhi_epi64(above, below);
+    }
+    static Bytes field(Bytes a, int shift, uint8_t mask) {
+        return _mm512_and_si512(_mm512_srl_epi16(a, _mm_cvtsi32_si128(shift)), _mm512_set1_epi8(char(mask)));
+    }
+    static Bytes times16(Bytes a) { return _mm512_and_si512(_mm512_slli_epi16(a, 4), _mm512_set1_epi8(char(0xf0))); }
+    static Bytes either(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+    static Bytes minus(Bytes a, uint8_t b) { return _mm512_sub_epi8(a, _mm512_set1_epi8(char(b))); }
+    static Bytes look_up(const uint8_t* table, Bytes a) {
+        const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(sixteen), a);
+    }
+
+    static I words(Bytes a) { return a; }
+    static I word_field(I a, int shift, int32_t mask) {
+        return _mm512_and_si512(_mm512_srl_epi32(a, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(mask));
+    }
+    static I word_times16(I a) { return _mm512_slli_epi32(a, 4); }
+    static I word_either(I a, I b) { return _mm512_or_si512(a, b); }
+    static F from_words(I a) { return _mm512_cvtepi32_ps(a); }
+    static F halves(I a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
     static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
     static Bytes low(Bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
     static Bytes high(Bytes a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }

@@ -109,6 +109,66 @@ struct Lanes {
     static Bytes bytes(const uint8_t* at) {
         return {{vld1q_u8(at), vld1q_u8(at + 16), vld1q_u8(at + 32), vld1q_u8(at + 48)}};
     }
+    static void store_bytes(uint8_t* to, const Bytes& x) {
+        for (int i = 0; i < 4; i++) vst1q_u8(to + 16 * i, x.v[i]);
+    }
+    static void gather(const uint8_t* at, size_t stride, Bytes (&words)[4]) {
+        for (int i = 0; i < 4; i++) {
+            const uint8_t* rows = at + 4 * i * stride;
+            const uint32x4_t a = vreinterpretq_u32_u8(vld1q_u8(rows));
+            const uint32x4_t b = vreinterpretq_u32_u8(vld1q_u8(rows + stride));
+            const uint32x4_t c = vreinterpretq_u32_u8(vld1q_u8(rows + 2 * stride));
+            const uint32x4_t d = vreinterpretq_u32_u8(vld1q_u8(rows + 3 * stride));
+            const uint64x2_t ab = vreinterpretq_u64_u32(vzip1q_u32(a, b)), cd = vreinterpretq_u64_u32(vzip1q_u32(c, d));
+            const uint64x2_t above = vreinterpretq_u64_u32(vzip2q_u32(a, b));
+            const uint64x2_t below = vreinterpretq_u64_u32(vzip2q_u32(c, d));
+            words[0].v[i] = vreinterpretq_u8_u64(vzip1q_u64(ab, cd));
+            words[1].v[i] = vreinterpretq_u8_u64(vzip2q_u64(ab, cd));
+            words[2].v[i] = vreinterpretq_u8_u64(vzip1q_u64(above, below));
+            words[3].v[i] = vreinterpretq_u8_u64(vzip2q_u64(above, below));
+        }
+    }
+    template <class Make>
+    static Bytes each_bytes(Make make) {
+        return {{make(0), make(1), make(2), make(3)}};
+    }
+    static Bytes field(const Bytes& a, int shift, uint8_t mask) {
+        return each_bytes([&](int i) { return vandq_u8(vshlq_u8(a.v[i], vdupq_n_s8(int8_t(-shift))), vdupq_n_u8(mask)); });
+    }
+    static Bytes times16(const Bytes& a) {
+        return each_bytes([&](int i) { return vshlq_n_u8(a.v[i], 4); });
+    }
+    static Bytes either(const Bytes& a, const Bytes& b) {
+        return each_bytes([&](int i) { return vorrq_u8(a.v[i], b.v[i]); });
+    }
+    static Bytes minus(const Bytes& a, uint8_t b) {
+        return each_bytes([&](int i) { return vsubq_u8(a.v[i], vdupq_n_u8(b)); });
+    }
+    static Bytes look_up(const uint8_t* table, const Bytes& a) {
+        return each_bytes([&](int i) { return vqtbl1q_u8(vld1q_u8(table), a.v[i]); });
+    }
+
+    static I words(const Bytes& a) {
+        return each_whole([&](int i) { return vreinterpretq_s32_u8(a.v[i]); });
+    }
+    static I word_field(const I& a, int shift, int32_t mask) {
+        return each_whole([&](int i) {
+            const uint32x4_t moved = vshlq_u32(vreinterpretq_u32_s32(a.v[i]), vdupq_n_s32(-shift));
+            return vandq_s32(vreinterpretq_s32_u32(moved), vdupq_n_s32(mask));
+        });
+    }
+    static I word_times16(const I& a) {
+        return each_whole([&](int i) { return vshlq_n_s32(a.v[i], 4); });
+    }
+    static I word_either(const I& a, const I& b) {
+        return each_whole([&](int i) { return vorrq_s32(a.v[i], b.v[i]); });
+    }
+    static F from_words(const I& a) {
+        return each([&](int i) { return vcvtq_f32_s32(a.v[i]); });
+    }
+    static F halves(const I& a) {
+        return each([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_s32(a.v[i])))); });
+    }
     static void prefetch(const uint8_t* at) { __builtin_prefetch(at); }
     static Bytes low(const Bytes& a) {
         const uint8x16_t mask = vdupq_n_u8(15);

@@ -79,7 +79,55 @@ struct Lanes {
         std::memcpy(made.v, at, 64);
         return made;
     }
+    static void store_bytes(uint8_t* to, Bytes x) { std::memcpy(to, x.v, 64); }
     static void prefetch(const uint8_t*) {}
+    // 16 bytes of each of 16 rows that are `stride` apart: in lane r of word w bytes 4w to 4w + 3 of row r.
+    static void gather(const uint8_t* at, size_t stride, Bytes (&words)[4]) {
+        for (int r = 0; r < 16; r++)
+            for (int w = 0; w < 4; w++) std::memcpy(words[w].v + 4 * r, at + r * stride + 4 * w, 4);
+    }
+    // (byte >> shift) & mask, of which no bit comes from the byte beside.
+    static Bytes field(Bytes a, int shift, uint8_t mask) {
+        for (auto& byte : a.v) byte = uint8_t(byte >> shift) & mask;
+        return a;
+    }
+    static Bytes times16(Bytes a) {
+        for (auto& byte : a.v) byte = uint8_t(byte << 4);
+        return a;
+    }
+    static Bytes either(Bytes a, Bytes b) {
+        for (int i = 0; i < 64; i++) a.v[i] |= b.v[i];
+        return a;
+    }
+    static Bytes minus(Bytes a, uint8_t b) {
+        for (auto& byte : a.v) byte = uint8_t(byte - b);
+        return a;
+    }
+    static Bytes look_up(const uint8_t* table, Bytes a) {
+        for (auto& byte : a.v) byte = table[byte & 15];
+        return a;
+    }
+
+    static I words(Bytes a) {
+        I made;
+        std::memcpy(made.v, a.v, 64);
+        return made;
+    }
+    static I word_field(I a, int shift, int32_t mask) {
+        for (auto& lane : a.v) lane = int32_t(uint32_t(lane) >> shift) & mask;
+        return a;
+    }
+    static I word_times16(I a) {
+        for (auto& lane : a.v) lane = int32_t(uint32_t(lane) << 4);
+        return a;
+    }
+    static I word_either(I a, I b) {
+        for (int i = 0; i < 16; i++) a.v[i] |= b.v[i];
+        return a;
+    }
+    static F from_words(I a) { return each([&](int i) { return float(a.v[i]); }); }
+    // The lower half of each word as an IEEE half.
+    static F halves(I a) { return each([&](int i) { return from_half(uint16_t(a.v[i])); }); }
     static Bytes low(Bytes a) {
         for (auto& byte : a.v) byte &= 15;
         return a;

@@ -8,7 +8,7 @@ namespace moe_local {
 namespace {
 
 constexpr size_t WAVE = 8 << 20;  // bytes of packed activations at once
-constexpr int TOKENS = 24;        // in a tile, whose outputs stay in the first cache
+constexpr int TOKENS = 96;        // in a tile, whose outputs stay in the second cache
 constexpr int WIDEST = 128;       // columns of a group
 constexpr int AT_ONCE = 4;        // blocks of a task
 constexpr int FEW = 4;            // rows, that one thread has packed before others are awake
@@ -29,7 +29,7 @@ size_t rounded(size_t bytes) { return (bytes + 63) & ~size_t(63); }
 
 struct Packing {
     int groups, group;
-    bool exact;
+    bool exact, paired;
 
     size_t codes(int rows) const { return rounded(size_t(groups) * group * rows * (exact ? 4 : 1)); }
     size_t bytes(int rows) const { return codes(rows) + 3 * rounded(size_t(groups) * rows * 4); }
@@ -39,6 +39,7 @@ struct Packing {
         const size_t one = rounded(size_t(groups) * rows * 4);
         return {rows,
                 group,
+                paired,
                 exact ? nullptr : reinterpret_cast<int8_t*>(memory),
                 exact ? reinterpret_cast<float*>(memory) : nullptr,
                 reinterpret_cast<float*>(numbers),
@@ -48,7 +49,7 @@ struct Packing {
 };
 
 Packing packing_for(const Projection& projection, bool exact) {
-    return {(projection.in + projection.group - 1) / projection.group, projection.group, exact};
+    return {(projection.in + projection.group - 1) / projection.group, projection.group, exact, is_paired(projection.kind)};
 }
 
 void copy_row(const Rows& from, int source, const Rows& to, int target, int groups) {
@@ -89,7 +90,7 @@ struct Job {
 // Blocks `first` to `first + count` of down for all rows of a job, stored by place.
 void project_down(const Processor& processor, const Projection& down, const Job& job, int first, int count,
                   const Numbers& outputs) {
-    const Matrix matrix = down.at(job.record);
+    const Matrix matrix = down.whole(job.record);
     alignas(64) float out[TOKENS * AT_ONCE * BLOCK], bias[AT_ONCE * BLOCK];
     const int column = first * BLOCK, columns = std::min(count * BLOCK, down.out - column);
     const bool biased = down.bias_offset >= 0;
@@ -107,7 +108,6 @@ void project_down(const Processor& processor, const Projection& down, const Job&
 // The inputs of down, columns `first` to `first + count`: up, its activation, and packed again.
 void up_and_activate(const Processor& processor, const ExpertLayout& layout, const Job& job, int first, int count) {
     const Projection& up = layout.up;
-    const Matrix matrix = up.at(job.record);
     const int inner = layout.down.in, blocks = count / BLOCK;
     const bool two = layout.gating.gated, turns = layout.gating.interleaved;
     alignas(64) float out[TOKENS * 2 * WIDEST], bias[2 * WIDEST], activated[WIDEST];
@@ -120,11 +120,11 @@ void up_and_activate(const Processor& processor, const ExpertLayout& layout, con
     for (int start = 0; start < job.count; start += TOKENS) {
         const int tokens = std::min(TOKENS, job.count - start);
         if (turns) {
-            processor.multiply(matrix, 2 * first / BLOCK, 2 * blocks, job.inputs, start, tokens, out, stride);
+            processor.multiply(up.whole(job.record), 2 * first / BLOCK, 2 * blocks, job.inputs, start, tokens, out, stride);
         } else {
-            processor.multiply(matrix, first / BLOCK, blocks, job.inputs, start, tokens, out, stride);
+            processor.multiply(up.lower(job.record), first / BLOCK, blocks, job.inputs, start, tokens, out, stride);
             if (two)
-                processor.multiply(matrix, (inner + first) / BLOCK, blocks, job.inputs, start, tokens,
+                processor.multiply(up.upper(job.record), first / BLOCK, blocks, job.inputs, start, tokens,
                                    out + blocks * BLOCK, stride);
         }
         for (int t = 0; t < tokens; t++) {
@@ -147,7 +147,7 @@ void up_and_activate_all(const Machine& machine, const ExpertLayout& layout, con
 
 void project_down_all(const Machine& machine, const Projection& down, const std::vector<Job>& jobs,
                       const Numbers& outputs) {
-    const int blocks = down.at(nullptr).blocks(), chunks = (blocks + AT_ONCE - 1) / AT_ONCE;
+    const int blocks = (down.out + BLOCK - 1) / BLOCK, chunks = (blocks + AT_ONCE - 1) / AT_ONCE;
     for_each(machine.threads, int(jobs.size()) * chunks, [&](int task) {
         const int first = task % chunks * AT_ONCE, count = std::min(AT_ONCE, blocks - first);
         project_down(*machine.processor, down, jobs[size_t(task / chunks)], first, count, outputs);
@@ -259,7 +259,7 @@ void sum_choices(const Machine& machine, const Routing& routing, const Numbers& 
 void multiply_dense(const Machine& machine, const Matrix& matrix, bool exact, const Numbers& x, const float* bias,
                     const Numbers& out) {
     static thread_local Scratch memory;
-    const Packing packing{matrix.groups(), matrix.group, exact};
+    const Packing packing{matrix.groups(), matrix.group, exact, is_paired(matrix.kind)};
     const int most = int(std::max<size_t>(TOKENS, WAVE / (packing.bytes(16) / 16)));
     for (int done = 0; done < x.rows; done += most) {
         const int count = std::min(most, x.rows - done);

@@ -22,15 +22,29 @@ struct Numbers {
     uint8_t* row(int at) const { return static_cast<uint8_t*>(data) + size_t(at) * columns * size_of(type); }
 };
 
-// A projection of an expert: its matrix begins `offset` bytes into the record, its bias `bias_offset` (-1: none).
+// Where the arrays of a matrix begin in a record, in bytes; -1: there is none.
+struct Place {
+    int64_t data = -1, scales = -1, whole = -1;
+};
+
+// A projection of an expert: one matrix [out, in], or two of half the outputs each, one after the other; and its bias.
 struct Projection {
     Kind kind;
     int out, in, group;
-    int64_t offset;
+    Place first, second;
     int64_t bias_offset;
     Type bias_type;
 
-    Matrix at(const uint8_t* record) const { return {record + offset, kind, out, in, group}; }
+    bool halved() const { return second.data >= 0; }
+    Matrix at(const uint8_t* record, const Place& place, int rows) const {
+        return {record + place.data, place.scales < 0 ? nullptr : record + place.scales,
+                place.whole < 0 ? nullptr : reinterpret_cast<const float*>(record + place.whole), kind, rows, in, group};
+    }
+    Matrix whole(const uint8_t* record) const { return at(record, first, out); }
+    Matrix lower(const uint8_t* record) const { return halved() ? at(record, first, out / 2) : whole(record); }
+    Matrix upper(const uint8_t* record) const {
+        return halved() ? at(record, second, out / 2) : whole(record).from(out / 2);
+    }
 };
 
 struct ExpertLayout {

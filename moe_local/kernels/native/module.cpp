@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layer.hpp"
@@ -38,27 +39,43 @@ Numbers numbers(const char* name, uintptr_t address, int64_t bytes, int type, in
     return {reinterpret_cast<void*>(address), known, int(rows), int(columns)};
 }
 
+constexpr std::pair<const char*, Kind> KINDS[] = {
+    {"int4", Kind::int4}, {"int8", Kind::int8}, {"mxfp4", Kind::mxfp4}, {"nvfp4", Kind::nvfp4},
+    {"nvfp4_divided", Kind::nvfp4_divided}, {"q4_0", Kind::q4_0}, {"q8_0", Kind::q8_0}, {"q4_k", Kind::q4_k},
+    {"q5_k", Kind::q5_k}, {"q6_k", Kind::q6_k}, {"gguf_mxfp4", Kind::gguf_mxfp4},
+};
+
 Kind kind_of(const std::string& name) {
-    if (name == "int4") return Kind::int4;
-    if (name == "int8") return Kind::int8;
+    for (const auto& known : KINDS)
+        if (name == known.first) return known.second;
     refuse("no kernel for matrices of " + name);
 }
 
 void check_shape(Kind kind, int out, int in, int group) {
     const std::string shape = std::to_string(out) + " x " + std::to_string(in) + " in groups of " + std::to_string(group);
-    if (out < 1 || in < 1 || out > 1 << 28 || in > 1 << 28) refuse("a matrix of " + shape);
-    if (group != 32 && group != 64 && group != 128) refuse("a matrix of " + shape);
-    if (kind == Kind::int4 && (out % BLOCK || in % group)) refuse("an int4 matrix of " + shape);
-    if (kind == Kind::int8 && group != INT8_GROUP) refuse("an int8 matrix of " + shape);
+    const Unit unit = unit_of(kind);
+    bool right = out >= 1 && in >= 1 && out <= 1 << 28 && in <= 1 << 28;
+    if (kind == Kind::int4)
+        right = right && (group == 32 || group == 64 || group == 128) && out % BLOCK == 0 && in % group == 0;
+    else if (kind == Kind::int8)
+        right = right && group == INT8_GROUP;
+    else
+        right = right && group == unit.group && out % BLOCK == 0 && in % unit.columns == 0;
+    if (!right) refuse("a matrix of " + shape + " of a kind that does not have it");
 }
 
-class LayoutOf {
+using Places = std::vector<std::vector<int64_t>>;  // of each matrix where its data, scales and whole begin
+
+class ProjectionOf {
   public:
-    LayoutOf(const std::string& kind, int out, int in, int group, int64_t offset, int64_t bias_offset, int bias_type,
-             int64_t size)
-        : made_{kind_of(kind), out, in, group, offset, bias_offset, Type::float32} {
-        check_shape(made_.kind, out, in, group);
-        if (offset < 0 || offset > size || int64_t(made_.at(nullptr).bytes()) > size - offset) refuse("a matrix beyond its record");
+    ProjectionOf(const std::string& kind, int out, int in, int group, const Places& places, int64_t bias_offset,
+                 int bias_type, int64_t size)
+        : made_{kind_of(kind), out, in, group, {}, {}, bias_offset, Type::float32} {
+        if (places.empty() || places.size() > 2 || out % int(places.size())) refuse("neither one matrix nor two halves");
+        const int rows = out / int(places.size());
+        check_shape(made_.kind, rows, in, group);
+        made_.first = placed(places[0], rows, size);
+        if (places.size() == 2) made_.second = placed(places[1], rows, size);
         if (bias_offset < 0) return;
         made_.bias_type = type_of(bias_type);
         if (bias_offset > size || int64_t(out) * size_of(made_.bias_type) > size - bias_offset)
@@ -66,6 +83,22 @@ class LayoutOf {
     }
 
     Projection made_;
+
+  private:
+    Place placed(const std::vector<int64_t>& at, int rows, int64_t size) const {
+        if (at.size() != 3) refuse("a matrix at another number of places than three");
+        const Matrix matrix{nullptr, nullptr, nullptr, made_.kind, rows, made_.in, made_.group};
+        const bool wide = made_.kind == Kind::nvfp4 || made_.kind == Kind::nvfp4_divided;
+        inside(at[0], int64_t(matrix.bytes()), size, true);
+        inside(at[1], int64_t(matrix.scale_bytes()), size, is_paired(made_.kind));
+        inside(at[2], int64_t(rows) * 4, size, wide);
+        if (wide && at[2] % 4) refuse("misaligned numbers in a record");
+        return {at[0], is_paired(made_.kind) ? at[1] : -1, wide ? at[2] : -1};
+    }
+
+    static void inside(int64_t offset, int64_t bytes, int64_t size, bool needed) {
+        if (needed && (offset < 0 || offset > size || bytes > size - offset)) refuse("a matrix beyond its record");
+    }
 };
 
 Activation activation_of(const std::string& name) {
@@ -87,12 +120,15 @@ Machine machine_of(int threads, const std::optional<std::string>& processor) {
     return {found, threads};
 }
 
-ExpertLayout layout_of(const LayoutOf& up, const LayoutOf& down, const std::string& activation, bool gated,
+ExpertLayout layout_of(const ProjectionOf& up, const ProjectionOf& down, const std::string& activation, bool gated,
                        bool interleaved, float alpha, float limit, int64_t size) {
     ExpertLayout made{up.made_, down.made_, {activation_of(activation), gated, interleaved, alpha, limit}, size};
     const int inner = gated ? up.made_.out / 2 : up.made_.out;
     if ((gated && up.made_.out % 2) || inner != down.made_.in) refuse("up has other outputs than down has inputs");
     if (inner % BLOCK) refuse("up and down of " + std::to_string(inner) + " numbers do not go in one");
+    if (interleaved && up.made_.halved()) refuse("an interleaved gate in two matrices");
+    if (!gated && up.made_.halved()) refuse("two matrices without a gate");
+    if (down.made_.halved()) refuse("down in two matrices");
     if (interleaved && !gated) refuse("an interleaved gate that is none");
     if ((made.gating.activation == Activation::clamped_swiglu) && !gated) refuse("clamped_swiglu has a gate");
     return made;
@@ -141,13 +177,23 @@ void sum_all(const Machine& machine, const Routing& routing, int64_t columns, ui
 }
 
 void dense(const Machine& machine, const std::string& kind_name, int out, int in, int group, bool exact,
-           uintptr_t matrix, int64_t matrix_bytes, uintptr_t bias, int64_t bias_bytes, int64_t rows, uintptr_t x,
+           uintptr_t matrix, int64_t matrix_bytes, uintptr_t scales, int64_t scales_bytes, uintptr_t whole,
+           int64_t whole_bytes, uintptr_t bias, int64_t bias_bytes, int64_t rows, uintptr_t x,
            int64_t x_bytes, uintptr_t y, int64_t y_bytes, int type) {
     const Kind kind = kind_of(kind_name);
     check_shape(kind, out, in, group);
-    const Matrix made{reinterpret_cast<const uint8_t*>(matrix), kind, out, in, group};
-    if (!matrix || matrix % 4) refuse("matrix: a null or misaligned address");
+    const Matrix made{reinterpret_cast<const uint8_t*>(matrix),
+                      reinterpret_cast<const uint8_t*>(scales),
+                      reinterpret_cast<const float*>(whole),
+                      kind,
+                      out,
+                      in,
+                      group};
+    if (!matrix || (!unit_of(kind).columns && matrix % 4)) refuse("matrix: a null or misaligned address");
     if (matrix_bytes < int64_t(made.bytes())) refuse("matrix: too few bytes");
+    if (is_paired(kind) && (!scales || scales_bytes < int64_t(made.scale_bytes()))) refuse("scales: none, or too few bytes");
+    if ((kind == Kind::nvfp4 || kind == Kind::nvfp4_divided) && (!whole || whole % 4 || whole_bytes / 4 < out))
+        refuse("whole: none, misaligned, or too few bytes");
     if (bias && (bias % 4 || bias_bytes / 4 < out)) refuse("bias: a misaligned address or too few bytes");
     const Numbers from = numbers("x", x, x_bytes, type, rows, in);
     const Numbers to = numbers("y", y, y_bytes, type, rows, out);
@@ -165,13 +211,13 @@ NB_MODULE(_native, m) {
              }, nb::arg("threads"), nb::arg("processor").none() = nb::none())
         .def_prop_ro("processor", [](const Machine& self) { return self.processor->name; })
         .def_ro("threads", &Machine::threads);
-    nb::class_<LayoutOf>(m, "Projection")
-        .def(nb::init<const std::string&, int, int, int, int64_t, int64_t, int, int64_t>(), nb::arg("kind"),
-             nb::arg("out"), nb::arg("width"), nb::arg("group"), nb::arg("offset"), nb::arg("bias_offset"),
+    nb::class_<ProjectionOf>(m, "Projection")
+        .def(nb::init<const std::string&, int, int, int, const Places&, int64_t, int, int64_t>(), nb::arg("kind"),
+             nb::arg("out"), nb::arg("width"), nb::arg("group"), nb::arg("places"), nb::arg("bias_offset"),
              nb::arg("bias_type"), nb::arg("size"));
     nb::class_<ExpertLayout>(m, "ExpertLayout")
         .def("__init__",
-             [](ExpertLayout* made, const LayoutOf& up, const LayoutOf& down, const std::string& activation, bool gated,
+             [](ExpertLayout* made, const ProjectionOf& up, const ProjectionOf& down, const std::string& activation, bool gated,
                 bool interleaved, float alpha, float limit, int64_t size) {
                  new (made) ExpertLayout(layout_of(up, down, activation, gated, interleaved, alpha, limit, size));
              }, nb::arg("up"), nb::arg("down"), nb::arg("activation"), nb::arg("gated"), nb::arg("interleaved"),

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "processor.hpp"
+#include "unpack.hpp"
 
 namespace moe_local {
 namespace {
@@ -45,9 +46,20 @@ F load_until(const void* x, Type type, int at, int end) {
     return Lanes::load(part);
 }
 
+// Even numbers before odd ones, in eights.
+template <class Number>
+void pair(Number* numbers, int count) {
+    for (int i = 0; i < count; i += 8) {
+        Number mixed[8];
+        std::memcpy(mixed, numbers + i, sizeof mixed);
+        for (int j = 0; j < 8; j++) numbers[i + j] = mixed[j < 4 ? 2 * j : 2 * j - 7];
+    }
+}
+
 void pack_exact(const void* x, Type type, int begin, int end, const Rows& rows, int row, int group) {
     float* to = rows.exact + (size_t(group) * rows.count + row) * rows.group;
     for (int c = 0; c < rows.group; c += 16) Lanes::store(to + c, load_until(x, type, begin + c, end));
+    if (rows.paired) pair(to, rows.group);
     float sum = 0;
     for (int c = 0; c < rows.group; c++) sum += to[c];
     rows.offsets[size_t(group) * rows.count + row] = sum;
@@ -75,6 +87,7 @@ void pack_codes(const void* x, Type type, int begin, int end, const Rows& rows, 
         const F code = finite ? Lanes::max(Lanes::min(scaled, bound), low) : Lanes::set(0);
         sum += Lanes::store_codes(rows.codes + place * rows.group + 16 * p, code);
     }
+    if (rows.paired) pair(rows.codes + place * rows.group, rows.group);
     rows.scales[place] = scale;
     rows.sums[place] = sum;
     rows.offsets[place] = scale * float(sum);
@@ -260,23 +273,89 @@ void tile(const Matrix& matrix, int first, int count, const Rows& rows, int star
     }
 }
 
+// Adds what the groups of a panel give, of which the first is `group`, to the sums in `out`.
 template <int N>
-void rest(const Matrix& matrix, int first, int count, const Rows& rows, int start, int tokens, float* out,
-          int stride) {
+void panel_tile(const Panel& panel, int group, int groups, bool offsets, const Rows& rows, int start, float* out,
+                int stride) {
+    F sums[N];
+    UNROLLED
+    for (int t = 0; t < N; t++) sums[t] = Lanes::load(out + size_t(t) * stride);
+    for (int g = 0; g < groups; g++) {
+        const uint8_t* codes = panel.codes + g * rows.group * BLOCK;
+        const F scale = panel.scales[g];
+        const size_t place = size_t(group + g) * rows.count + start;
+        if (rows.codes) {
+            Dots dots[N];
+            UNROLLED
+            for (int t = 0; t < N; t++) dots[t] = Lanes::start8(rows.sums[place + t]);
+            int8_dots(codes, rows.group, rows.codes + place * rows.group, dots);
+            UNROLLED
+            for (int t = 0; t < N; t++) {
+                const F both = Lanes::mul(scale, Lanes::set(rows.scales[place + t]));
+                sums[t] = Lanes::fma(Lanes::finish(dots[t]), both, sums[t]);
+            }
+        } else {
+            F parts[N];
+            UNROLLED
+            for (int t = 0; t < N; t++) parts[t] = Lanes::set(0);
+            int8_exact(codes, rows.group, rows.exact + place * rows.group, parts);
+            UNROLLED
+            for (int t = 0; t < N; t++) sums[t] = Lanes::fma(parts[t], scale, sums[t]);
+        }
+        if (!offsets) continue;
+        UNROLLED
+        for (int t = 0; t < N; t++)
+            sums[t] = Lanes::fma(panel.offsets[g], Lanes::set(rows.offsets[place + t]), sums[t]);
+    }
+    UNROLLED
+    for (int t = 0; t < N; t++) Lanes::store(out + size_t(t) * stride, sums[t]);
+}
+
+// Calls each.operator()<N>(done) for tiles of tokens, of which there are `tokens`.
+template <int N, class Each>
+void last_tile(int tokens, int done, const Each& each) {
     if constexpr (N > 0) {
         if (tokens == N)
-            tile<N>(matrix, first, count, rows, start, out, stride);
+            each(std::integral_constant<int, N>(), done);
         else
-            rest<N - 1>(matrix, first, count, rows, start, tokens, out, stride);
+            last_tile<N - 1>(tokens, done, each);
+    }
+}
+
+template <class Each>
+void in_tiles(int tokens, const Each& each) {
+    int done = 0;
+    for (; tokens - done >= Lanes::TILE; done += Lanes::TILE) each(std::integral_constant<int, Lanes::TILE>(), done);
+    last_tile<Lanes::TILE - 1>(tokens - done, done, each);
+}
+
+void multiply_rowwise(const Matrix& matrix, int first, int count, const Rows& rows, int start, int tokens, float* out,
+                      int stride) {
+    const Unit unit = unit_of(matrix.kind);
+    const int groups = unit.columns / unit.group;
+    for (int b = 0; b < count; b++) {
+        float* to = out + BLOCK * b;
+        for (int t = 0; t < tokens; t++) Lanes::store(to + size_t(t) * stride, Lanes::set(0));
+        for (int u = 0; u < matrix.in / unit.columns; u++) {
+            Panel panel;
+            unpack(matrix, (first + b) * BLOCK, u, panel);
+            in_tiles(tokens, [&](auto n, int done) {
+                panel_tile<n()>(panel, u * groups, groups, has_offsets(matrix.kind), rows, start + done,
+                                to + size_t(done) * stride, stride);
+            });
+        }
     }
 }
 
 void multiply(const Matrix& matrix, int first, int count, const Rows& rows, int start, int tokens, float* out,
               int stride) {
-    int done = 0;
-    for (; tokens - done >= Lanes::TILE; done += Lanes::TILE)
-        tile<Lanes::TILE>(matrix, first, count, rows, start + done, out + size_t(done) * stride, stride);
-    rest<Lanes::TILE - 1>(matrix, first, count, rows, start + done, tokens - done, out + size_t(done) * stride, stride);
+    if (unit_of(matrix.kind).columns) {
+        multiply_rowwise(matrix, first, count, rows, start, tokens, out, stride);
+        return;
+    }
+    in_tiles(tokens, [&](auto n, int done) {
+        tile<n()>(matrix, first, count, rows, start + done, out + size_t(done) * stride, stride);
+    });
 }
 
 // ---- Activations

@@ -24,6 +24,14 @@ inline float float_of(uint32_t bits) {
 
 inline float from_bf16(uint16_t value) { return float_of(uint32_t(value) << 16); }
 
+inline float from_half(uint16_t value) {
+    const uint32_t sign = uint32_t(value & 0x8000) << 16, rest = value & 0x7fff;
+    if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | (rest & 0x3ff ? 0x400000 | (rest & 0x3ff) << 13 : 0));
+    if (rest >= 0x400) return float_of(sign | ((rest << 13) + 0x38000000));
+    const float small = float(rest) * 5.9604644775390625e-8f;  // 2^-24
+    return sign ? -small : small;
+}
+
 // To the nearest, ties to even; a NaN stays one.
 inline uint16_t to_bf16(float value) {
     const uint32_t bits = bits_of(value);

@@ -52,7 +52,7 @@ bool has(unsigned value, int bit) { return value >> bit & 1; }
 
 bool can_avx2() {
     const bool saved = (saved_by_the_system() & 0x6) == 0x6;
-    return saved && has(cpuid(7, 0).b, 5) && has(cpuid(1, 0).c, 12);  // AVX2, FMA
+    return saved && has(cpuid(7, 0).b, 5) && has(cpuid(1, 0).c, 12) && has(cpuid(1, 0).c, 29);  // AVX2, FMA, F16C
 }
 
 bool can_avx_vnni() { return can_avx2() && has(cpuid(7, 1).a, 4); }

@@ -1,6 +1,8 @@
 // What each kind of processor can do in its own way; all of them give the same bits.
 #pragma once
 
+#include <type_traits>
+
 #include "matrix.hpp"
 #include "numbers.hpp"
 
