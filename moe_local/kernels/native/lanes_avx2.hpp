@@ -124,6 +124,15 @@ struct Lanes {
         gather_eight(at + 8 * stride, stride, second);
         for (int w = 0; w < 4; w++) words[w] = {first[w], second[w]};
     }
+    static I words_of_rows(const uint8_t* at, size_t stride) {
+        const __m256i rows = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const __m256i places = _mm256_mullo_epi32(rows, _mm256_set1_epi32(int(stride)));
+        return {_mm256_i32gather_epi32(reinterpret_cast<const int*>(at), places, 1),
+                _mm256_i32gather_epi32(reinterpret_cast<const int*>(at + 8 * stride), places, 1)};
+    }
+    static F pick(const float* table, I index) {
+        return {_mm256_i32gather_ps(table, index.a, 4), _mm256_i32gather_ps(table, index.b, 4)};
+    }
     static Bytes field(Bytes x, int shift, uint8_t mask) {
         const __m128i by = _mm_cvtsi32_si128(shift);
         const __m256i kept = _mm256_set1_epi8(char(mask));

@@ -128,6 +128,18 @@ struct Lanes {
             words[3].v[i] = vreinterpretq_u8_u64(vzip2q_u64(above, below));
         }
     }
+    static I words_of_rows(const uint8_t* at, size_t stride) {
+        int32_t words[16];
+        for (int r = 0; r < 16; r++) std::memcpy(words + r, at + r * stride, 4);
+        return each_whole([&](int i) { return vld1q_s32(words + 4 * i); });
+    }
+    static F pick(const float* table, const I& index) {
+        int32_t places[16];
+        float found[16];
+        for (int i = 0; i < 4; i++) vst1q_s32(places + 4 * i, index.v[i]);
+        for (int i = 0; i < 16; i++) found[i] = table[places[i]];
+        return load(found);
+    }
     template <class Make>
     static Bytes each_bytes(Make make) {
         return {{make(0), make(1), make(2), make(3)}};

@@ -86,6 +86,13 @@ struct Lanes {
         for (int r = 0; r < 16; r++)
             for (int w = 0; w < 4; w++) std::memcpy(words[w].v + 4 * r, at + r * stride + 4 * w, 4);
     }
+    // Four bytes of each of 16 rows; numbers of a table by index.
+    static I words_of_rows(const uint8_t* at, size_t stride) {
+        I made;
+        for (int r = 0; r < 16; r++) std::memcpy(made.v + r, at + r * stride, 4);
+        return made;
+    }
+    static F pick(const float* table, I index) { return each([&](int i) { return table[index.v[i]]; }); }
     // (byte >> shift) & mask, of which no bit comes from the byte beside.
     static Bytes field(Bytes a, int shift, uint8_t mask) {
         for (auto& byte : a.v) byte = uint8_t(byte >> shift) & mask;

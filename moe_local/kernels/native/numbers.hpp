@@ -32,6 +32,12 @@ inline float from_half(uint16_t value) {
     return sign ? -small : small;
 }
 
+// By byte: half of E8M0's powers of two, for twice the numbers that they scale; and E4M3's numbers.
+struct ByteTables {
+    float half_of_e8m0[256], e4m3[256];
+};
+extern const ByteTables TABLES;
+
 // To the nearest, ties to even; a NaN stays one.
 inline uint16_t to_bf16(float value) {
     const uint32_t bits = bits_of(value);

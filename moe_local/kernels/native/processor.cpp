@@ -18,6 +18,24 @@
 namespace moe_local {
 namespace {
 
+float half_of_e8m0(uint32_t exponent) { return float_of(exponent > 1 ? (exponent - 1) << 23 : 0x200000u << exponent); }
+
+float e4m3(uint32_t value) {
+    const uint32_t sign = (value & 0x80) << 24, rest = value & 0x7f;
+    if (rest == 0x7f) return float_of(0x7fc00000);
+    if (rest >= 8) return float_of(sign | ((rest << 20) + (120u << 23)));
+    return float_of(bits_of(float(rest) * 0.001953125f) | sign);  // 2^-9
+}
+
+ByteTables byte_tables() {
+    ByteTables made;
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        made.half_of_e8m0[byte] = half_of_e8m0(byte);
+        made.e4m3[byte] = e4m3(byte);
+    }
+    return made;
+}
+
 #if defined(__x86_64__) || defined(_M_X64)
 
 struct Registers {
@@ -98,6 +116,8 @@ constexpr Choice FASTEST_FIRST[] = {
 };
 
 }  // namespace
+
+const ByteTables TABLES = byte_tables();
 
 const Processor* choose(const char* name) {
     for (const Choice& choice : FASTEST_FIRST) {

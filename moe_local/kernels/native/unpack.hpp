@@ -16,34 +16,6 @@ struct Panel {
 // Twice the numbers of E2M1, which are whole.
 alignas(16) constexpr uint8_t E2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, 255, 254, 253, 252, 250, 248, 244};
 
-// Half of 2^(exponent - 127), for twice the numbers.
-float half_of_e8m0(uint8_t exponent) {
-    return float_of(exponent > 1 ? uint32_t(exponent - 1) << 23 : 0x200000u << exponent);
-}
-
-float e4m3(uint8_t value) {
-    const uint32_t sign = uint32_t(value & 0x80) << 24, rest = value & 0x7f;
-    if (rest == 0x7f) return float_of(0x7fc00000);
-    if (rest >= 8) return float_of(sign | ((rest << 20) + (120u << 23)));
-    const float small = float(rest) * 0.001953125f;  // 2^-9
-    return sign ? -small : small;
-}
-
-// One byte of each row as it stands for a number.
-template <class Read>
-Lanes::F of_rows(const uint8_t* at, size_t stride, const Read& read) {
-    float found[BLOCK];
-    for (int r = 0; r < BLOCK; r++) found[r] = read(at[r * stride]);
-    return Lanes::load(found);
-}
-
-// The halves that begin 16 rows' blocks.
-Lanes::F halves_of_rows(const uint8_t* at, size_t stride) {
-    float found[BLOCK];
-    for (int r = 0; r < BLOCK; r++) found[r] = from_half(uint16_t(at[r * stride] | at[r * stride + 1] << 8));
-    return Lanes::load(found);
-}
-
 void put(Panel& panel, int column, Lanes::Bytes codes) { Lanes::store_bytes(panel.codes + column * BLOCK, codes); }
 
 // 4-bit numbers of a table, in pairs: 32 columns whose even ones come first in eights.
@@ -56,18 +28,30 @@ void put_pairs(const uint8_t* at, size_t stride, Panel& panel) {
     }
 }
 
+// The numbers that byte `group` of 16 rows of scales, from `row`, stands for; no byte beyond the array is read.
+Lanes::F scales_of(const Matrix& matrix, int row, int group, const float* table) {
+    const size_t groups = size_t(matrix.groups());
+    const uint8_t* rows = matrix.scales + row * groups;
+    if (groups < 4) {
+        float found[BLOCK];
+        for (int r = 0; r < BLOCK; r++) found[r] = table[rows[r * groups + group]];
+        return Lanes::load(found);
+    }
+    const int first = group < int(groups) - 4 ? group : int(groups) - 4;
+    const auto words = Lanes::words_of_rows(rows + first, groups);
+    return Lanes::pick(table, Lanes::word_field(words, 8 * (group - first), 255));
+}
+
 void unpack_mxfp4(const Matrix& matrix, const uint8_t* at, size_t stride, int row, int unit, Panel& panel) {
     put_pairs(at, stride, panel);
-    const size_t groups = size_t(matrix.groups());
-    panel.scales[0] = of_rows(matrix.scales + row * groups + unit, groups, half_of_e8m0);
+    panel.scales[0] = scales_of(matrix, row, unit, TABLES.half_of_e8m0);
 }
 
 void unpack_nvfp4(const Matrix& matrix, const uint8_t* at, size_t stride, int row, int unit, Panel& panel) {
     put_pairs(at, stride, panel);
-    const size_t groups = size_t(matrix.groups());
     const Lanes::F half = Lanes::set(0.5f), whole = Lanes::load(matrix.whole + row);
     for (int g = 0; g < 2; g++) {
-        const Lanes::F scale = Lanes::mul(of_rows(matrix.scales + row * groups + 2 * unit + g, groups, e4m3), half);
+        const Lanes::F scale = Lanes::mul(scales_of(matrix, row, 2 * unit + g, TABLES.e4m3), half);
         panel.scales[g] = matrix.kind == Kind::nvfp4 ? Lanes::mul(scale, whole) : Lanes::div(scale, whole);
     }
 }
@@ -86,12 +70,12 @@ void put_halves(const uint8_t* at, size_t stride, Panel& panel) {
 
 void unpack_q4_0(const uint8_t* at, size_t stride, Panel& panel) {
     put_halves<false>(at + 2, stride, panel);
-    panel.scales[0] = halves_of_rows(at, stride);
+    panel.scales[0] = Lanes::halves(Lanes::words_of_rows(at, stride));
 }
 
 void unpack_gguf_mxfp4(const uint8_t* at, size_t stride, Panel& panel) {
     put_halves<true>(at + 1, stride, panel);
-    panel.scales[0] = of_rows(at, stride, half_of_e8m0);
+    panel.scales[0] = Lanes::pick(TABLES.half_of_e8m0, Lanes::word_field(Lanes::words_of_rows(at, stride), 0, 255));
 }
 
 void unpack_q8_0(const uint8_t* at, size_t stride, Panel& panel) {
@@ -100,7 +84,7 @@ void unpack_q8_0(const uint8_t* at, size_t stride, Panel& panel) {
         Lanes::gather(at + 2 + 16 * half, stride, words);
         for (int w = 0; w < 4; w++) put(panel, 16 * half + 4 * w, words[w]);
     }
-    panel.scales[0] = halves_of_rows(at, stride);
+    panel.scales[0] = Lanes::halves(Lanes::words_of_rows(at, stride));
 }
 
 // What Q4_K and Q5_K begin with: halves d and m, then eight scales and eight offsets of 6 bits in 12 bytes.
@@ -174,10 +158,14 @@ void unpack_q6_k(const uint8_t* at, size_t stride, Panel& panel) {
             }
         }
     }
-    const Lanes::F d = halves_of_rows(at + 208, stride);
-    for (int g = 0; g < 16; g++) {
-        const Lanes::F scale = of_rows(at + 192 + g, stride, [](uint8_t byte) { return float(int8_t(byte)); });
-        panel.scales[g] = Lanes::mul(d, scale);
+    const Lanes::F d = Lanes::halves(Lanes::word_field(Lanes::words_of_rows(at + 206, stride), 16, 0xffff));
+    Lanes::Bytes scales[4];
+    Lanes::gather(at + 192, stride, scales);
+    for (int w = 0; w < 4; w++) {
+        panel.scales[4 * w] = Lanes::mul(d, Lanes::signed_byte<0>(scales[w]));
+        panel.scales[4 * w + 1] = Lanes::mul(d, Lanes::signed_byte<1>(scales[w]));
+        panel.scales[4 * w + 2] = Lanes::mul(d, Lanes::signed_byte<2>(scales[w]));
+        panel.scales[4 * w + 3] = Lanes::mul(d, Lanes::signed_byte<3>(scales[w]));
     }
 }
 
