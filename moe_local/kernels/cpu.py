@@ -29,6 +29,11 @@ class NativeKind(NamedTuple):
     data: str = "blocks"
     scales: str | None = None
     whole: str | None = None  # float32, one a row
+    rotary_heads: int = 0  # whose outputs are interleaved: see `Gguf`
+
+    @property
+    def arrays(self) -> tuple[str, str | None, str | None]:
+        return self.data, self.scales, self.whole
 
 
 def native_kind(form: Format, shape: Shape) -> NativeKind | None:
@@ -44,9 +49,9 @@ def native_kind(form: Format, shape: Shape) -> NativeKind | None:
     if isinstance(form, Nvfp4):
         kind = "nvfp4_divided" if form.divides else "nvfp4"
         return NativeKind(kind, 16, "weight", "scale", "whole") if shape[1] % 32 == 0 else None
-    if isinstance(form, Gguf) and not form.rotary_heads and form.type in _GGUF:
-        name = form.type.lower()
-        return NativeKind("gguf_mxfp4" if name == "mxfp4" else name, _GGUF[form.type])
+    if isinstance(form, Gguf) and form.type in _GGUF:
+        name = "gguf_mxfp4" if form.type == "MXFP4" else form.type.lower()
+        return NativeKind(name, _GGUF[form.type], rotary_heads=form.rotary_heads)
     return None
 
 
@@ -59,10 +64,10 @@ def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply |
 
     found = native_kind(form, shape)
     assert found is not None
-    held = [arrays.get(name) if name else None for name in found[2:]]
+    held = [arrays.get(name) if name else None for name in found.arrays]
     if any(array is not None and not array.is_contiguous() for array in held) or not _has_whole(found, held, shape):
         return None
-    kind, group = found[:2]
+    kind, group, heads = found.kind, found.group, found.rotary_heads
     out, width = shape
     data, scales, whole = ((0, 0) if array is None else (array.data_ptr(), array.nbytes) for array in held)
 
@@ -74,6 +79,8 @@ def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply |
                 native.machine(), kind, out, width, group, exact, *data, *scales, *whole, 0, 0,
                 len(rows), rows.data_ptr(), rows.nbytes, y.data_ptr(), y.nbytes, native.TYPES[rows.dtype],
             )  # fmt: skip
+        if heads:
+            y = y.view(len(y), heads, -1, 2).transpose(2, 3).reshape(len(y), out)
         return y.to(x.dtype)
 
     multiply.__dict__["held"] = held  # or their memory would be another's

@@ -116,7 +116,7 @@ def _placed(layout: Layout, projection: Projection | None) -> _native.Projection
     if bias is not None and (bias.dtype not in native.TYPES or bias.strides != (1,)):
         return None
     kind = native_kind(format_of(first.encoding), first.shape)
-    if kind is None:
+    if kind is None or kind.rotary_heads:
         return None
     places = [found for matrix in projection.matrices if (found := _places(matrix, kind)) is not None]
     place, numbers = (-1, 0) if bias is None else (bias.position, native.TYPES[bias.dtype])
@@ -129,7 +129,7 @@ def _placed(layout: Layout, projection: Projection | None) -> _native.Projection
 def _places(matrix: Matrix, kind: NativeKind) -> list[int] | None:
     """Where the matrix's data, scales and numbers of each row begin in a record; -1 for what there is not."""
     found = []
-    for name in kind[2:]:
+    for name in kind.arrays:
         array = matrix.arrays.get(name) if name else None
         if name is not None and (array is None or array.strides != row_major(array.shape)):
             return None

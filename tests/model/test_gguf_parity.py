@@ -34,7 +34,7 @@ def test_logits(name: str, kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = reference(ids).logits
     with load(tmp_path / "model.gguf", OPTIONS) as engine, torch.no_grad():
-        torch.testing.assert_close(engine.model(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(engine.model(ids).logits, wanted, rtol=1e-4, atol=5e-5)
         formats = [str(encoding) for encoding in engine.load_plan.catalog.layers[0].kinds[0].encodings]
         plain = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
         assert formats == [plain.get(kind, f"gguf-{kind}")]
