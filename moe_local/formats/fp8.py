@@ -23,8 +23,8 @@ class Fp8(Mergeable):
     """
 
     def __init__(self, block: int | None = None, columns: int | None = None) -> None:
-        self._rows = block
-        self._columns = columns or block
+        self.rows = block
+        self.columns = columns or block
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         wide = weight.to(torch.float32)
@@ -36,39 +36,39 @@ class Fp8(Mergeable):
     def _largest(self, weight: Tensor) -> Tensor:
         """The largest magnitude of each block, or of each row [out, 1]."""
         magnitudes = weight.abs()
-        if self._rows is None or self._columns is None:
+        if self.rows is None or self.columns is None:
             return magnitudes.amax(dim=1, keepdim=True)
         out, width = weight.shape
-        padded = F.pad(magnitudes.contiguous(), (0, -width % self._columns, 0, -out % self._rows))
-        down, across = len(padded) // self._rows, padded.shape[1] // self._columns
-        return padded.view(down, self._rows, across, self._columns).amax(dim=(1, 3))
+        padded = F.pad(magnitudes.contiguous(), (0, -width % self.columns, 0, -out % self.rows))
+        down, across = len(padded) // self.rows, padded.shape[1] // self.columns
+        return padded.view(down, self.rows, across, self.columns).amax(dim=(1, 3))
 
     def _spread(self, scale: Tensor, shape: Sequence[int]) -> Tensor:
         """`scale` in a shape that broadcasts to [out, in]."""
-        if self._rows is None or self._columns is None:
+        if self.rows is None or self.columns is None:
             return scale.reshape(-1, 1)
         out, width = shape
-        tall = scale.repeat_interleave(self._rows, dim=0)[:out]
-        return tall.repeat_interleave(self._columns, dim=1)[:, :width]
+        tall = scale.repeat_interleave(self.rows, dim=0)[:out]
+        return tall.repeat_interleave(self.columns, dim=1)[:, :width]
 
     def merge(self, parts: Sequence[Arrays], order: Sequence[int] | None) -> dict[str, Tensor] | None:
         if any(part["weight"].dtype != torch.float8_e4m3fn for part in parts):
             return None
         weight = stacked([part["weight"] for part in parts], order)
         scales = [_exact(part["scale"]) for part in parts]
-        if self._rows is None:
+        if self.rows is None:
             by_row = [s.reshape(-1, 1).expand(len(p["weight"]), 1) for s, p in zip(scales, parts, strict=True)]
             return {"weight": weight, "scale": stacked(by_row, order)}
-        if order is not None or any(len(part["weight"]) % self._rows for part in parts[:-1]):
+        if order is not None or any(len(part["weight"]) % self.rows for part in parts[:-1]):
             return None  # blocks would be torn
         return {"weight": weight, "scale": stacked(scales, None)}
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         weight, scale = _widened(arrays["weight"]), _exact(arrays["scale"])
-        if self._rows is None or self._columns is None or shape[1] % self._columns:
+        if self.rows is None or self.columns is None or shape[1] % self.columns:
             return weight.mul_(self._spread(scale, shape)).to(dtype)
-        rows = scale.repeat_interleave(self._rows, dim=0)[: shape[0]]
-        weight.view(shape[0], -1, self._columns).mul_(rows.unsqueeze(-1))
+        rows = scale.repeat_interleave(self.rows, dim=0)[: shape[0]]
+        weight.view(shape[0], -1, self.columns).mul_(rows.unsqueeze(-1))
         return weight.to(dtype)
 
 

@@ -46,16 +46,16 @@ class Nf4(Packable):
     """
 
     def __init__(self, block: int = 64, table: str = "nf4", nested: int = 0) -> None:
-        self._block = block
-        self._table = TABLES[table]
-        self._nested = nested
+        self.block = block
+        self.table = table
+        self.nested = nested
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """The very bytes that bitsandbytes gives."""
-        table = torch.tensor(self._table, device=weight.device)
+        table = torch.tensor(TABLES[self.table], device=weight.device)
         order = torch.argsort(table)
         bounds = (table[order[:-1]] + table[order[1:]]) / 2
-        blocks = weight.to(torch.float32).reshape(-1, self._block)
+        blocks = weight.to(torch.float32).reshape(-1, self.block)
         absmax = blocks.abs().amax(dim=1)
         scaled = (blocks * (1.0 / absmax.clamp(min=_TINY)).unsqueeze(1)).clamp(-1, 1).flatten()
         codes = order[torch.bucketize(scaled, bounds)].to(torch.uint8)
@@ -63,20 +63,20 @@ class Nf4(Packable):
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         packed = arrays["weight"]
-        table = torch.tensor(self._table, device=packed.device)
+        table = torch.tensor(TABLES[self.table], device=packed.device)
         numbers = look_up_halves(table, packed.flatten(), low_first=False)[: math.prod(shape)]
         scales = self._scales(arrays)
-        if len(numbers) == len(scales) * self._block:
-            numbers.view(-1, self._block).mul_(scales.unsqueeze(1))
+        if len(numbers) == len(scales) * self.block:
+            numbers.view(-1, self.block).mul_(scales.unsqueeze(1))
         else:
-            numbers.mul_(scales.repeat_interleave(self._block)[: len(numbers)])
+            numbers.mul_(scales.repeat_interleave(self.block)[: len(numbers)])
         return numbers.view(shape).to(dtype)
 
     def _scales(self, arrays: Arrays) -> Tensor:
-        if not self._nested:
+        if not self.nested:
             return arrays["absmax"]
         codes = arrays["absmax"]
-        scales = arrays["nested_absmax"].repeat_interleave(self._nested)[: len(codes)]
+        scales = arrays["nested_absmax"].repeat_interleave(self.nested)[: len(codes)]
         return look_up(arrays["nested_map"], codes) * scales + read_offset(bytes(arrays["offset"].tolist()))
 
 

@@ -12,7 +12,7 @@ from moe_local.checkpoint.record import Layout, Matrix, Projection
 from moe_local.checkpoint.tracing import row_major
 from moe_local.formats.registry import format_of
 from moe_local.kernels import native
-from moe_local.kernels.cpu import NativeKind, native_kind
+from moe_local.kernels.cpu import NativeKind, is_held, native_kind
 from moe_local.kernels.gating import Gating
 from moe_local.memory.accelerator import on_cpu
 from moe_local.memory.slab import Slab
@@ -121,19 +121,20 @@ def _placed(layout: Layout, projection: Projection | None) -> _native.Projection
     places = [found for matrix in projection.matrices if (found := _places(matrix, kind)) is not None]
     place, numbers = (-1, 0) if bias is None else (bias.position, native.TYPES[bias.dtype])
     try:
-        return _native.Projection(kind.kind, *projection.shape, kind.group, places, place, numbers, layout.size)
+        return _native.Projection(
+            kind.kind, *projection.shape, kind.group, kind.scale_rows, kind.scale_columns,
+            places, place, numbers, layout.size,
+        )  # fmt: skip
     except ValueError:  # of a shape that they do not have, or of matrices without a place
         return None
 
 
 def _places(matrix: Matrix, kind: NativeKind) -> list[int] | None:
     """Where the matrix's data, scales and numbers of each row begin in a record; -1 for what there is not."""
-    found = []
-    for name in kind.arrays:
-        array = matrix.arrays.get(name) if name else None
-        if name is not None and (array is None or array.strides != row_major(array.shape)):
-            return None
-        if name == kind.whole and array is not None and array.shape != matrix.shape[:1]:
-            return None
-        found.append(-1 if array is None else array.position)
-    return found
+    arrays = [matrix.arrays.get(name) if name else None for name in kind.arrays]
+    specs = [None if array is None else (array.dtype, array.shape) for array in arrays]
+    if any(array is not None and array.strides != row_major(array.shape) for array in arrays):
+        return None
+    if not is_held(kind, matrix.shape, *specs):
+        return None
+    return [-1 if array is None else array.position for array in arrays]

@@ -130,6 +130,12 @@ struct Lanes {
         return {_mm256_i32gather_epi32(reinterpret_cast<const int*>(at), places, 1),
                 _mm256_i32gather_epi32(reinterpret_cast<const int*>(at + 8 * stride), places, 1)};
     }
+    static __m256 eight_of_16(const float* table, __m256i index) {
+        const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+        const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+        return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+    }
+    static F pick16(const float* table, I index) { return {eight_of_16(table, index.a), eight_of_16(table, index.b)}; }
     static F pick(const float* table, I index) {
         return {_mm256_i32gather_ps(table, index.a, 4), _mm256_i32gather_ps(table, index.b, 4)};
     }

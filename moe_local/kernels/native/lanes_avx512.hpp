@@ -82,6 +82,7 @@ struct Lanes {
         const __m512i rows = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         return _mm512_i32gather_epi32(_mm512_mullo_epi32(rows, _mm512_set1_epi32(int(stride))), at, 1);
     }
+    static F pick16(const float* table, I index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
     static F pick(const float* table, I index) { return _mm512_i32gather_ps(index, table, 4); }
     static Bytes field(Bytes a, int shift, uint8_t mask) {
         return _mm512_and_si512(_mm512_srl_epi16(a, _mm_cvtsi32_si128(shift)), _mm512_set1_epi8(char(mask)));

@@ -133,6 +133,7 @@ struct Lanes {
         for (int r = 0; r < 16; r++) std::memcpy(words + r, at + r * stride, 4);
         return each_whole([&](int i) { return vld1q_s32(words + 4 * i); });
     }
+    static F pick16(const float* table, const I& index) { return pick(table, index); }
     static F pick(const float* table, const I& index) {
         int32_t places[16];
         float found[16];

@@ -92,6 +92,7 @@ struct Lanes {
         for (int r = 0; r < 16; r++) std::memcpy(made.v + r, at + r * stride, 4);
         return made;
     }
+    static F pick16(const float* table, I index) { return pick(table, index); }
     static F pick(const float* table, I index) { return each([&](int i) { return table[index.v[i]]; }); }
     // (byte >> shift) & mask, of which no bit comes from the byte beside.
     static Bytes field(Bytes a, int shift, uint8_t mask) {

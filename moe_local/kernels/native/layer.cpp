@@ -49,7 +49,8 @@ struct Packing {
 };
 
 Packing packing_for(const Projection& projection, bool exact) {
-    return {(projection.in + projection.group - 1) / projection.group, projection.group, exact, is_paired(projection.kind)};
+    return {(projection.in + projection.group - 1) / projection.group, projection.group,
+            exact || is_float(projection.kind), is_paired(projection.kind)};
 }
 
 void copy_row(const Rows& from, int source, const Rows& to, int target, int groups) {
@@ -259,7 +260,7 @@ void sum_choices(const Machine& machine, const Routing& routing, const Numbers& 
 void multiply_dense(const Machine& machine, const Matrix& matrix, bool exact, const Numbers& x, const float* bias,
                     const Numbers& out) {
     static thread_local Scratch memory;
-    const Packing packing{matrix.groups(), matrix.group, exact, is_paired(matrix.kind)};
+    const Packing packing{matrix.groups(), matrix.group, exact || is_float(matrix.kind), is_paired(matrix.kind)};
     const int most = int(std::max<size_t>(TOKENS, WAVE / (packing.bytes(16) / 16)));
     for (int done = 0; done < x.rows; done += most) {
         const int count = std::min(most, x.rows - done);

@@ -31,6 +31,7 @@ struct Place {
 struct Projection {
     Kind kind;
     int out, in, group;
+    int scale_rows, scale_columns;
     Place first, second;
     int64_t bias_offset;
     Type bias_type;
@@ -38,7 +39,7 @@ struct Projection {
     bool halved() const { return second.data >= 0; }
     Matrix at(const uint8_t* record, const Place& place, int rows) const {
         return {record + place.data, place.scales < 0 ? nullptr : record + place.scales,
-                place.whole < 0 ? nullptr : reinterpret_cast<const float*>(record + place.whole), kind, rows, in, group};
+                place.whole < 0 ? nullptr : reinterpret_cast<const float*>(record + place.whole), kind, rows, in, group, scale_rows, scale_columns};
     }
     Matrix whole(const uint8_t* record) const { return at(record, first, out); }
     Matrix lower(const uint8_t* record) const { return halved() ? at(record, first, out / 2) : whole(record); }

@@ -13,6 +13,8 @@
 //   mxfp4, nvfp4  two numbers a byte; scales (E8M0 of 32, E4M3 of 16 columns) in an array of their own, and for nvfp4 a
 //                 number for each row that multiplies or divides them.
 //   q4_0 ...      GGUF's blocks, of 32 or 256 columns.
+//   nf4, fp4, fp8  numbers of a table, two a byte with the high half first, or E4M3; scales in float32 in an array of
+//                 their own, one for `scale_rows` rows and `scale_columns` columns. Activations are not rounded for them.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +25,7 @@ namespace moe_local {
 constexpr int BLOCK = 16;       // rows
 constexpr int INT8_GROUP = 64;  // columns that share a scale of the activations, multiplied by an int8 matrix
 
-enum class Kind : int { int4, int8, mxfp4, nvfp4, nvfp4_divided, q4_0, q8_0, q4_k, q5_k, q6_k, gguf_mxfp4 };
+enum class Kind : int { int4, int8, mxfp4, nvfp4, nvfp4_divided, q4_0, q8_0, q4_k, q5_k, q6_k, gguf_mxfp4, nf4, fp4, fp8 };
 
 // A kind that lies row by row: `columns` of a row in `bytes`, `group` of them with one scale.
 struct Unit {
@@ -40,6 +42,8 @@ inline Unit unit_of(Kind kind) {
         case Kind::q5_k: return {256, 176, 32};
         case Kind::q6_k: return {256, 210, 16};
         case Kind::gguf_mxfp4: return {32, 17, 32};
+        case Kind::nf4: case Kind::fp4: return {64, 32, 64};
+        case Kind::fp8: return {64, 64, 64};
         default: return {0, 0, 0};
     }
 }
@@ -47,13 +51,17 @@ inline Unit unit_of(Kind kind) {
 // Whether even columns come before odd ones, in eights.
 inline bool is_paired(Kind kind) { return kind == Kind::mxfp4 || kind == Kind::nvfp4 || kind == Kind::nvfp4_divided; }
 
+// Whether it is multiplied in float32, by activations as they are.
+inline bool is_float(Kind kind) { return kind == Kind::nf4 || kind == Kind::fp4 || kind == Kind::fp8; }
+
 struct Matrix {
     const uint8_t* data;
-    const uint8_t* scales;  // of mxfp4 and nvfp4
+    const uint8_t* scales;  // of mxfp4, nvfp4, nf4, fp4, fp8
     const float* whole;     // of nvfp4, one a row
     Kind kind;
     int out, in;
     int group;  // columns
+    int scale_rows = 1, scale_columns = 1;  // of nf4 and fp8
 
     int groups() const { return (in + group - 1) / group; }
     int blocks() const { return (out + BLOCK - 1) / BLOCK; }
@@ -64,12 +72,20 @@ struct Matrix {
         return row_bytes() * BLOCK;
     }
     size_t bytes() const { return size_t(blocks()) * block_bytes(); }
-    size_t scale_bytes() const { return is_paired(kind) ? size_t(out) * groups() : 0; }
+    int scales_across() const { return (in + scale_columns - 1) / scale_columns; }
+    size_t scale_bytes() const {
+        if (is_float(kind)) return size_t((out + scale_rows - 1) / scale_rows) * scales_across() * 4;
+        return is_paired(kind) ? size_t(out) * groups() : 0;
+    }
+    size_t whole_bytes() const {
+        return kind == Kind::nvfp4 || kind == Kind::nvfp4_divided ? size_t(out) * 4 : 0;
+    }
     // From row `first` on, where a block begins.
     Matrix from(int first) const {
         Matrix rest = *this;
         rest.data += size_t(first / BLOCK) * block_bytes();
-        if (scales) rest.scales += size_t(first) * groups();
+        if (is_paired(kind)) rest.scales += size_t(first) * groups();
+        if (is_float(kind)) rest.scales += size_t(first / scale_rows) * scales_across() * 4;
         if (whole) rest.whole += first;
         rest.out -= first;
         return rest;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -43,6 +44,7 @@ constexpr std::pair<const char*, Kind> KINDS[] = {
     {"int4", Kind::int4}, {"int8", Kind::int8}, {"mxfp4", Kind::mxfp4}, {"nvfp4", Kind::nvfp4},
     {"nvfp4_divided", Kind::nvfp4_divided}, {"q4_0", Kind::q4_0}, {"q8_0", Kind::q8_0}, {"q4_k", Kind::q4_k},
     {"q5_k", Kind::q5_k}, {"q6_k", Kind::q6_k}, {"gguf_mxfp4", Kind::gguf_mxfp4},
+    {"nf4", Kind::nf4}, {"fp4", Kind::fp4}, {"fp8", Kind::fp8},
 };
 
 Kind kind_of(const std::string& name) {
@@ -51,7 +53,8 @@ Kind kind_of(const std::string& name) {
     refuse("no kernel for matrices of " + name);
 }
 
-void check_shape(Kind kind, int out, int in, int group) {
+void check_shape(const Matrix& matrix) {
+    const auto [kind, out, in, group] = std::make_tuple(matrix.kind, matrix.out, matrix.in, matrix.group);
     const std::string shape = std::to_string(out) + " x " + std::to_string(in) + " in groups of " + std::to_string(group);
     const Unit unit = unit_of(kind);
     bool right = out >= 1 && in >= 1 && out <= 1 << 28 && in <= 1 << 28;
@@ -61,6 +64,8 @@ void check_shape(Kind kind, int out, int in, int group) {
         right = right && group == INT8_GROUP;
     else
         right = right && group == unit.group && out % BLOCK == 0 && in % unit.columns == 0;
+    if (is_float(kind))
+        right = right && matrix.scale_rows >= 1 && matrix.scale_columns >= 64 && matrix.scale_columns % 64 == 0;
     if (!right) refuse("a matrix of " + shape + " of a kind that does not have it");
 }
 
@@ -68,12 +73,12 @@ using Places = std::vector<std::vector<int64_t>>;  // of each matrix where its d
 
 class ProjectionOf {
   public:
-    ProjectionOf(const std::string& kind, int out, int in, int group, const Places& places, int64_t bias_offset,
+    ProjectionOf(const std::string& kind, int out, int in, int group, int scale_rows, int scale_columns,
+                 const Places& places, int64_t bias_offset,
                  int bias_type, int64_t size)
-        : made_{kind_of(kind), out, in, group, {}, {}, bias_offset, Type::float32} {
+        : made_{kind_of(kind), out, in, group, scale_rows, scale_columns, {}, {}, bias_offset, Type::float32} {
         if (places.empty() || places.size() > 2 || out % int(places.size())) refuse("neither one matrix nor two halves");
         const int rows = out / int(places.size());
-        check_shape(made_.kind, rows, in, group);
         made_.first = placed(places[0], rows, size);
         if (places.size() == 2) made_.second = placed(places[1], rows, size);
         if (bias_offset < 0) return;
@@ -87,17 +92,19 @@ class ProjectionOf {
   private:
     Place placed(const std::vector<int64_t>& at, int rows, int64_t size) const {
         if (at.size() != 3) refuse("a matrix at another number of places than three");
-        const Matrix matrix{nullptr, nullptr, nullptr, made_.kind, rows, made_.in, made_.group};
-        const bool wide = made_.kind == Kind::nvfp4 || made_.kind == Kind::nvfp4_divided;
-        inside(at[0], int64_t(matrix.bytes()), size, true);
-        inside(at[1], int64_t(matrix.scale_bytes()), size, is_paired(made_.kind));
-        inside(at[2], int64_t(rows) * 4, size, wide);
-        if (wide && at[2] % 4) refuse("misaligned numbers in a record");
-        return {at[0], is_paired(made_.kind) ? at[1] : -1, wide ? at[2] : -1};
+        const Matrix matrix{nullptr, nullptr, nullptr, made_.kind, rows, made_.in, made_.group, made_.scale_rows,
+                            made_.scale_columns};
+        check_shape(matrix);
+        inside(at[0], int64_t(matrix.bytes()), size);
+        inside(at[1], int64_t(matrix.scale_bytes()), size);
+        inside(at[2], int64_t(matrix.whole_bytes()), size);
+        if ((matrix.whole_bytes() && at[2] % 4) || (is_float(matrix.kind) && at[1] % 4))
+            refuse("misaligned numbers in a record");
+        return {at[0], matrix.scale_bytes() ? at[1] : -1, matrix.whole_bytes() ? at[2] : -1};
     }
 
-    static void inside(int64_t offset, int64_t bytes, int64_t size, bool needed) {
-        if (needed && (offset < 0 || offset > size || bytes > size - offset)) refuse("a matrix beyond its record");
+    static void inside(int64_t offset, int64_t bytes, int64_t size) {
+        if (bytes && (offset < 0 || offset > size || bytes > size - offset)) refuse("a matrix beyond its record");
     }
 };
 
@@ -176,23 +183,26 @@ void sum_all(const Machine& machine, const Routing& routing, int64_t columns, ui
     sum_choices(machine, routing, from, by, to);
 }
 
-void dense(const Machine& machine, const std::string& kind_name, int out, int in, int group, bool exact,
-           uintptr_t matrix, int64_t matrix_bytes, uintptr_t scales, int64_t scales_bytes, uintptr_t whole,
+void dense(const Machine& machine, const std::string& kind_name, int out, int in, int group, int scale_rows,
+           int scale_columns, bool exact, uintptr_t matrix, int64_t matrix_bytes, uintptr_t scales, int64_t scales_bytes, uintptr_t whole,
            int64_t whole_bytes, uintptr_t bias, int64_t bias_bytes, int64_t rows, uintptr_t x,
            int64_t x_bytes, uintptr_t y, int64_t y_bytes, int type) {
     const Kind kind = kind_of(kind_name);
-    check_shape(kind, out, in, group);
     const Matrix made{reinterpret_cast<const uint8_t*>(matrix),
                       reinterpret_cast<const uint8_t*>(scales),
                       reinterpret_cast<const float*>(whole),
                       kind,
                       out,
                       in,
-                      group};
+                      group,
+                      scale_rows,
+                      scale_columns};
+    check_shape(made);
     if (!matrix || (!unit_of(kind).columns && matrix % 4)) refuse("matrix: a null or misaligned address");
     if (matrix_bytes < int64_t(made.bytes())) refuse("matrix: too few bytes");
-    if (is_paired(kind) && (!scales || scales_bytes < int64_t(made.scale_bytes()))) refuse("scales: none, or too few bytes");
-    if ((kind == Kind::nvfp4 || kind == Kind::nvfp4_divided) && (!whole || whole % 4 || whole_bytes / 4 < out))
+    if (made.scale_bytes() && (!scales || (is_float(kind) && scales % 4) || scales_bytes < int64_t(made.scale_bytes())))
+        refuse("scales: none, misaligned, or too few bytes");
+    if (made.whole_bytes() && (!whole || whole % 4 || whole_bytes < int64_t(made.whole_bytes())))
         refuse("whole: none, misaligned, or too few bytes");
     if (bias && (bias % 4 || bias_bytes / 4 < out)) refuse("bias: a misaligned address or too few bytes");
     const Numbers from = numbers("x", x, x_bytes, type, rows, in);
@@ -212,8 +222,8 @@ NB_MODULE(_native, m) {
         .def_prop_ro("processor", [](const Machine& self) { return self.processor->name; })
         .def_ro("threads", &Machine::threads);
     nb::class_<ProjectionOf>(m, "Projection")
-        .def(nb::init<const std::string&, int, int, int, const Places&, int64_t, int, int64_t>(), nb::arg("kind"),
-             nb::arg("out"), nb::arg("width"), nb::arg("group"), nb::arg("places"), nb::arg("bias_offset"),
+        .def(nb::init<const std::string&, int, int, int, int, int, const Places&, int64_t, int, int64_t>(), nb::arg("kind"),
+             nb::arg("out"), nb::arg("width"), nb::arg("group"), nb::arg("scale_rows"), nb::arg("scale_columns"), nb::arg("places"), nb::arg("bias_offset"),
              nb::arg("bias_type"), nb::arg("size"));
     nb::class_<ExpertLayout>(m, "ExpertLayout")
         .def("__init__",

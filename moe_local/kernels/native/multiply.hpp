@@ -311,6 +311,23 @@ void panel_tile(const Panel& panel, int group, int groups, bool offsets, const R
     for (int t = 0; t < N; t++) Lanes::store(out + size_t(t) * stride, sums[t]);
 }
 
+template <int N>
+void float_tile(const FloatPanel& panel, int group, const Rows& rows, int start, float* out, int stride) {
+    const float* x = rows.exact + (size_t(group) * rows.count + start) * rows.group;
+    F parts[N];
+    UNROLLED
+    for (int t = 0; t < N; t++) parts[t] = Lanes::set(0);
+    for (int c = 0; c < 64; c++) {
+        UNROLLED
+        for (int t = 0; t < N; t++) parts[t] = Lanes::fma(panel.numbers[c], Lanes::set(x[t * 64 + c]), parts[t]);
+    }
+    UNROLLED
+    for (int t = 0; t < N; t++) {
+        float* to = out + size_t(t) * stride;
+        Lanes::store(to, Lanes::fma(parts[t], panel.scale, Lanes::load(to)));
+    }
+}
+
 // Calls each.operator()<N>(done) for tiles of tokens, of which there are `tokens`.
 template <int N, class Each>
 void last_tile(int tokens, int done, const Each& each) {
@@ -337,6 +354,14 @@ void multiply_rowwise(const Matrix& matrix, int first, int count, const Rows& ro
         float* to = out + BLOCK * b;
         for (int t = 0; t < tokens; t++) Lanes::store(to + size_t(t) * stride, Lanes::set(0));
         for (int u = 0; u < matrix.in / unit.columns; u++) {
+            if (is_float(matrix.kind)) {
+                FloatPanel panel;
+                unpack(matrix, (first + b) * BLOCK, u, panel);
+                in_tiles(tokens, [&](auto n, int done) {
+                    float_tile<n()>(panel, u, rows, start + done, to + size_t(done) * stride, stride);
+                });
+                continue;
+            }
             Panel panel;
             unpack(matrix, (first + b) * BLOCK, u, panel);
             in_tiles(tokens, [&](auto n, int done) {

@@ -169,6 +169,68 @@ void unpack_q6_k(const uint8_t* at, size_t stride, Panel& panel) {
     }
 }
 
+// 64 columns of 16 rows as numbers, and what each row's are multiplied with.
+struct FloatPanel {
+    Lanes::F numbers[64], scale;
+};
+
+// bitsandbytes' tables.
+constexpr float NF4[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
+};
+constexpr float FP4[16] = {0, 1 / 192.f, 128 / 192.f, 1, 64 / 192.f, 96 / 192.f, 32 / 192.f, 48 / 192.f,
+                           -0.f, -1 / 192.f, -128 / 192.f, -1, -64 / 192.f, -96 / 192.f, -32 / 192.f, -48 / 192.f};
+
+// Numbers of a table, the high half of a byte first.
+void unpack_table(const float* table, const uint8_t* at, size_t stride, FloatPanel& panel) {
+    for (int half = 0; half < 2; half++) {
+        Lanes::Bytes raw[4];
+        Lanes::gather(at + 16 * half, stride, raw);
+        for (int w = 0; w < 4; w++) {
+            const auto word = Lanes::words(raw[w]);
+            for (int j = 0; j < 8; j++)
+                panel.numbers[32 * half + 8 * w + j] = Lanes::pick16(table, Lanes::word_field(word, 4 * (j ^ 1), 15));
+        }
+    }
+}
+
+// E4M3 is a half with another exponent: 2^8 too small.
+void unpack_e4m3(const uint8_t* at, size_t stride, FloatPanel& panel) {
+    const Lanes::F more = Lanes::set(256);
+    for (int quarter = 0; quarter < 4; quarter++) {
+        Lanes::Bytes raw[4];
+        Lanes::gather(at + 16 * quarter, stride, raw);
+        for (int w = 0; w < 4; w++) {
+            const auto word = Lanes::words(raw[w]);
+            for (int j = 0; j < 4; j++) {
+                const auto byte = Lanes::word_field(word, 8 * j, 255);
+                const auto sign = Lanes::word_times16(Lanes::word_times16(Lanes::word_field(byte, 0, 128)));
+                const auto rest = Lanes::word_field(Lanes::word_times16(Lanes::word_times16(byte)), 1, 0x3f80);
+                const Lanes::F number = Lanes::halves(Lanes::word_either(sign, rest));
+                panel.numbers[16 * quarter + 4 * w + j] = Lanes::mul(number, more);
+            }
+        }
+    }
+}
+
+// Unit `unit` of 16 rows from `row`.
+void unpack(const Matrix& matrix, int row, int unit, FloatPanel& panel) {
+    const size_t stride = matrix.row_bytes();
+    const uint8_t* at = matrix.data + row * stride + size_t(unit) * unit_of(matrix.kind).bytes;
+    if (matrix.kind != Kind::fp8)
+        unpack_table(matrix.kind == Kind::nf4 ? NF4 : FP4, at, stride, panel);
+    else
+        unpack_e4m3(at, stride, panel);
+    const auto* scales = reinterpret_cast<const float*>(matrix.scales);
+    const int across = matrix.scales_across(), column = unit * 64 / matrix.scale_columns;
+    float found[BLOCK];
+    for (int r = 0; r < BLOCK; r++) found[r] = scales[size_t((row + r) / matrix.scale_rows) * across + column];
+    panel.scale = Lanes::load(found);
+}
+
 bool has_offsets(Kind kind) { return kind == Kind::q4_k || kind == Kind::q5_k; }
 
 // Unit `unit` of 16 rows from `row`.
