@@ -58,6 +58,7 @@ class LayoutOf {
              int64_t size)
         : made_{kind_of(kind), out, in, group, offset, bias_offset, Type::float32} {
         check_shape(made_.kind, out, in, group);
+        if (offset % 4) refuse("a matrix at a misaligned offset");
         if (offset < 0 || offset > size || int64_t(made_.at(nullptr).bytes()) > size - offset) refuse("a matrix beyond its record");
         if (bias_offset < 0) return;
         made_.bias_type = type_of(bias_type);
