@@ -56,7 +56,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
 
 
 def test_arm_gives_the_same_bits(tmp_path: Path) -> None:
-    """On an emulated processor with dot products, and on one without, where the portable kernels are what there is."""
+    """On emulated processors with dot products and without, where there are the portable kernels."""
     if shutil.which("qemu-aarch64") is None:
         pytest.skip("qemu-aarch64 is not installed")
     program = _compile("aarch64-linux-gnu-g++", tmp_path / "arm", "-O2")
