@@ -103,7 +103,10 @@ _LINES = (
     Declaration("int4", "int4.Int4", _int4, lambda group: {"group": group}, dense=True, becomes=_itself),
     Declaration("int8", "int8.Int8", _int8, dense=True, becomes=_itself),
     Declaration(
-        "int8-rows", "int8.Int8Rows", lambda out, width, options: out * width + 2 * out, holds_experts=False,
+        "int8-rows",
+        "int8.Int8Rows",
+        lambda out, width, options: out * width + 2 * out,
+        holds_experts=False,
         becomes=lambda options: ("int8", 0),
     ),
     Declaration("nf4", "nf4.Nf4", _nf4, becomes=_itself),
