@@ -48,8 +48,8 @@ class Declaration:
     """One format: where it is written, what a matrix takes in it, and what becomes of it when it is packed.
 
     `home` is a module of `moe_local.formats` and the class in it, made with an encoding's options. A format with a
-    `size` can be packed into, with the options that `packed` gives for a group size; experts, where it `holds_experts`.
-    With `dense`, linear layers outside the experts may be held so.
+    `size` can be packed into, with the options that `packed` gives for a group size; experts can, where it
+    `holds_experts`. With `dense`, linear layers outside the experts may be held so.
     """
 
     name: str
