@@ -24,6 +24,6 @@ def kernel_for(encoding: Encoding, device: torch.device) -> MatrixKernel:
 
 
 def bind(encoding: Encoding, arrays: Arrays, shape: Shape, *, exact: bool = False) -> Multiply:
-    """The multiplication by a matrix [out, in] that lies in `arrays` in this encoding; `exact` as `MatrixKernel` says."""
+    """The multiplication by a matrix [out, in] of this encoding in `arrays`; `exact` as `MatrixKernel` says."""
     device = next(iter(arrays.values())).device
     return kernel_for(encoding, device).bind(format_of(encoding), arrays, shape, exact)
