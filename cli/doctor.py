@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.errors import StorageError
+from moe_local.errors import MoeLocalError, StorageError
 from moe_local.paths import cache_dir
 from moe_local.units import GIB, MIB, format_size
 
@@ -55,6 +55,7 @@ def examine() -> dict[str, Any]:
         "notes": notes(versions),
         "cores": cores(),
         "cpu_capability": cpu_capability(),
+        "kernels": _kernels(),
         "gpus": found,
         "memory": memory_limit(),
         "memory_available": memory_available(),
@@ -69,6 +70,44 @@ def examine() -> dict[str, Any]:
         },
         "profiles": list(profiles()),
     }
+
+
+def _kernels() -> dict[str, Any]:
+    """The processor that the native kernels compute as, or why there are none; who multiplies what on this CPU."""
+    from moe_local.formats.registry import packable_names
+    from moe_local.kernels import native
+
+    why_not, remedy = native.missing(), native.REMEDY
+    if os.environ.get(native.VARIABLE) == "off":
+        remedy = f"unset {native.VARIABLE}"
+    processor = threads = None
+    if why_not is None:
+        from moe_local.kernels.native._native import team_kind
+
+        threads = team_kind()
+        try:
+            processor = native.machine().processor
+        except MoeLocalError as error:
+            why_not, remedy = str(error.__cause__), error.remedy or remedy
+    return {
+        "native": processor,
+        "why_not": why_not,
+        "remedy": remedy if why_not else None,
+        "threads": threads,
+        "formats": {name: _multiplies(name, processor) for name in packable_names()},
+    }
+
+
+def _multiplies(name: str, processor: str | None) -> str:
+    """The kernel for a packed format on a CPU."""
+    import torch
+
+    from moe_local.formats.registry import packed_encoding
+    from moe_local.kernels.cpu import NATIVE
+    from moe_local.kernels.matrix import kernel_for
+
+    kernel = kernel_for(packed_encoding(name), torch.device("cpu"), (2048, 2048))
+    return kernel.name if kernel is not NATIVE else f"native {processor}" if processor else "none"
 
 
 def _gpu(gpu: Accelerator) -> dict[str, Any]:
@@ -149,6 +188,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{name} {number or 'missing'}" for name, number in found["versions"].items()),
         ),
         ("processor", f"{found['cores']} cores, {found['cpu_capability']}"),
+        ("kernels", _kernels_told(found["kernels"])),
         ("GPU", "; ".join(gpus) or "none that torch can use"),
         (
             "memory",
@@ -159,3 +199,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("nearest profile", chosen["profile"]),
         ("profiles", ", ".join(found["profiles"])),
     ]
+
+
+def _kernels_told(kernels: dict[str, Any]) -> str:
+    if kernels["native"] is None:
+        return f"none of our own: {kernels['why_not']}; {kernels['remedy']}"
+    ours = [name for name, kernel in kernels["formats"].items() if kernel.startswith("native")]
+    threads = "OpenMP's threads" if kernels["threads"] == "OpenMP" else "threads of their own"
+    return f"{kernels['native']} for {', '.join(ours)}, on {threads}; other formats are decoded first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 
 from moe_local.cli.versions import TESTED_UP_TO, notes
 from moe_local.errors import is_disk_full
+from moe_local.formats.registry import packable_names
+from moe_local.kernels import native
 from moe_local.planning.machines import profiles
-from tests.processes import python, small_disk
+from tests import processes
+from tests.processes import MOE, python, small_disk
 
 from .conftest import Run, expect_error
 
@@ -64,6 +68,36 @@ def test_doctor(run: Run, tmp_path: Path) -> None:
     assert list(Path(out["cache_folder"]).iterdir()) == []
     assert out["notes"] == notes(out["versions"])
     assert "nearest profile" in run("doctor").stdout
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="the native kernels are not there")
+def test_doctor_tells_who_multiplies(run: Run) -> None:
+    found = json.loads(run("doctor", "--json").stdout)["kernels"]
+    assert found["native"] == native.machine().processor
+    assert found["why_not"] is found["remedy"] is None
+    assert found["threads"] in ("OpenMP", "own")
+    assert list(found["formats"]) == packable_names()
+    assert found["formats"]["int4"] == found["formats"]["int8"] == f"native {found['native']}"
+    assert found["formats"]["bf16"] == "decode"
+    assert f"{found['native']} for int4, int8" in " ".join(run("doctor").stdout.split())
+
+
+def test_doctor_without_native_kernels(tmp_path: Path) -> None:
+    environment = {**os.environ, "MOE_LOCAL_HOME": str(tmp_path), native.VARIABLE: "off"}
+    found = json.loads(processes.run([*MOE, "doctor", "--json"], env=environment).stdout)["kernels"]
+    assert found["native"] is found["threads"] is None
+    assert (native.VARIABLE in found["why_not"]) and found["remedy"] == f"unset {native.VARIABLE}"
+    assert set(found["formats"].values()) == {"decode"}
+    told = processes.run([*MOE, "doctor"], env=environment).stdout
+    assert f"unset {native.VARIABLE}" in " ".join(told.split())
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="the native kernels are not there")
+def test_doctor_of_a_processor_that_this_is_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.VARIABLE, "z80")
+    found = json.loads(run("doctor", "--json").stdout)["kernels"]
+    assert found["native"] is None and "z80" in found["why_not"] and "portable" in found["remedy"]
+    assert found["formats"]["int4"] == "none"
 
 
 @pytest.mark.parametrize(

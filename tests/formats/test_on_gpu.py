@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.base import Format, Packable
-from moe_local.formats.registry import format_of
+from moe_local.formats.registry import EMBEDDING, format_of
 
 OUT, IN = 64, 96
 
@@ -37,9 +37,9 @@ ENCODINGS = [
     Encoding("fp8"),
     Encoding("fp8", (("block", 32),)),
     Encoding("gptq", (("bits", 4), ("group", 32))),
-    Encoding("int4", (("group", 32), ("rows", 64))),
-    Encoding("int4", (("group", 32), ("rows", 32))),
+    Encoding("int4", (("group", 32),)),
     Encoding("int8"),
+    EMBEDDING,
     Encoding("nvfp4"),
     Encoding("signed-int8", (("group", 32),)),
     Encoding("mxfp4"),

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 VARIABLE = "MOE_LOCAL_KERNELS"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # as the kernels number them
-REMEDY = "install a C++17 compiler (on Debian: apt install g++), then pip install --force-reinstall moe-local"
+# Without the cache: pip keeps wheels that it has built, also those without kernels.
+REMEDY = (
+    "install a C++17 compiler (on Debian: apt install g++), then"
+    " pip install --force-reinstall --no-deps --no-cache-dir moe-local"
+)
 
 
 @lru_cache(maxsize=1)

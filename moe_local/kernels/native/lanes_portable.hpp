@@ -40,7 +40,7 @@ struct Lanes {
     static F mul(F a, F b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
     static F div(F a, F b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
     static F fma(F a, F b, F c) { return each([&](int i) { return std::fmaf(a.v[i], b.v[i], c.v[i]); }); }
-    // b where a is NaN.
+    // b where either is NaN.
     static F min(F a, F b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
     static F max(F a, F b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
     static F round(F a) { return each([&](int i) { return std::nearbyintf(a.v[i]); }); }

@@ -224,12 +224,15 @@ void run_experts(const Machine& machine, const ExpertLayout& layout, const Routi
         size_t bytes = 0;
         for (const Job& job : jobs) bytes += inputs.bytes(job.count) + inner.bytes(job.count);
         uint8_t* memory = wave_memory.take(bytes);
+        // One token's row serves as it is packed, unless the token has chosen an expert twice.
+        const auto alone = [](const Job& job) { return job.count == 1; };
+        const bool shared = x.rows == 1 && std::all_of(jobs.begin(), jobs.end(), alone);
         for (Job& job : jobs) {
-            job.inputs = x.rows == 1 ? all : inputs.at(memory, job.count);
+            job.inputs = shared ? all : inputs.at(memory, job.count);
             job.inner = inner.at(memory + inputs.bytes(job.count), job.count);
             memory += inputs.bytes(job.count) + inner.bytes(job.count);
         }
-        if (x.rows > 1) gather(machine, all, routing.choices, inputs.groups, jobs);
+        if (!shared) gather(machine, all, routing.choices, inputs.groups, jobs);
         up_and_activate_all(machine, layout, jobs);
         project_down_all(machine, layout.down, jobs, outputs);
     });

@@ -98,6 +98,7 @@ class ProjectionOf {
         inside(at[0], int64_t(matrix.bytes()), size);
         inside(at[1], int64_t(matrix.scale_bytes()), size);
         inside(at[2], int64_t(matrix.whole_bytes()), size);
+        if (!unit_of(matrix.kind).columns && at[0] % 4) refuse("a matrix at a misaligned offset");
         if ((matrix.whole_bytes() && at[2] % 4) || (is_float(matrix.kind) && at[1] % 4))
             refuse("misaligned numbers in a record");
         return {at[0], matrix.scale_bytes() ? at[1] : -1, matrix.whole_bytes() ? at[2] : -1};

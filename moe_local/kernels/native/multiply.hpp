@@ -385,9 +385,10 @@ void multiply(const Matrix& matrix, int first, int count, const Rows& rows, int 
 
 // ---- Activations
 
-// Cephes' expf, within 2 units of the last place where the result is normal; 0 and infinity beyond.
+// Cephes' expf, within 2 units of the last place where the result is normal; the least normal number below, infinity
+// above.
 F exponential(F x) {
-    const F bounded = Lanes::max(Lanes::min(x, Lanes::set(88.3762589f)), Lanes::set(-87.3365402f));
+    const F bounded = Lanes::max(Lanes::min(x, Lanes::set(89)), Lanes::set(-87.3365402f));
     const F n = Lanes::round(Lanes::mul(bounded, Lanes::set(1.44269504f)));
     F r = Lanes::fma(n, Lanes::set(-0.693359375f), bounded);
     r = Lanes::fma(n, Lanes::set(2.12194440e-4f), r);
@@ -424,6 +425,7 @@ F error_function(F x) {
     return Lanes::with_sign_of(Lanes::sub(one, Lanes::mul(Lanes::mul(p, t), tail)), x);
 }
 
+// A NaN stays one: `min` and `max` give their second where one is.
 F activated(Activation activation, F x) {
     const F half = Lanes::set(0.5f), one = Lanes::set(1);
     switch (activation) {
@@ -437,9 +439,9 @@ F activated(Activation activation, F x) {
             return Lanes::mul(Lanes::mul(half, x), Lanes::add(one, tanh_of(inner)));
         }
         case Activation::relu:
-            return Lanes::max(x, Lanes::set(0));
+            return Lanes::max(Lanes::set(0), x);
         case Activation::relu_squared: {
-            const F positive = Lanes::max(x, Lanes::set(0));
+            const F positive = Lanes::max(Lanes::set(0), x);
             return Lanes::mul(positive, positive);
         }
         default:
@@ -450,9 +452,9 @@ F activated(Activation activation, F x) {
 F gated(const Gating& gating, F gate, F up) {
     if (gating.activation != Activation::clamped_swiglu) return Lanes::mul(activated(gating.activation, gate), up);
     const F limit = Lanes::set(gating.limit), low = Lanes::set(-gating.limit);
-    const F bounded = Lanes::min(gate, limit);
+    const F bounded = Lanes::min(limit, gate);
     const F glu = Lanes::mul(bounded, sigmoid(Lanes::mul(bounded, Lanes::set(gating.alpha))));
-    return Lanes::mul(Lanes::add(Lanes::max(Lanes::min(up, limit), low), Lanes::set(1)), glu);
+    return Lanes::mul(Lanes::add(Lanes::max(low, Lanes::min(limit, up)), Lanes::set(1)), glu);
 }
 
 void activate(const Gating& gating, const float* gate, const float* up, int columns, float* out) {

@@ -1,6 +1,15 @@
 #include "processor.hpp"
 
-#if defined(__x86_64__) || defined(_M_X64)
+// Compilers that do not know AVX-VNNI: GCC before 11, Clang before 12, Microsoft's before 2022.
+#if defined(__clang__)
+#define KNOWN (__clang_major__ >= 12)
+#elif defined(__GNUC__)
+#define KNOWN (__GNUC__ >= 11)
+#else
+#define KNOWN (_MSC_VER >= 1930)
+#endif
+
+#if (defined(__x86_64__) || defined(_M_X64)) && KNOWN
 
 #include <immintrin.h>
 

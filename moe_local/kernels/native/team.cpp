@@ -94,22 +94,12 @@ class Pool {
         done_.wait(lock, [this] { return left_ == 0; });
     }
 
-    ~Pool() {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            ended_ = true;
-        }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
-    }
-
   private:
     void work(int number) {
         uint64_t seen = 0;
         std::unique_lock<std::mutex> lock(mutex_);
         while (true) {
-            wake_.wait(lock, [&] { return ended_ || (turn_ != seen && number <= wanted_); });
-            if (ended_) return;
+            wake_.wait(lock, [&] { return turn_ != seen && number <= wanted_; });
             seen = turn_;
             Tasks* tasks = tasks_;
             lock.unlock();
@@ -125,7 +115,6 @@ class Pool {
     Tasks* tasks_ = nullptr;
     int wanted_ = 0, left_ = 0;
     uint64_t turn_ = 0;
-    bool ended_ = false;
 };
 
 void help_openmp(void* tasks) { static_cast<Tasks*>(tasks)->help(openmp().thread_number()); }
@@ -143,7 +132,7 @@ void run_tasks(int threads, int tasks, void (*body)(void*, int), void* context) 
     if (openmp().found()) {
         openmp().parallel(help_openmp, &all, unsigned(threads), 0);
     } else {
-        static Pool pool;
+        static Pool& pool = *new Pool;  // never ended: a process that ends may have ended its threads before
         pool.run(all, threads);
     }
 }
