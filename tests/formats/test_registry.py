@@ -43,7 +43,8 @@ def test_options_that_are_kept_count(block: int) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_at_home(name: str) -> None:
     made = FORMATS[name].load()
-    assert issubclass(made, Format) if isinstance(made, type) else isinstance(made(), Format)
+    made = made if isinstance(made, type) else type(made())
+    assert issubclass(made, Format)
     assert issubclass(made, Packable) == (FORMATS[name].size is not None)
 
 
