@@ -48,9 +48,9 @@ def _itself(options: Options) -> tuple[str, int] | None:
 class Declaration:
     """One format: where it is written, what a matrix takes in it, and what becomes of it when it is packed.
 
-    `home` is a module of `moe_local.formats` and what in it makes the format of an encoding's options. A format with a
-    `size` can be packed into, with the options that `packed` gives for a group size; linear layers outside the experts
-    where it is `dense`.
+    `home` is a module of `moe_local.formats` and what in it makes the format of an encoding's options. A format with
+    a `size` can be packed into, with the options that `packed` gives for a group size; linear layers outside the
+    experts where it is `dense`.
     """
 
     name: str
