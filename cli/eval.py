@@ -36,7 +36,10 @@ def evaluate(
     text: Annotated[Path, typer.Option("--text", "-t", help="A UTF-8 text to predict.")],
     against: Annotated[
         str | None,
-        typer.Option(help="A reference model: also measure how far MODEL's predictions are from this one's."),
+        typer.Option(
+            help="A reference model, whose activations are not rounded: also measure how far MODEL's predictions are"
+            " from this one's. The same MODEL: what its activations' rounding costs."
+        ),
     ] = None,
     window: Annotated[
         int | None, typer.Option(help="Tokens that the model sees at once. Default: 512, or the model's context.")
@@ -135,7 +138,7 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
 
     from .session import load, progress, stderr
 
-    with load(model, request.to_load(), pack=False) as engine:
+    with load(model, replace(request.to_load(), activations="bf16"), pack=False) as engine:
         ids, (window, stride) = request.ids(engine), request.sizes(engine)
         windows(len(ids), window, stride)  # refuses before anything is written
         vocabulary = vocabulary_size(engine.model)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from moe_local.kernels import native
 from moe_local.testing import architecture, write_tiny_checkpoint
 from tests.processes import read_until
 
@@ -63,6 +65,19 @@ def test_against(run: Run, qwen: Path, text: Path, tmp_path: Path) -> None:
     assert out["reference_perplexity"] == alone["perplexity"] != out["perplexity"]
     assert "predictions take" in result.stderr
     assert "KL divergence" in run("eval", qwen, "--against", qwen, "--text", text, "--limit", "50").stdout
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="only the native kernels round activations")
+def test_what_rounding_activations_costs(run: Run, text: Path, tmp_path: Path) -> None:
+    """The reference's are not rounded."""
+    source = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path / "source", dtype=torch.bfloat16)
+    store = tmp_path / "store"
+    assert run("pack", source, "-o", store, "--format", "int8").exit_code == 0
+    command = ("eval", store, "--against", store, "--text", text, "--limit", "100", "--json")
+    rounded = json.loads(run(*command).stdout)["kl_divergence"]
+    exact = json.loads(run(*command, "--activations", "bf16").stdout)["kl_divergence"]
+    assert 1e-9 < rounded < 1e-2
+    assert abs(exact) < 1e-12
 
 
 @pytest.mark.parametrize(
