@@ -1,6 +1,8 @@
 // What each kind of processor can do in its own way; all of them give the same bits.
 #pragma once
 
+#include <cmath>
+
 #include "matrix.hpp"
 #include "numbers.hpp"
 
@@ -36,6 +38,26 @@ struct Processor {
     // out = the sum over j of weights[j] * parts[j], in this order; parts are `apart` numbers from each other.
     void (*sum)(const void* parts, int choices, const float* weights, const bool* there, int columns, Type type,
                 void* out);
+
+    // A row's RMS norm; `rounding` as NormRounding.
+    void (*norm_row)(const void* x, Type type, const float* weight, int columns, float eps, int rounding, void* out);
+
+    // A row of 2 * half numbers turned; cos and sin of the second half begin `second` numbers on.
+    void (*rotate_halves)(const void* x, Type type, const void* cos, const void* sin, Type angles, int half, int second,
+                          bool rounds, void* out);
+
+    // out[row] = the dot of x with a row of a matrix, whose rows are `step` numbers apart.
+    void (*dots)(const void* x, Type type, const void* matrix, Type row_type, int64_t step, int rows, int columns,
+                 float* out);
+
+    // In place: e to the power of each number less the greatest, which is returned; NaN where any is NaN or infinite.
+    float (*exponentials)(float* x, int count);
+
+    // In place; a NaN stays one.
+    void (*sigmoids)(float* x, int count);
+
+    // out[c] = the sum over rows of weights[row] * rows[row, c], in this order; rows are `step` numbers apart.
+    void (*weighted_rows)(const float* weights, const uint16_t* rows, int64_t step, int count, int columns, float* out);
 };
 
 const Processor* portable();
