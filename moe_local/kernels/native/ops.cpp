@@ -92,26 +92,34 @@ void hide(const Mask& mask, int batch, int head, int length, float* scores) {
     }
 }
 
-// One head: the sums go over the keys in their order, so what is hidden changes no bit of them.
-void attend_head(const Processor& processor, const Attention& attention, const uint16_t* query, const States& keys,
-                 const States& values, const Mask& mask, int batch, int head, uint16_t* out) {
+// A few heads that share keys: the sums go over the keys in their order, so what is hidden changes no bit of them.
+void attend_heads(const Processor& processor, const Attention& attention, const uint16_t* query, const States& keys,
+                  const States& values, const Mask& mask, int batch, int head, int count, uint16_t* out) {
     const int length = attention.length, group = head / (attention.heads / attention.kv_heads);
-    std::vector<float> scores(size_t(length) + size_t(keys.size) + size_t(values.size));
-    float* wide = scores.data() + length;
-    float* sums = wide + keys.size;
+    std::vector<float> room(size_t(count) * (size_t(length) + size_t(keys.size) + size_t(values.size)));
+    float* scores = room.data();
+    float* wide = scores + size_t(count) * size_t(length);
+    float* sums = wide + size_t(count) * size_t(keys.size);
     const uint16_t* own = query + (int64_t(batch) * attention.heads + head) * keys.size;
-    for (int c = 0; c < keys.size; c++) wide[c] = from_bf16(own[c]);
-    processor.dots(wide, Type::float32, keys.row(batch, group, 0), Type::bfloat16, keys.step, length, keys.size,
-                   scores.data());
-    for (int i = 0; i < length; i++) scores[size_t(i)] *= attention.scale;
-    hide(mask, batch, head, length, scores.data());
-    const float greatest = processor.exponentials(scores.data(), length);
-    float sum = 0;
-    for (int i = 0; i < length; i++) sum += scores[size_t(i)];
-    if (attention.sinks) sum += std::exp(attention.sinks[head] - greatest);
-    processor.weighted_rows(scores.data(), values.row(batch, group, 0), values.step, length, values.size, sums);
-    uint16_t* to = out + (int64_t(batch) * attention.heads + head) * values.size;
-    for (int c = 0; c < values.size; c++) to[c] = to_bf16(sums[c] / sum);
+    for (int c = 0; c < count * keys.size; c++) wide[c] = from_bf16(own[c]);
+    processor.dots(wide, count, keys.size, keys.row(batch, group, 0), Type::bfloat16, keys.step, length, keys.size,
+                   scores, length);
+    std::vector<float> totals(size_t(count), 0.0f), greatest(size_t(count), 0.0f);
+    for (int i = 0; i < count; i++) {
+        float* row = scores + int64_t(i) * length;
+        for (int k = 0; k < length; k++) row[k] *= attention.scale;
+        hide(mask, batch, head + i, length, row);
+        greatest[size_t(i)] = processor.exponentials(row, length);
+    }
+    for (int k = 0; k < length; k++)
+        for (int i = 0; i < count; i++) totals[size_t(i)] += scores[int64_t(i) * length + k];
+    processor.weighted_rows(scores, count, length, values.row(batch, group, 0), values.step, length, values.size, sums,
+                            values.size);
+    for (int i = 0; i < count; i++) {
+        uint16_t* to = out + (int64_t(batch) * attention.heads + head + i) * values.size;
+        if (attention.sinks) totals[size_t(i)] += std::exp(attention.sinks[head + i] - greatest[size_t(i)]);
+        for (int c = 0; c < values.size; c++) to[c] = to_bf16(sums[i * values.size + c] / totals[size_t(i)]);
+    }
 }
 
 using Scored = std::pair<float, int>;
@@ -210,11 +218,14 @@ void rotate(const Machine& machine, const Rotary& rotary, const RotaryShape& sha
 
 void attend(const Machine& machine, const Attention& attention, const uint16_t* query, const States& keys,
             const States& values, const Mask& mask, uint16_t* out) {
-    const int heads = attention.batch * attention.heads;
-    const int64_t work = int64_t(heads) * attention.length * keys.size / 8;
-    for_rows(threads_for(machine, work), heads, [&](int head) {
-        attend_head(*machine.processor, attention, query, keys, values, mask, head / attention.heads,
-                    head % attention.heads, out);
+    constexpr int MOST = 4;  // heads in a task
+    const int shared = attention.heads / attention.kv_heads, blocks = (shared + MOST - 1) / MOST;
+    const int64_t work = int64_t(attention.batch) * attention.heads * attention.length * keys.size / 8;
+    const int tasks = attention.batch * attention.kv_heads * blocks;
+    for_each(threads_for(machine, work), tasks, [&](int task) {
+        const int first = task % blocks * MOST, group = task / blocks % attention.kv_heads;
+        attend_heads(*machine.processor, attention, query, keys, values, mask, task / blocks / attention.kv_heads,
+                     group * shared + first, std::min(MOST, shared - first), out);
     });
 }
 
@@ -222,9 +233,11 @@ void route(const Machine& machine, const Router& router, const Numbers& x, const
            const Numbers& logits, const Numbers& weights, int64_t* index) {
     const int experts = weight.rows;
     for_rows(threads_for(machine, int64_t(x.rows) * experts * x.columns / 8), x.rows, [&](int row) {
-        std::vector<float> scores(static_cast<size_t>(experts));
-        machine.processor->dots(x.row(row), x.type, weight.data, weight.type, weight.columns, experts, x.columns,
-                                scores.data());
+        std::vector<float> scores(size_t(experts) + size_t(x.columns));
+        float* wide = scores.data() + experts;
+        for (int c = 0; c < x.columns; c++) wide[c] = read(x.row(row), x.type, c);
+        machine.processor->dots(wide, 1, x.columns, weight.data, weight.type, weight.columns, experts, x.columns,
+                                scores.data(), experts);
         for (int e = 0; e < experts; e++) {
             write(scores[size_t(e)], logits.type, logits.row(row), e);
             scores[size_t(e)] = read(logits.row(row), logits.type, e);

@@ -46,9 +46,10 @@ struct Processor {
     void (*rotate_halves)(const void* x, Type type, const void* cos, const void* sin, Type angles, int half, int second,
                           bool rounds, void* out);
 
-    // out[row] = the dot of x with a row of a matrix, whose rows are `step` numbers apart.
-    void (*dots)(const void* x, Type type, const void* matrix, Type row_type, int64_t step, int rows, int columns,
-                 float* out);
+    // out[i * out_step + row] = the dot of row i of x, of `count` that are `x_step` apart, with a row of a matrix,
+    // whose rows are `step` numbers apart.
+    void (*dots)(const float* x, int count, int x_step, const void* matrix, Type type, int64_t step, int rows,
+                 int columns, float* out, int64_t out_step);
 
     // In place: e to the power of each number less the greatest, which is returned; NaN where any is NaN or infinite.
     float (*exponentials)(float* x, int count);
@@ -56,8 +57,10 @@ struct Processor {
     // In place; a NaN stays one.
     void (*sigmoids)(float* x, int count);
 
-    // out[c] = the sum over rows of weights[row] * rows[row, c], in this order; rows are `step` numbers apart.
-    void (*weighted_rows)(const float* weights, const uint16_t* rows, int64_t step, int count, int columns, float* out);
+    // out[i * out_step + c] = the sum over rows of weights[i * weights_step + row] * rows[row, c], in this order, for
+    // `count` rows of weights; rows are `step` numbers apart.
+    void (*weighted_rows)(const float* weights, int count, int64_t weights_step, const uint16_t* rows, int64_t step,
+                          int length, int columns, float* out, int out_step);
 };
 
 const Processor* portable();
