@@ -47,7 +47,7 @@ class _Norm:
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., columns] -> the same shape."""
         x = x.contiguous()
-        out = torch.empty(x.shape, dtype=torch.bfloat16)
+        out = torch.empty_like(x)
         size, columns = x.nbytes, x.shape[-1]
         rms_norm(
             native.machine(), self.rounding, self.epsilon, size // (2 * columns), columns, _BF16, x.data_ptr(), size,

@@ -88,7 +88,7 @@ def _rotated(form: Rotary, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Te
     """x [B, first, second, D] turned by cos and sin [B or 1, tokens, .]; tokens are second for axis 1, or else first."""
     x = x.contiguous()
     batch, first, second, columns = x.shape
-    out = torch.empty(x.shape, dtype=torch.bfloat16)
+    out = torch.empty_like(x)
     size, angles = x.nbytes, cos.shape
     rotate(
         native.machine(), form, batch, first, second, columns, axis == 2, x.data_ptr(), size, _BF16,

@@ -6,6 +6,7 @@ own logits, choices and weights, in their order.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +21,7 @@ from moe_local.model.probing import noise, same, with_random_weights
 
 _SOFTMAX, _SIGMOID, _SOFTMAX_OF_CHOSEN = 0, 1, 2  # as ops.hpp numbers them
 _ROUTER = "_moe_local_router"  # on modules whose forward pass is ours
-_BIASES = ("e_score_correction_bias",)
+_BIAS = "e_score_correction_bias"  # of the choice: the module's own, or an argument
 _SCALES = ("routed_scaling_factor", "router_scaling_factor", "route_scale")
 _GROUPS, _KEPT = ("num_group", "n_group"), ("topk_group",)
 _TOKENS = 48  # of a probe
@@ -38,9 +39,9 @@ class _Kind:
     weights: torch.dtype
     choices: int
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Outputs:
-        """x [..., H] of bf16 or float32, weight [E, H], bias [E] float32."""
-        x = x.contiguous()
+    def __call__(self, x: Tensor, module: Any, bias: Tensor | None) -> Outputs:
+        """x [..., H] of bf16, bias [E] of the choice."""
+        weight, x = module.weight, x.contiguous()
         experts, columns = weight.shape
         tokens, types = x.numel() // columns, native.TYPES
         logits = torch.empty((tokens, experts), dtype=self.logits)
@@ -49,10 +50,19 @@ class _Kind:
         choose_experts(
             native.machine(), self.router, tokens, columns, experts, x.data_ptr(), x.nbytes, types[x.dtype],
             weight.data_ptr(), weight.nbytes, types[weight.dtype],
-            *((0, 0) if bias is None else (bias.data_ptr(), bias.nbytes)), logits.data_ptr(), logits.nbytes,
+            *_where(shift := _floats(vars(module)["_parameters"].get("bias"))), *_where(bias := _floats(bias)), logits.data_ptr(), logits.nbytes,
             types[self.logits], weights.data_ptr(), weights.nbytes, types[self.weights], index.data_ptr(), index.nbytes,
         )  # fmt: skip
         return logits, weights, index
+
+
+def _floats(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
+
+
+def _where(bias: Tensor | None) -> tuple[int, int]:
+    """Address and bytes of a bias."""
+    return (0, 0) if bias is None else (bias.data_ptr(), bias.nbytes)
 
 
 def use_native_routers(model: nn.Module) -> None:
@@ -72,9 +82,10 @@ def use_native_routers(model: nn.Module) -> None:
 def _looks_like_one(module: nn.Module) -> bool:
     """A matrix [experts, columns], perhaps a bias of the scores, and nothing else."""
     parameters = dict(module.named_parameters(recurse=False))
-    weight = parameters.pop("weight", None)
-    others = {*parameters, *(name for name, _ in module.named_buffers(recurse=False))} - set(_BIASES)
-    right = weight is not None and weight.dim() == 2 and weight.is_contiguous() and weight.dtype in native.TYPES
+    weight, shift = parameters.pop("weight", None), parameters.pop("bias", None)
+    others = {*parameters, *(name for name, _ in module.named_buffers(recurse=False))} - {_BIAS}
+    right = weight is not None and (shift is None or shift.dim() == 1)
+    right = right and weight is not None and weight.dim() == 2 and weight.is_contiguous() and weight.dtype in native.TYPES
     return right and not others and not list(module.children()) and _number(module, ("top_k",)) is not None
 
 
@@ -83,8 +94,9 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> Any:
     return next((value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)), None)
 
 
-def _bias(module: nn.Module) -> Tensor | None:
-    return next((found for name in _BIASES if isinstance(found := getattr(module, name, None), Tensor)), None)
+def _own_bias(module: Any) -> Tensor | None:
+    held = vars(module)
+    return held["_buffers"].get(_BIAS) if _BIAS in held["_buffers"] else held["_parameters"].get(_BIAS)
 
 
 def _key(module: nn.Module) -> object:
@@ -96,19 +108,21 @@ def _key(module: nn.Module) -> object:
 def _kind_of(module: nn.Module) -> _Kind | None:
     """The kind whose choices are a module's; None if there is no such."""
     twin: Any = with_random_weights(module)
-    bias = _bias(twin)
-    x = noise(1, _TOKENS, twin.weight.shape[1])
-    wanted = _outputs_of(twin, x)
-    if wanted is None or (bias is not None and bias.dtype != torch.float32):
+    bias, x = _own_bias(twin), noise(_TOKENS, twin.weight.shape[1])
+    given = {}
+    if bias is None and _BIAS in inspect.signature(twin.forward).parameters:
+        bias = given[_BIAS] = noise(len(twin.weight), dtype=torch.float32)
+    wanted = _outputs_of(twin, x, given)
+    if wanted is None:
         return None
-    kinds = list(_kinds(twin, wanted))
-    return next((kind for kind in kinds if _alike(kind(x, twin.weight, bias), wanted)), None)
+    with torch.no_grad():
+        return next((kind for kind in _kinds(twin, wanted) if _alike(kind(x, twin, bias), wanted)), None)
 
 
-def _outputs_of(twin: Any, x: Tensor) -> Outputs | None:
+def _outputs_of(twin: Any, x: Tensor, given: dict[str, Tensor]) -> Outputs | None:
     try:
         with torch.no_grad():
-            wanted = twin(x[0])
+            wanted = twin(x, **given)
     except Exception:  # it wants something else: no router of a kind that is known here
         return None
     if not (isinstance(wanted, tuple) and len(wanted) == 3 and all(isinstance(each, Tensor) for each in wanted)):
@@ -127,11 +141,12 @@ def _alike(ours: Outputs, theirs: Outputs) -> bool:
     if not same(ours[0], theirs[0]):
         return False
     chosen = (ours[2] == theirs[2]).all(dim=-1)
-    if theirs[0].dtype == torch.bfloat16:
+    rounded = theirs[0].dtype == torch.bfloat16 or torch.equal(theirs[0], theirs[0].bfloat16().float())
+    if rounded:
         chosen, comparable = (ours[0] == theirs[0]).all(dim=-1), chosen
         if not bool(comparable[chosen].all()):
             return False
-    enough = chosen.float().mean().item() >= (_ALIKE if theirs[0].dtype == torch.float32 else 1 - _ALIKE)
+    enough = chosen.float().mean().item() >= (1 - _ALIKE if rounded else _ALIKE)
     return enough and same(ours[1][chosen], theirs[1][chosen])
 
 
@@ -140,17 +155,19 @@ def _kinds(module: Any, wanted: Outputs) -> Iterator[_Kind]:
     groups, kept = _number(module, _GROUPS) or 1, _number(module, _KEPT) or 1
     scores = [0, 1, 2] if groups > 1 and experts % groups == 0 and kept <= groups else [0]
     scale = _number(module, _SCALES)
-    for scoring, group_score, is_sorted, epsilon, by in product(
+    rounds = module.weight.dtype == torch.bfloat16
+    for scoring, group_score, is_sorted, epsilon, by, rounded in product(
         (_SOFTMAX, _SIGMOID, _SOFTMAX_OF_CHOSEN),
         scores,
         (True, False),
         (None, 0.0, 1e-20),
         (1.0,) if scale is None else (float(scale), 1.0),
+        (True, False) if rounds else (False,),
     ):
         if group_score == 1 and experts // groups < 2:
             continue
         router = Router(
-            choices, scoring, group_score, groups, kept, is_sorted, epsilon is not None, epsilon or 0.0, by
+            choices, scoring, group_score, groups, kept, is_sorted, epsilon is not None, epsilon or 0.0, by, rounded
         )
         yield _Kind(router, wanted[0].dtype, wanted[1].dtype, choices)
 
@@ -162,9 +179,10 @@ def _faster(original: type[nn.Module]) -> type[nn.Module]:
     """A subclass whose modules route by their `_Kind`. Where gradients are wanted, as they always did."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **more: Any) -> Any:
-        if hidden_states.dtype is torch.bfloat16 and not (hidden_states.requires_grad or args or more):
-            if hidden_states.numel():
-                return vars(self)[_ROUTER](hidden_states, self.weight, _bias(self))
+        given = args[0] if len(args) == 1 else more.get(_BIAS)
+        known = len(args) + len(more) == (given is not None)
+        if known and hidden_states.dtype is torch.bfloat16 and hidden_states.numel() and not hidden_states.requires_grad:
+            return vars(self)[_ROUTER](hidden_states, self, _own_bias(self) if given is None else given)
         return original.forward(self, hidden_states, *args, **more)
 
     if original not in _faster_classes:

@@ -34,7 +34,7 @@ def same(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two results are of one type, and equal: in bf16 but for a few neighbours, in float32 within rounding."""
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape or not bool(theirs.isfinite().all()):
         return False
-    if theirs.dtype != torch.bfloat16:
+    if theirs.dtype != torch.bfloat16 and not torch.equal(theirs, theirs.bfloat16().float()):
         return torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     strays = ours != theirs
     near = torch.allclose(ours.float(), theirs.float(), rtol=2**-7, atol=1e-6)

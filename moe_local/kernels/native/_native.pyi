@@ -93,6 +93,7 @@ class Router:
         normalises: bool,
         epsilon: float,
         scale: float,
+        rounds: bool,
         /,
     ) -> None: ...
 
@@ -179,6 +180,8 @@ def choose_experts(
     weight: int,
     weight_bytes: int,
     weight_type: int,
+    logits_bias: int,
+    logits_bias_bytes: int,
     bias: int,
     bias_bytes: int,
     logits: int,

@@ -144,18 +144,18 @@ void append(int64_t parts, int64_t room, int64_t at, int64_t row_bytes, uintptr_
 }
 
 Router router_of(int64_t choices, int scoring, int group_score, int64_t groups, int64_t groups_kept, bool sorted,
-                 bool normalises, float epsilon, float scale) {
+                 bool normalises, float epsilon, float scale, bool rounds) {
     check_counts({choices, groups, groups_kept});
     choice("scoring", scoring, 2);
     choice("score of groups", group_score, 2);
     if (groups_kept > groups) refuse("more groups kept than there are");
     return {int(choices), Scoring(scoring), GroupScore(group_score), int(groups), int(groups_kept), sorted, normalises,
-            epsilon, scale, nullptr};
+            epsilon, scale, rounds, nullptr, nullptr};
 }
 
 void choose_experts(const Machine& machine, Router router, int64_t tokens, int64_t columns, int64_t experts,
                     uintptr_t x, int64_t x_bytes, int x_type, uintptr_t weight, int64_t weight_bytes, int weight_type,
-                    uintptr_t bias, int64_t bias_bytes, uintptr_t logits, int64_t logits_bytes, int logits_type,
+                    uintptr_t logits_bias, int64_t logits_bias_bytes, uintptr_t bias, int64_t bias_bytes, uintptr_t logits, int64_t logits_bytes, int logits_type,
                     uintptr_t weights, int64_t weights_bytes, int weights_type, uintptr_t index, int64_t index_bytes) {
     const Numbers from = numbers("x", x, x_bytes, x_type, tokens, columns);
     const Numbers matrix = numbers("weight", weight, weight_bytes, weight_type, experts, columns);
@@ -167,6 +167,7 @@ void choose_experts(const Machine& machine, Router router, int64_t tokens, int64
         const int least = router.group_score == GroupScore::two_best ? 2 : 1;
         if (experts % router.groups || experts / router.groups < least) refuse("groups that do not divide the experts");
     }
+    router.logits_bias = floats("bias of logits", logits_bias, logits_bias_bytes, experts);
     router.bias = floats("bias", bias, bias_bytes, experts);
     nb::gil_scoped_release released;
     route(machine, router, from, matrix, scores, chosen, reinterpret_cast<int64_t*>(index));
@@ -183,9 +184,9 @@ void add_ops(nb::module_& m) {
     nb::class_<Router>(m, "Router")
         .def("__init__",
              [](Router* made, int64_t choices, int scoring, int group_score, int64_t groups, int64_t groups_kept,
-                bool sorted, bool normalises, float epsilon, float scale) {
+                bool sorted, bool normalises, float epsilon, float scale, bool rounds) {
                  new (made) Router(router_of(choices, scoring, group_score, groups, groups_kept, sorted, normalises,
-                                             epsilon, scale));
+                                             epsilon, scale, rounds));
              });
     m.def("rms_norm", norm);
     m.def("rotate", turn);

@@ -239,8 +239,10 @@ void route(const Machine& machine, const Router& router, const Numbers& x, const
         machine.processor->dots(wide, 1, x.columns, weight.data, weight.type, weight.columns, experts, x.columns,
                                 scores.data(), experts);
         for (int e = 0; e < experts; e++) {
-            write(scores[size_t(e)], logits.type, logits.row(row), e);
-            scores[size_t(e)] = read(logits.row(row), logits.type, e);
+            float& score = scores[size_t(e)];
+            if (router.logits_bias) score += router.logits_bias[e];
+            if (router.rounds) score = from_bf16(to_bf16(score));
+            write(score, logits.type, logits.row(row), e);
         }
         route_token(*machine.processor, router, experts, scores.data(), weights.type, weights.row(row),
                     index + int64_t(row) * router.choices);

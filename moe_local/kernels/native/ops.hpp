@@ -73,7 +73,9 @@ struct Router {
     bool sorted;        // as torch.topk calls it
     bool normalises;    // chosen scores are divided by their sum + `epsilon`
     float epsilon, scale;
-    const float* bias;  // [experts], added to the scores for the choice alone; or null
+    bool rounds;               // logits to bf16
+    const float* logits_bias;  // [experts], or null
+    const float* bias;         // [experts], added to the scores for the choice alone; or null
 };
 
 // logits = x @ weight.T; then for each token which experts, and with which weights.
