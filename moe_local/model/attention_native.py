@@ -65,7 +65,8 @@ def attend_native(
 
 def _bytes_from(states: Tensor) -> int:
     """Bytes from where a tensor begins to the end of its memory."""
-    return states.untyped_storage().nbytes() - states.storage_offset() * states.element_size()
+    size: int = states.untyped_storage().nbytes()
+    return size - int(states.storage_offset()) * states.element_size()
 
 
 def _mask(mask: Tensor | None, batch: int, heads: int) -> tuple[int, int, int, int, int]:

@@ -47,11 +47,12 @@ class _Kind:
         logits = torch.empty((tokens, experts), dtype=self.logits)
         weights = torch.empty((tokens, self.choices), dtype=self.weights)
         index = torch.empty((tokens, self.choices), dtype=torch.int64)
+        shift, bias = _floats(vars(module)["_parameters"].get("bias")), _floats(bias)
         choose_experts(
             native.machine(), self.router, tokens, columns, experts, x.data_ptr(), x.nbytes, types[x.dtype],
-            weight.data_ptr(), weight.nbytes, types[weight.dtype],
-            *_where(shift := _floats(vars(module)["_parameters"].get("bias"))), *_where(bias := _floats(bias)), logits.data_ptr(), logits.nbytes,
-            types[self.logits], weights.data_ptr(), weights.nbytes, types[self.weights], index.data_ptr(), index.nbytes,
+            weight.data_ptr(), weight.nbytes, types[weight.dtype], *_where(shift), *_where(bias),
+            logits.data_ptr(), logits.nbytes, types[self.logits],
+            weights.data_ptr(), weights.nbytes, types[self.weights], index.data_ptr(), index.nbytes,
         )  # fmt: skip
         return logits, weights, index
 
@@ -85,7 +86,9 @@ def _looks_like_one(module: nn.Module) -> bool:
     weight, shift = parameters.pop("weight", None), parameters.pop("bias", None)
     others = {*parameters, *(name for name, _ in module.named_buffers(recurse=False))} - {_BIAS}
     right = weight is not None and (shift is None or shift.dim() == 1)
-    right = right and weight is not None and weight.dim() == 2 and weight.is_contiguous() and weight.dtype in native.TYPES
+    right = (
+        right and weight is not None and weight.dim() == 2 and weight.is_contiguous() and weight.dtype in native.TYPES
+    )
     return right and not others and not list(module.children()) and _number(module, ("top_k",)) is not None
 
 
@@ -95,8 +98,10 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _own_bias(module: Any) -> Tensor | None:
+    """The bias of the choice that a module holds, without nn.Module's search for it."""
     held = vars(module)
-    return held["_buffers"].get(_BIAS) if _BIAS in held["_buffers"] else held["_parameters"].get(_BIAS)
+    found: Tensor | None = held["_buffers"].get(_BIAS)
+    return held["_parameters"].get(_BIAS) if found is None else found
 
 
 def _key(module: nn.Module) -> object:
@@ -128,7 +133,10 @@ def _outputs_of(twin: Any, x: Tensor, given: dict[str, Tensor]) -> Outputs | Non
     if not (isinstance(wanted, tuple) and len(wanted) == 3 and all(isinstance(each, Tensor) for each in wanted)):
         return None
     logits, weights, index = wanted
-    shapes = logits.shape == (_TOKENS, len(twin.weight)) and weights.shape == index.shape == (_TOKENS, index.shape[-1])
+    shapes = logits.shape == (_TOKENS, len(twin.weight)) and weights.shape == index.shape == (
+        _TOKENS,
+        index.shape[-1],
+    )
     types = logits.dtype in native.TYPES and weights.dtype in native.TYPES and index.dtype == torch.int64
     return (logits, weights, index) if shapes and types and index.shape[1] <= len(twin.weight) else None
 
@@ -181,7 +189,12 @@ def _faster(original: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, hidden_states: Tensor, *args: Any, **more: Any) -> Any:
         given = args[0] if len(args) == 1 else more.get(_BIAS)
         known = len(args) + len(more) == (given is not None)
-        if known and hidden_states.dtype is torch.bfloat16 and hidden_states.numel() and not hidden_states.requires_grad:
+        if (
+            known
+            and hidden_states.dtype is torch.bfloat16
+            and hidden_states.numel()
+            and not hidden_states.requires_grad
+        ):
             return vars(self)[_ROUTER](hidden_states, self, _own_bias(self) if given is None else given)
         return original.forward(self, hidden_states, *args, **more)
 

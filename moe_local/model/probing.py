@@ -31,7 +31,7 @@ def with_random_weights(module: nn.Module) -> nn.Module:
 
 
 def same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two results are of one type, and equal: in bf16 but for a few neighbours, in float32 within rounding."""
+    """Whether two results are of one type and the same: in bf16 but for a few neighbours, in float32 nearly."""
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape or not bool(theirs.isfinite().all()):
         return False
     if theirs.dtype != torch.bfloat16 and not torch.equal(theirs, theirs.bfloat16().float()):

@@ -97,7 +97,7 @@ def _put(classes: Iterable[tuple[type[nn.Module], type[nn.Module]]]) -> None:
 def functions_beside(model: nn.Module) -> list[tuple[str, str, Callable[..., Any]]]:
     """The functions that the modeling files of a model's modules define: file's module, name, function."""
     files = {cls.__module__ for each in model.modules() for cls in type(each).__mro__ if cls is not nn.Module}
-    found = []
+    found: list[tuple[str, str, Callable[..., Any]]] = []
     for name in sorted(file for file in files if file.startswith("transformers.models.")):
         for key, value in list(vars(sys.modules[name]).items()):
             if isinstance(value, FunctionType) and value.__module__ == name:
