@@ -56,8 +56,9 @@ def attend_native(
     out = torch.empty((batch, 1, heads, width), dtype=torch.bfloat16)
     attend(
         native.machine(), batch, heads, groups, length, size, width, scale, query.data_ptr(), query.nbytes,
-        key.data_ptr(), _bytes_from(key), *key.stride()[:3], value.data_ptr(), _bytes_from(value), *value.stride()[:3],
-        *_mask(mask, batch, heads), *((0, 0) if sinks is None else (sinks.data_ptr(), sinks.nbytes)),
+        key.data_ptr(), _bytes_from(key), *key.stride()[:3],
+        value.data_ptr(), _bytes_from(value), *value.stride()[:3],
+        *_mask(mask), *((0, 0) if sinks is None else (sinks.data_ptr(), sinks.nbytes)),
         out.data_ptr(), out.nbytes,
     )  # fmt: skip
     return out
@@ -69,7 +70,7 @@ def _bytes_from(states: Tensor) -> int:
     return size - int(states.storage_offset()) * states.element_size()
 
 
-def _mask(mask: Tensor | None, batch: int, heads: int) -> tuple[int, int, int, int, int]:
+def _mask(mask: Tensor | None) -> tuple[int, int, int, int, int]:
     """A mask's address, bytes, type, and how far apart its batches and heads are."""
     if mask is None:
         return 0, 0, 0, 0, 0

@@ -83,10 +83,12 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device) -> PreT
 def _use_native(model: PreTrainedModel) -> None:
     """Has a model on a CPU computed by native kernels wherever they equal transformers' own operations."""
     if native.missing() is None and model.dtype == torch.bfloat16:
+        from moe_local.model.native_eager import use_native_eager
         from moe_local.model.native_norms import use_native_norms
         from moe_local.model.native_rotary import use_native_rotary
         from moe_local.model.native_routers import use_native_routers
 
+        use_native_eager(model)
         use_native_norms(model)
         use_native_rotary(model)
         use_native_routers(model)

@@ -85,7 +85,7 @@ def _fit(given: tuple[Any, ...], axis: int) -> bool:
 
 
 def _rotated(form: Rotary, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
-    """x [B, first, second, D] turned by cos and sin [B or 1, tokens, .]; tokens are second for axis 1, or else first."""
+    """x [B, first, second, D] turned by cos and sin [B or 1, T, .]; T is second for axis 1, or else first."""
     x = x.contiguous()
     batch, first, second, columns = x.shape
     out = torch.empty_like(x)
