@@ -79,7 +79,9 @@ def multiply_dense(
 def team_kind() -> str: ...
 
 class Rotary:
-    def __init__(self, pairs_in: int, pairs_out: int, pairs_angles: int, rounds: bool, last: bool, size: int, /) -> None: ...
+    def __init__(
+        self, pairs_in: int, pairs_out: int, pairs_angles: int, rounds: bool, last: bool, size: int, /
+    ) -> None: ...
 
 class Router:
     def __init__(
