@@ -36,6 +36,8 @@ def takes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     """Whether the kernel can attend: one query, all in bf16, a mask of a row for it, and no gradients."""
     if _attend_one() is None or query.shape[2] != 1 or query.requires_grad or not query.numel():
         return False
+    if torch.compiler.is_compiling():
+        return False
     if not (query.dtype is key.dtype is value.dtype is torch.bfloat16) or key.stride(3) != 1 or value.stride(3) != 1:
         return False
     if mask is None:

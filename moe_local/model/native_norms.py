@@ -41,17 +41,16 @@ class _Norm:
     rounding: int
     epsilon: float
     factors: Tensor | None  # [columns] float32
-    address: int
-    size: int  # bytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., columns] -> the same shape."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        size, columns = x.nbytes, x.shape[-1]
+        size, columns, factors = x.nbytes, x.shape[-1], self.factors
+        address, length = (0, 0) if factors is None else (factors.data_ptr(), factors.nbytes)
         rms_norm(
             native.machine(), self.rounding, self.epsilon, size // (2 * columns), columns, _BF16, x.data_ptr(), size,
-            self.address, self.size, out.data_ptr(), size,
+            address, length, out.data_ptr(), size,
         )  # fmt: skip
         return out
 
@@ -112,10 +111,8 @@ def _kinds() -> Iterator[_Kind]:
 
 def _norm(kind: _Kind, module: nn.Module, epsilon: float) -> _Norm:
     weight: Any = getattr(module, "weight", None)
-    if weight is None:
-        return _Norm(kind.rounding, epsilon, None, 0, 0)
-    factors = kind.factor(weight.detach()).contiguous()
-    return _Norm(kind.rounding, epsilon, factors, factors.data_ptr(), factors.nbytes)
+    factors = None if weight is None else kind.factor(weight.detach()).contiguous()
+    return _Norm(kind.rounding, epsilon, factors)
 
 
 _faster_classes: dict[type[nn.Module], type[nn.Module]] = {}

@@ -75,6 +75,8 @@ def _fit(given: tuple[Any, ...], axis: int) -> bool:
         if type(x) is not Tensor or x.dtype is not torch.bfloat16 or x.dim() != 4 or x.requires_grad or not x.numel():
             return False
     first = states[0].shape
+    if torch.compiler.is_compiling():
+        return False
     if axis not in (1, 2) or type(cos) is not Tensor or type(sin) is not Tensor or not on_cpu(states[0].device):
         return False
     angles = cos.shape

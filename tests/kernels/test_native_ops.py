@@ -119,6 +119,14 @@ def test_padding_changes_no_bit(padding: int) -> None:
     assert torch.equal(attend_native(query, padded[0], padded[1], seen, 0.125), alone)
 
 
+def test_a_sequence_attends_as_it_does_alone() -> None:
+    query, states = torch.randn(3, 8, 1, 64).to(BF16), torch.randn(2, 3, 2, 90, 64).to(BF16)
+    together = attend_native(query, states[0], states[1], None, 0.125)
+    for at in range(3):
+        alone = attend_native(query[at : at + 1], states[0, at : at + 1], states[1, at : at + 1], None, 0.125)
+        assert torch.equal(alone, together[at : at + 1])
+
+
 def test_sinks_take_a_share() -> None:
     query, key = torch.randn(1, 4, 1, 16).to(BF16), torch.randn(1, 4, 9, 16).to(BF16)
     sinks = torch.randn(4)
