@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
@@ -271,7 +272,7 @@ class RefuseDamage(LogitsProcessor):  # type: ignore[misc]
 
 def refuse_damage(scores: Tensor) -> None:
     """Raises CheckpointError for scores [..., V] of which any cannot be chosen from."""
-    if damaged(scores).any():
+    if not all(map(math.isfinite, scores.amax(dim=-1).flatten().tolist())):
         raise CheckpointError(DAMAGED, remedy=DAMAGED_REMEDY)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_local.memory.accelerator import on_cpu
+from moe_local.model.attention_native import attend_native, takes
 from moe_local.model.buffers import SCORES, columns
 from moe_local.model.kv_cache import with_room
 from moe_local.model.transformers_api import torch_attention, use_attention
@@ -52,6 +53,8 @@ def attend(
         left: tuple[Tensor, None] = torch_attention(module, query, key, value, attention_mask, **more)
         return left
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if takes(query, key, value, attention_mask):
+        return attend_native(query, key, value, attention_mask, scale), None
     out = _in_blocks(query, key, value, attention_mask, scale, causal=causal)
     return out.transpose(1, 2).contiguous(), None
 

@@ -20,6 +20,7 @@ from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.experts.layer import ExpertLayer
+from moe_local.kernels import native
 from moe_local.memory.accelerator import on_cpu
 from moe_local.memory.files import ReadAt
 from moe_local.model.attention import use_products
@@ -67,6 +68,7 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exac
     use_products(model)
     if on_cpu(device):
         grow_in_place(model)
+        _use_native(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, ExpertLayer)}
     if captured != set(experts):
         missed = ", ".join(sorted(set(experts) - captured))
@@ -78,6 +80,20 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exac
     load_arrays(model, catalog.encoded, read, exact=exact)
     embeddings_on_disk(model, catalog.embedding_rows, read_at, read)
     return model
+
+
+def _use_native(model: PreTrainedModel) -> None:
+    """Has a model on a CPU computed by native kernels wherever they equal transformers' own operations."""
+    if native.missing() is None and model.dtype == torch.bfloat16:
+        from moe_local.model.native_eager import use_native_eager
+        from moe_local.model.native_norms import use_native_norms
+        from moe_local.model.native_rotary import use_native_rotary
+        from moe_local.model.native_routers import use_native_routers
+
+        use_native_eager(model)
+        use_native_norms(model)
+        use_native_rotary(model)
+        use_native_routers(model)
 
 
 class LazyTensor:

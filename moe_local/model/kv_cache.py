@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from moe_local.model.attention_native import native_append
 from moe_local.model.buffers import columns
 from moe_local.model.hooks import register_forward_hook
 from moe_local.model.transformers_api import CACHE
@@ -51,11 +52,24 @@ def _appended(held: Tensor, new: Tensor) -> Tensor:
     fits = buffer is not None and total <= buffer.shape[-2] and getattr(buffer, _FILLED) == length
     if buffer is None or not fits or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
         buffer = _buffer_of(held if length else new[..., :0, :], total)
-    buffer[..., length:total, :] = new
+    _write(buffer, length, new)
     setattr(buffer, _FILLED, total)
-    states = buffer[..., :total, :]
+    batch, heads, _, width = buffer.shape
+    states = buffer.as_strided((batch, heads, total, width), buffer.stride())
     setattr(states, _BUFFER, buffer)
     return states
+
+
+def _write(buffer: Tensor, length: int, new: Tensor) -> None:
+    """Puts new [B, KV, T, D] behind the `length` tokens of a buffer."""
+    batch, heads, tokens, width = new.shape
+    append = native_append()
+    if append is None or tokens != 1 or new.dtype != buffer.dtype or new.requires_grad:
+        buffer[..., length : length + tokens, :] = new
+        return
+    new = new.contiguous()
+    row, size = width * new.element_size(), new.nbytes
+    append(batch * heads, buffer.shape[2], length, row, new.data_ptr(), size, buffer.data_ptr(), buffer.nbytes)
 
 
 def _buffer_of(states: Tensor, length: int) -> Tensor:

@@ -56,8 +56,9 @@ class EncodedLinear(_Unregistered):
         """x [..., in] -> [..., out]."""
         multiply: Multiply = self._held["multiply"]
         rows = x.reshape(-1, self.in_features)
-        if len(rows) > _FEW and self.in_features * self.out_features >= LARGE:
-            y = torch.cat([multiply(rows[at : at + _FEW]) for at in range(0, len(rows), _FEW)])
+        count = rows.shape[0]
+        if count > _FEW and self.in_features * self.out_features >= LARGE:
+            y = torch.cat([multiply(rows[at : at + _FEW]) for at in range(0, count, _FEW)])
         else:
             y = multiply(rows)
         if self.bias is not None:

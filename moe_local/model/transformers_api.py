@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -91,6 +92,23 @@ def classes_replaced(replacements: Mapping[type[nn.Module], type[nn.Module]]) ->
 def _put(classes: Iterable[tuple[type[nn.Module], type[nn.Module]]]) -> None:
     for original, replacement in classes:
         setattr(sys.modules[original.__module__], original.__name__, replacement)
+
+
+def functions_beside(model: nn.Module) -> list[tuple[str, str, Callable[..., Any]]]:
+    """The functions that the modeling files of a model's modules define: file's module, name, function."""
+    files = {cls.__module__ for each in model.modules() for cls in type(each).__mro__ if cls is not nn.Module}
+    found: list[tuple[str, str, Callable[..., Any]]] = []
+    for name in sorted(file for file in files if file.startswith("transformers.models.")):
+        for key, value in list(vars(sys.modules[name]).items()):
+            if isinstance(value, FunctionType) and value.__module__ == name:
+                found.append((name, key, value))
+    return found
+
+
+def replace_function(module: str, name: str, function: Callable[..., Any]) -> None:
+    """Has a modeling file's classes call another function by this name: those of the whole process."""
+    with _patching:
+        setattr(sys.modules[module], name, function)
 
 
 @contextmanager

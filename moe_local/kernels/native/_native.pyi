@@ -93,3 +93,122 @@ def multiply_dense(
     type: int,
 ) -> None: ...
 def team_kind() -> str: ...
+
+class Rotary:
+    def __init__(
+        self, pairs_in: int, pairs_out: int, pairs_angles: int, rounds: bool, last: bool, size: int, /
+    ) -> None: ...
+
+class Router:
+    def __init__(
+        self,
+        choices: int,
+        scoring: int,
+        group_score: int,
+        groups: int,
+        groups_kept: int,
+        sorted: bool,
+        normalises: bool,
+        epsilon: float,
+        scale: float,
+        rounds: bool,
+        /,
+    ) -> None: ...
+
+def rms_norm(
+    machine: Machine,
+    rounding: int,
+    eps: float,
+    rows: int,
+    columns: int,
+    type: int,
+    x: int,
+    x_bytes: int,
+    weight: int,
+    weight_bytes: int,
+    out: int,
+    out_bytes: int,
+    /,
+) -> None: ...
+def rotate(
+    machine: Machine,
+    rotary: Rotary,
+    batch: int,
+    first: int,
+    second: int,
+    columns: int,
+    by_first: bool,
+    x: int,
+    x_bytes: int,
+    type: int,
+    angles: int,
+    cos: int,
+    cos_bytes: int,
+    sin: int,
+    sin_bytes: int,
+    angles_type: int,
+    out: int,
+    out_bytes: int,
+    /,
+) -> None: ...
+def attend_one(
+    machine: Machine,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    length: int,
+    size: int,
+    value_size: int,
+    scale: float,
+    query: int,
+    query_bytes: int,
+    key: int,
+    key_bytes: int,
+    key_batch: int,
+    key_head: int,
+    key_step: int,
+    value: int,
+    value_bytes: int,
+    value_batch: int,
+    value_head: int,
+    value_step: int,
+    mask: int,
+    mask_bytes: int,
+    mask_type: int,
+    mask_batch: int,
+    mask_head: int,
+    sinks: int,
+    sinks_bytes: int,
+    out: int,
+    out_bytes: int,
+    /,
+) -> None: ...
+def append(
+    parts: int, room: int, at: int, row_bytes: int, source: int, source_bytes: int, target: int, target_bytes: int, /
+) -> None: ...
+def choose_experts(
+    machine: Machine,
+    router: Router,
+    tokens: int,
+    columns: int,
+    experts: int,
+    x: int,
+    x_bytes: int,
+    x_type: int,
+    weight: int,
+    weight_bytes: int,
+    weight_type: int,
+    logits_bias: int,
+    logits_bias_bytes: int,
+    bias: int,
+    bias_bytes: int,
+    logits: int,
+    logits_bytes: int,
+    logits_type: int,
+    weights: int,
+    weights_bytes: int,
+    weights_type: int,
+    index: int,
+    index_bytes: int,
+    /,
+) -> None: ...

@@ -243,6 +243,17 @@ struct Lanes {
     static Dots join(const Dots& x, const Dots& y) { return {plus(x.whole, y.whole), zeros()}; }
     static Dots nothing() { return {zeros(), zeros()}; }
 #endif
+
+    static float total(F x) {
+        const __m256 eight = _mm256_add_ps(x.a, x.b);
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    }
+    static F rounded(F x) {
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(rounded_to_bf16(x.a), 16)),
+                _mm256_castsi256_ps(_mm256_slli_epi32(rounded_to_bf16(x.b), 16))};
+    }
 };
 
 }  // namespace

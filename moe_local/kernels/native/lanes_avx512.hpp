@@ -129,6 +129,22 @@ struct Lanes {
     static F finish(Dots dots) { return _mm512_cvtepi32_ps(dots); }
     static Dots join(Dots a, Dots b) { return _mm512_add_epi32(a, b); }
     static Dots nothing() { return _mm512_setzero_si512(); }
+
+    static float total(F a) {
+        const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1));
+        const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), upper);
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    }
+    static F rounded(F a) {
+        const __m512i raw = _mm512_castps_si512(a);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(raw, 16), _mm512_set1_epi32(1));
+        __m512i kept = _mm512_add_epi32(raw, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        kept = _mm512_and_si512(kept, _mm512_set1_epi32(int(0xffff0000)));
+        kept = _mm512_mask_set1_epi32(kept, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), 0x7fc00000);
+        return _mm512_castsi512_ps(kept);
+    }
 };
 
 }  // namespace

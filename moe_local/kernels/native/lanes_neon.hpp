@@ -226,6 +226,17 @@ struct Lanes {
     static Dots nothing() {
         return each_whole([&](int) { return vdupq_n_s32(0); });
     }
+
+    static float total(const F& a) {
+        const float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+        const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+        return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+    }
+    static F rounded(const F& a) {
+        uint16_t part[16];
+        store_bf16(part, a);
+        return load_bf16(part);
+    }
 };
 
 }  // namespace

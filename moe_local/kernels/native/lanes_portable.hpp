@@ -177,6 +177,15 @@ struct Lanes {
         return a;
     }
     static Dots nothing() { return Dots{}; }
+
+    // The sum of all lanes, halves upon halves.
+    static float total(F a) {
+        for (int half = 8; half; half /= 2)
+            for (int i = 0; i < half; i++) a.v[i] += a.v[i + half];
+        return a.v[0];
+    }
+    // To the nearest number of bf16.
+    static F rounded(F a) { return each([&](int i) { return from_bf16(to_bf16(a.v[i])); }); }
 };
 
 }  // namespace

@@ -214,6 +214,8 @@ void dense(const Machine& machine, const std::string& kind_name, int out, int in
 
 }  // namespace
 
+void add_ops(nb::module_& m);  // module_ops.cpp
+
 NB_MODULE(_native, m) {
     nb::class_<Machine>(m, "Machine")
         .def("__init__",
@@ -243,4 +245,5 @@ NB_MODULE(_native, m) {
     m.def("sum_choices", sum_all);
     m.def("multiply_dense", dense);
     m.def("team_kind", team_kind);
+    add_ops(m);
 }

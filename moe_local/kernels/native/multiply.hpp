@@ -514,7 +514,18 @@ void sum(const void* parts, int choices, const float* weights, const bool* there
     }
 }
 
-constexpr Processor with(const char* name) { return {name, pack, multiply, activate, store, sum}; }
+}  // namespace
+}  // namespace moe_local
+
+#include "ops_arithmetic.hpp"
+
+namespace moe_local {
+namespace {
+
+constexpr Processor with(const char* name) {
+    return {name,  pack,         multiply, activate,      store, sum, norm_row, rotate_halves, dots, exponentials,
+            sigmoids, weighted_rows};
+}
 
 }  // namespace
 }  // namespace moe_local

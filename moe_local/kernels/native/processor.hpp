@@ -1,6 +1,7 @@
 // What each kind of processor can do in its own way; all of them give the same bits.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "matrix.hpp"
@@ -38,6 +39,29 @@ struct Processor {
     // out = the sum over j of weights[j] * parts[j], in this order; parts are `apart` numbers from each other.
     void (*sum)(const void* parts, int choices, const float* weights, const bool* there, int columns, Type type,
                 void* out);
+
+    // A row's RMS norm; `rounding` as NormRounding.
+    void (*norm_row)(const void* x, Type type, const float* weight, int columns, float eps, int rounding, void* out);
+
+    // A row of 2 * half numbers turned; cos and sin of the second half begin `second` numbers on.
+    void (*rotate_halves)(const void* x, Type type, const void* cos, const void* sin, Type angles, int half, int second,
+                          bool rounds, void* out);
+
+    // out[i * out_step + row] = the dot of row i of x, of `count` that are `x_step` apart, with a row of a matrix,
+    // whose rows are `step` numbers apart.
+    void (*dots)(const float* x, int count, int x_step, const void* matrix, Type type, int64_t step, int rows,
+                 int columns, float* out, int64_t out_step);
+
+    // In place: e to the power of each number less the greatest, which is returned; NaN where any is NaN or infinite.
+    float (*exponentials)(float* x, int count);
+
+    // In place; a NaN stays one.
+    void (*sigmoids)(float* x, int count);
+
+    // out[i * out_step + c] = the sum over rows of weights[i * weights_step + row] * rows[row, c], in this order, for
+    // `count` rows of weights; rows are `step` numbers apart.
+    void (*weighted_rows)(const float* weights, int count, int64_t weights_step, const uint16_t* rows, int64_t step,
+                          int length, int columns, float* out, int out_step);
 };
 
 const Processor* portable();
