@@ -9,7 +9,8 @@ namespace moe_local {
 namespace {
 
 struct Lanes {
-    static constexpr int TILE = 4;
+    static constexpr int TILE = 4;     // tokens at once
+    static constexpr int STREAMS = 4;  // blocks at once with one token
 
     struct F {
         __m256 a, b;

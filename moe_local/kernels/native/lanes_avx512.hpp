@@ -9,7 +9,8 @@ namespace moe_local {
 namespace {
 
 struct Lanes {
-    static constexpr int TILE = 12;
+    static constexpr int TILE = 12;    // tokens at once
+    static constexpr int STREAMS = 4;  // blocks at once with one token
 
     using F = __m512;
     using I = __m512i;

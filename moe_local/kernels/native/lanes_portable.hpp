@@ -9,7 +9,8 @@ namespace moe_local {
 namespace {
 
 struct Lanes {
-    static constexpr int TILE = 4;  // tokens at once
+    static constexpr int TILE = 4;     // tokens at once
+    static constexpr int STREAMS = 2;  // blocks at once with one token
 
     struct F {
         float v[16];

@@ -273,6 +273,60 @@ void tile(const Matrix& matrix, int first, int count, const Rows& rows, int star
     }
 }
 
+// One token, for which the memory decides: B blocks side by side are as many streams, which processors read ahead
+// better than one, and each activation is read once for all of them.
+template <int B>
+void one_token(const Matrix& matrix, int first, const Rows& rows, int start, float* out) {
+    const int group = matrix.group;
+    const size_t pitch = matrix.kind == Kind::int4 ? 8 * size_t(group) + 64 : size_t(group) * BLOCK;
+    const size_t apart = matrix.block_bytes();
+    const uint8_t* codes = matrix.data + size_t(first) * apart;
+    F sums[B];
+    UNROLLED
+    for (int b = 0; b < B; b++) sums[b] = Lanes::set(0);
+    for (int g = 0; g < matrix.groups(); g++, codes += pitch) {
+        const size_t place = size_t(g) * rows.count + start;
+        const F by = Lanes::set(rows.scales[place]), add = Lanes::set(rows.offsets[place]);
+        const int8_t* x = rows.codes + place * group;
+        Dots dots[B];
+        if (matrix.kind == Kind::int4) {
+            UNROLLED
+            for (int b = 0; b < B; b++) dots[b] = Lanes::start4(rows.sums[place]);
+            for (int step = 0; step < group / 8; step++) {
+                UNROLLED
+                for (int b = 0; b < B; b++) {
+                    const auto both = Lanes::bytes(codes + b * apart + 64 * step);
+                    Lanes::dot4(dots[b], Lanes::low(both), x + 8 * step);
+                    Lanes::dot4(dots[b], Lanes::high(both), x + 8 * step + 4);
+                    if (step % 4 == 3) Lanes::fold(dots[b]);
+                }
+            }
+            UNROLLED
+            for (int b = 0; b < B; b++) {
+                const auto* scales = reinterpret_cast<const uint16_t*>(codes + b * apart + 8 * group);
+                sums[b] = Lanes::fma(Lanes::finish(dots[b]), Lanes::mul(Lanes::load_bf16(scales), by), sums[b]);
+                sums[b] = Lanes::fma(Lanes::load_bf16(scales + 16), add, sums[b]);
+            }
+        } else {
+            UNROLLED
+            for (int b = 0; b < B; b++) dots[b] = Lanes::start8(rows.sums[place]);
+            for (int step = 0; step < group / 4; step++) {
+                UNROLLED
+                for (int b = 0; b < B; b++)
+                    Lanes::dot8(dots[b], Lanes::bytes(codes + b * apart + 64 * step), x + 4 * step);
+            }
+            UNROLLED
+            for (int b = 0; b < B; b++) sums[b] = Lanes::fma(Lanes::finish(dots[b]), by, sums[b]);
+        }
+    }
+    UNROLLED
+    for (int b = 0; b < B; b++) {
+        if (matrix.kind == Kind::int8)
+            sums[b] = Lanes::mul(sums[b], Lanes::load(reinterpret_cast<const float*>(codes + b * apart)));
+        Lanes::store(out + BLOCK * b, sums[b]);
+    }
+}
+
 // Adds what the groups of a panel give, of which the first is `group`, to the sums in `out`.
 template <int N>
 void panel_tile(const Panel& panel, int group, int groups, bool offsets, const Rows& rows, int start, float* out,
@@ -376,6 +430,11 @@ void multiply(const Matrix& matrix, int first, int count, const Rows& rows, int 
               int stride) {
     if (unit_of(matrix.kind).columns) {
         multiply_rowwise(matrix, first, count, rows, start, tokens, out, stride);
+        return;
+    }
+    if (tokens == 1 && rows.codes && count % Lanes::STREAMS == 0) {
+        for (int b = 0; b < count; b += Lanes::STREAMS)
+            one_token<Lanes::STREAMS>(matrix, first + b, rows, start, out + BLOCK * b);
         return;
     }
     in_tiles(tokens, [&](auto n, int done) {
