@@ -204,8 +204,9 @@ struct Lanes {
     static I whole(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 
 #if MOE_LOCAL_VNNI
-    static Dots start4(int32_t sum) { return whole(-8 * sum); }
-    static Dots start8(int32_t sum) { return whole(-128 * sum); }
+    static constexpr int SIGNED_BIAS = -128;
+
+    static Dots start(const int32_t* first) { return whole(*first); }
     static void dot4(Dots& dots, Bytes codes, const int8_t* four) {
         const __m256i x = broadcast(four);
         dots.a = _mm256_dpbusd_avx_epi32(dots.a, codes.a, x);
@@ -220,8 +221,9 @@ struct Lanes {
     static Dots join(Dots x, const Dots& y) { return plus(x, y); }
     static Dots nothing() { return zeros(); }
 #else
-    static Dots start4(int32_t sum) { return {whole(-8 * sum), zeros()}; }
-    static Dots start8(int32_t) { return {zeros(), zeros()}; }
+    static constexpr int SIGNED_BIAS = 0;
+
+    static Dots start(const int32_t* first) { return {whole(*first), zeros()}; }
     // Two products of a 4-bit code are 3,810 at the most: eight such pairs fit 16 bits.
     static void dot4(Dots& dots, Bytes codes, const int8_t* four) {
         const __m256i x = broadcast(four);

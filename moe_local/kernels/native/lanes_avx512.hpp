@@ -116,8 +116,9 @@ struct Lanes {
         return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * j), 24));
     }
 
-    static Dots start4(int32_t sum) { return _mm512_set1_epi32(-8 * sum); }
-    static Dots start8(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+    static constexpr int SIGNED_BIAS = -128;
+
+    static Dots start(const int32_t* first) { return _mm512_set1_epi32(*first); }
     static void dot4(Dots& dots, Bytes codes, const int8_t* four) {
         int32_t word;
         std::memcpy(&word, four, sizeof word);

@@ -206,10 +206,11 @@ struct Lanes {
         });
     }
 
-    static Dots start4(int32_t sum) {
-        return each_whole([&](int) { return vdupq_n_s32(-8 * sum); });
+    static constexpr int SIGNED_BIAS = 0;
+
+    static Dots start(const int32_t* first) {
+        return each_whole([&](int) { return vdupq_n_s32(*first); });
     }
-    static Dots start8(int32_t) { return nothing(); }
     static void dot4(Dots& dots, const Bytes& codes, const int8_t* four) {
         int32_t word;
         std::memcpy(&word, four, sizeof word);

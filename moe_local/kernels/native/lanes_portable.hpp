@@ -155,14 +155,15 @@ struct Lanes {
         return each([&](int i) { return float(int8_t(a.v[4 * i + j])); });
     }
 
-    // Dots of unsigned 4-bit codes, of which the middle is 8, or of signed bytes, with four signed bytes whose sum
-    // over all is `sum`.
-    static Dots start4(int32_t sum) {
+    static constexpr int SIGNED_BIAS = 0;
+
+    // Dots of unsigned 4-bit codes, or of signed bytes, with four signed bytes. They begin with a number, of which
+    // signed bytes are the less where they are made unsigned.
+    static Dots start(const int32_t* first) {
         Dots made;
-        for (auto& lane : made.v) lane = -8 * sum;
+        for (auto& lane : made.v) lane = *first;
         return made;
     }
-    static Dots start8(int32_t) { return Dots{}; }
     static void dot4(Dots& dots, Bytes codes, const int8_t* four) {
         for (int i = 0; i < 16; i++)
             for (int j = 0; j < 4; j++) dots.v[i] += int32_t(codes.v[4 * i + j]) * four[j];

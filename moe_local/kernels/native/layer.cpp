@@ -30,6 +30,7 @@ size_t rounded(size_t bytes) { return (bytes + 63) & ~size_t(63); }
 struct Packing {
     int groups, group;
     bool exact, paired;
+    int bias;
 
     size_t codes(int rows) const { return rounded(size_t(groups) * group * rows * (exact ? 4 : 1)); }
     size_t bytes(int rows) const { return codes(rows) + 3 * rounded(size_t(groups) * rows * 4); }
@@ -40,6 +41,7 @@ struct Packing {
         return {rows,
                 group,
                 paired,
+                bias,
                 exact ? nullptr : reinterpret_cast<int8_t*>(memory),
                 exact ? reinterpret_cast<float*>(memory) : nullptr,
                 reinterpret_cast<float*>(numbers),
@@ -48,9 +50,11 @@ struct Packing {
     }
 };
 
-Packing packing_for(const Projection& projection, bool exact) {
+int bias_of(const Processor& processor, Kind kind) { return kind == Kind::int4 ? -8 : processor.signed_bias; }
+
+Packing packing_for(const Processor& processor, const Projection& projection, bool exact) {
     return {(projection.in + projection.group - 1) / projection.group, projection.group,
-            exact || is_float(projection.kind), is_paired(projection.kind)};
+            exact || is_float(projection.kind), is_paired(projection.kind), bias_of(processor, projection.kind)};
 }
 
 void copy_row(const Rows& from, int source, const Rows& to, int target, int groups) {
@@ -217,7 +221,8 @@ void run_experts(const Machine& machine, const ExpertLayout& layout, const Routi
                  const Numbers& x, const std::vector<int>& chosen, const std::vector<const uint8_t*>& records,
                  const Numbers& outputs) {
     static thread_local Scratch inputs_memory, wave_memory;
-    const Packing inputs = packing_for(layout.up, exact), inner = packing_for(layout.down, exact);
+    const Packing inputs = packing_for(*machine.processor, layout.up, exact);
+    const Packing inner = packing_for(*machine.processor, layout.down, exact);
     const Rows all = inputs.at(inputs_memory.take(inputs.bytes(x.rows)), x.rows);
     pack_all(machine, x, all);
     in_waves(routing, chosen, records, inputs.bytes(16) / 16 + inner.bytes(16) / 16, [&](std::vector<Job>& jobs) {
@@ -263,7 +268,8 @@ void sum_choices(const Machine& machine, const Routing& routing, const Numbers& 
 void multiply_dense(const Machine& machine, const Matrix& matrix, bool exact, const Numbers& x, const float* bias,
                     const Numbers& out) {
     static thread_local Scratch memory;
-    const Packing packing{matrix.groups(), matrix.group, exact || is_float(matrix.kind), is_paired(matrix.kind)};
+    const Packing packing{matrix.groups(), matrix.group, exact || is_float(matrix.kind), is_paired(matrix.kind),
+                          bias_of(*machine.processor, matrix.kind)};
     const int most = int(std::max<size_t>(TOKENS, WAVE / (packing.bytes(16) / 16)));
     for (int done = 0; done < x.rows; done += most) {
         const int count = std::min(most, x.rows - done);

@@ -102,11 +102,12 @@ struct Rows {
     int count;
     int group;
     bool paired;
+    int bias;  // what the sums are kept multiplied with, ready to begin a dot with: see Processor
     int8_t* codes;
     float* exact;
     float* scales;   // [group][row]
     float* offsets;  // [group][row]
-    int32_t* sums;   // [group][row]
+    int32_t* sums;   // [group][row], times `bias`
 };
 
 }  // namespace moe_local

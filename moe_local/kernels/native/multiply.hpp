@@ -89,7 +89,7 @@ void pack_codes(const void* x, Type type, int begin, int end, const Rows& rows, 
     }
     if (rows.paired) pair(rows.codes + place * rows.group, rows.group);
     rows.scales[place] = scale;
-    rows.sums[place] = sum;
+    rows.sums[place] = rows.bias * sum;
     rows.offsets[place] = scale * float(sum);
 }
 
@@ -214,7 +214,7 @@ INLINED void int4_block(const uint8_t* block, const Matrix& matrix, const Rows& 
         if (rows.codes) {
             Dots dots[N];
             UNROLLED
-            for (int t = 0; t < N; t++) dots[t] = Lanes::start4(rows.sums[place + t]);
+            for (int t = 0; t < N; t++) dots[t] = Lanes::start(rows.sums + place + t);
             int4_dots(codes, group, rows.codes + place * group, dots);
             UNROLLED
             for (int t = 0; t < N; t++) {
@@ -243,7 +243,7 @@ INLINED void int8_block(const uint8_t* block, const Matrix& matrix, const Rows& 
         if (rows.codes) {
             Dots dots[N];
             UNROLLED
-            for (int t = 0; t < N; t++) dots[t] = Lanes::start8(rows.sums[place + t]);
+            for (int t = 0; t < N; t++) dots[t] = Lanes::start(rows.sums + place + t);
             int8_dots(codes, group, rows.codes + place * group, dots);
             UNROLLED
             for (int t = 0; t < N; t++)
@@ -291,7 +291,7 @@ void one_token(const Matrix& matrix, int first, const Rows& rows, int start, flo
         Dots dots[B];
         if (matrix.kind == Kind::int4) {
             UNROLLED
-            for (int b = 0; b < B; b++) dots[b] = Lanes::start4(rows.sums[place]);
+            for (int b = 0; b < B; b++) dots[b] = Lanes::start(rows.sums + place);
             for (int step = 0; step < group / 8; step++) {
                 UNROLLED
                 for (int b = 0; b < B; b++) {
@@ -309,7 +309,7 @@ void one_token(const Matrix& matrix, int first, const Rows& rows, int start, flo
             }
         } else {
             UNROLLED
-            for (int b = 0; b < B; b++) dots[b] = Lanes::start8(rows.sums[place]);
+            for (int b = 0; b < B; b++) dots[b] = Lanes::start(rows.sums + place);
             for (int step = 0; step < group / 4; step++) {
                 UNROLLED
                 for (int b = 0; b < B; b++)
@@ -341,7 +341,7 @@ void panel_tile(const Panel& panel, int group, int groups, bool offsets, const R
         if (rows.codes) {
             Dots dots[N];
             UNROLLED
-            for (int t = 0; t < N; t++) dots[t] = Lanes::start8(rows.sums[place + t]);
+            for (int t = 0; t < N; t++) dots[t] = Lanes::start(rows.sums + place + t);
             int8_dots(codes, rows.group, rows.codes + place * rows.group, dots);
             UNROLLED
             for (int t = 0; t < N; t++) {
@@ -582,8 +582,8 @@ namespace moe_local {
 namespace {
 
 constexpr Processor with(const char* name) {
-    return {name,  pack,         multiply, activate,      store, sum, norm_row, rotate_halves, dots, exponentials,
-            sigmoids, weighted_rows};
+    return {name, Lanes::SIGNED_BIAS, pack, multiply,     activate, store,        sum,
+            norm_row, rotate_halves, dots, exponentials, sigmoids, weighted_rows};
 }
 
 }  // namespace

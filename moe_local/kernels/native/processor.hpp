@@ -21,6 +21,7 @@ struct Gating {
 
 struct Processor {
     const char* name;
+    int signed_bias;  // minus what it adds to signed codes to make them unsigned
 
     // Row `row` of `rows` from `columns` numbers of x, filled up with zeros.
     void (*pack)(const void* x, Type type, int columns, const Rows& rows, int row, int first_group);
