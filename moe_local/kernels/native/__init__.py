@@ -40,13 +40,14 @@ def missing() -> str | None:
 
 def machine() -> _native.Machine:
     """This processor with as many threads as torch has. Raises MoeLocalError for a processor that it is not."""
-    return _machine(torch.get_num_threads(), os.environ.get(VARIABLE) or None)
+    return _machine(torch.get_num_threads())
 
 
 @lru_cache(maxsize=16)
-def _machine(threads: int, processor: str | None) -> _native.Machine:
+def _machine(threads: int) -> _native.Machine:
     from moe_local.kernels.native import _native
 
+    processor = os.environ.get(VARIABLE) or None
     try:
         return _native.Machine(threads, processor)
     except ValueError as error:
