@@ -17,8 +17,8 @@ DENSE_FORMATS = ("keep", *dense_names())
 _LEAST = 1 << 12  # numbers: smaller dense matrices stay bf16
 _PAGE = 4096  # bytes: what records are aligned to
 _PLAIN = ("bf16", "fp16", "fp32")  # multiplied as they are
-# A CPU multiplies by these as they lie; others are decoded, and so are all on a GPU.
-_NATIVE = ("int4", "int8", "mxfp4", "nvfp4")
+# A CPU multiplies by these as they lie, where rows and columns are multiples of so many; all others are decoded.
+_NATIVE = {"int4": (1, 1), "int8": (1, 1), "mxfp4": (16, 32), "nvfp4": (16, 32), "nf4": (16, 64), "fp8": (16, 64)}
 _ITEMSIZE = 2  # bytes: activations and the KV cache are in bf16
 
 
@@ -121,7 +121,9 @@ def decoded(sizes: ModelSizes, formats: Formats, *, gpu: bool) -> Iterator[tuple
     held += [(m, formats.dense) for m in sizes.linear if m.out * m.width < LARGE and not _stays_plain(m, formats)]
     for matrix, format in held:
         held_in = fitted(matrix, format, formats.group)
-        if held_in not in _PLAIN and (gpu or held_in not in _NATIVE or matrix.out % 16 or matrix.width % 32):
+        rows, columns = _NATIVE.get(held_in, (0, 0))
+        native = rows and not gpu and not (matrix.out % rows or matrix.width % columns)
+        if held_in not in _PLAIN and not native:
             yield matrix.out, matrix.width
 
 
