@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from moe_local.engine import load
@@ -28,6 +30,8 @@ from moe_local.model.native_routers import use_native_routers
 CANNOT = {"diffusion_gemma", "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts"}
 # Whose norms have a mean, or gates.
 OTHER_NORMS = {"cohere2_moe", "phimoe"}
+# transformers' own deepseek_v4 mixes types in bf16 there, and granitemoe's router was another.
+OLDER = Version(transformers.__version__) < Version("5.24")
 BF16 = torch.bfloat16
 
 
@@ -37,6 +41,8 @@ BF16 = torch.bfloat16
 def test_every_architecture_computes_the_same(
     found: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if found.id == "deepseek_v4" and OLDER:
+        pytest.skip("this transformers does not run it in bf16")
     write_tiny_checkpoint(found, tmp_path, dtype=BF16)
     ours, used = _logits(found, tmp_path)
     monkeypatch.setattr(build, "_use_native", lambda model: None)
@@ -65,6 +71,8 @@ def _logits(found: Architecture, directory: Path) -> tuple[list[Tensor], int]:
     "name", ["qwen3_moe", "mixtral", "olmoe", "glm4_moe", "deepseek_v3", "minimax_m2", "granitemoe", "gpt_oss"]
 )
 def test_a_token_is_decoded_by_native_kernels(name: str, tmp_path: Path) -> None:
+    if name == "granitemoe" and OLDER:
+        pytest.skip("this transformers has another router for it")
     found = architecture(name)
     write_tiny_checkpoint(found, tmp_path, dtype=BF16)
     with load(tmp_path, Options(device="cpu", context=64, experts=1.0)) as engine, torch.no_grad():
