@@ -123,9 +123,9 @@ def check_comparable(
             f"the models' vocabularies differ: {sizes[0]} and {sizes[1]} tokens",
             remedy="compare models of one family",
         )
-    vocabulary = tokenizer.get_vocab()
-    common = {token for token in reference.get_vocab() if token in vocabulary}
-    different = next((t for t in sorted(common) if reference.get_vocab()[t] != vocabulary[t]), None)
+    vocabulary, known = tokenizer.get_vocab(), reference.get_vocab()  # each is made anew when it is asked for
+    common = known.keys() & vocabulary.keys()
+    different = next((token for token in sorted(common) if known[token] != vocabulary[token]), None)
     if not common or different is not None:
         raise MoeLocalError(
             "the models' vocabularies differ" + (f": {different!r} has two numbers" if different is not None else ""),
