@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_local.kernels import native
 from moe_local.kernels.native._native import rms_norm
-from moe_local.model.probing import noise, same, with_random_weights
+from moe_local.model.probing import noise, same, settings_of, subclass, with_random_weights
 
 _EPSILON = ("variance_epsilon", "eps", "epsilon")
 _ROUNDINGS = (1, 0, 2)  # before the weight, at the end, of the factor: see ops.hpp
@@ -62,12 +62,12 @@ def use_native_norms(model: nn.Module) -> None:
         epsilon = _epsilon(module)
         if epsilon is None:
             continue
-        key = _key(module)
+        key = settings_of(module)
         if key not in kinds:
             kinds[key] = _kind_of(module, epsilon)
         if (kind := kinds[key]) is not None:
             vars(module)[_NORM] = _norm(kind, module, epsilon)
-            module.__class__ = _faster(type(module))
+            module.__class__ = subclass(type(module), _forward_for)
 
 
 def _epsilon(module: nn.Module) -> float | None:
@@ -78,14 +78,6 @@ def _epsilon(module: nn.Module) -> float | None:
         return None
     found = [vars(module)[name] for name in _EPSILON if isinstance(vars(module).get(name), float)]
     return found[0] if found and found[0] > 0 else None
-
-
-def _key(module: nn.Module) -> object:
-    """What a kind depends on: the class, and all that was chosen for the module."""
-    settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
-    weight = getattr(module, "weight", None)
-    shape = None if weight is None else (weight.shape, weight.dtype)
-    return type(module), tuple(sorted(settings.items())), shape
 
 
 def _kind_of(module: nn.Module, epsilon: float) -> _Kind | None:
@@ -115,11 +107,8 @@ def _norm(kind: _Kind, module: nn.Module, epsilon: float) -> _Norm:
     return _Norm(kind.rounding, epsilon, factors)
 
 
-_faster_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _faster(original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose modules compute by their `_Norm`. Where gradients are wanted, as they always did."""
+def _forward_for(original: type[nn.Module]) -> Callable[..., Any]:
+    """A forward pass that computes by the `_Norm` of a module. Where gradients are wanted, as it always did."""
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **more: Any) -> Tensor:
         if x.dtype is torch.bfloat16 and not x.requires_grad and not args and not more and x.numel():
@@ -128,7 +117,4 @@ def _faster(original: type[nn.Module]) -> type[nn.Module]:
         left: Tensor = original.forward(self, x, *args, **more)
         return left
 
-    if original not in _faster_classes:
-        members = {"forward": forward, "__module__": original.__module__}
-        _faster_classes[original] = type(original.__name__, (original,), members)
-    return _faster_classes[original]
+    return forward

@@ -7,7 +7,7 @@ own logits, choices and weights, in their order.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moe_local.kernels import native
 from moe_local.kernels.native._native import Router, choose_experts
-from moe_local.model.probing import noise, same, with_random_weights
+from moe_local.model.probing import noise, same, settings_of, subclass, with_random_weights
 
 _SOFTMAX, _SIGMOID, _SOFTMAX_OF_CHOSEN = 0, 1, 2  # as ops.hpp numbers them
 _ROUTER = "_moe_local_router"  # on modules whose forward pass is ours
@@ -72,12 +72,12 @@ def use_native_routers(model: nn.Module) -> None:
     for module in list(model.modules()):
         if not _looks_like_one(module):
             continue
-        key = _key(module)
+        key = settings_of(module)
         if key not in kinds:
             kinds[key] = _kind_of(module)
         if (kind := kinds[key]) is not None:
             vars(module)[_ROUTER] = kind
-            module.__class__ = _faster(type(module))
+            module.__class__ = subclass(type(module), _forward_for)
 
 
 def _looks_like_one(module: nn.Module) -> bool:
@@ -102,12 +102,6 @@ def _own_bias(module: Any) -> Tensor | None:
     held = vars(module)
     found: Tensor | None = held["_buffers"].get(_BIAS)
     return held["_parameters"].get(_BIAS) if found is None else found
-
-
-def _key(module: nn.Module) -> object:
-    settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
-    weight: Any = module.weight
-    return type(module), tuple(sorted(settings.items())), weight.shape, weight.dtype
 
 
 def _kind_of(module: nn.Module) -> _Kind | None:
@@ -180,11 +174,8 @@ def _kinds(module: Any, wanted: Outputs) -> Iterator[_Kind]:
         yield _Kind(router, wanted[0].dtype, wanted[1].dtype, choices)
 
 
-_faster_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _faster(original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose modules route by their `_Kind`. Where gradients are wanted, as they always did."""
+def _forward_for(original: type[nn.Module]) -> Callable[..., Any]:
+    """A forward pass that routes by the `_Kind` of a module. Where gradients are wanted, as it always did."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **more: Any) -> Any:
         given = args[0] if len(args) == 1 else more.get(_BIAS)
@@ -198,7 +189,4 @@ def _faster(original: type[nn.Module]) -> type[nn.Module]:
             return vars(self)[_ROUTER](hidden_states, self, _own_bias(self) if given is None else given)
         return original.forward(self, hidden_states, *args, **more)
 
-    if original not in _faster_classes:
-        members = {"forward": forward, "__module__": original.__module__}
-        _faster_classes[original] = type(original.__name__, (original,), members)
-    return _faster_classes[original]
+    return forward

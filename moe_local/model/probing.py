@@ -5,7 +5,10 @@ transformers' own is run on random inputs, and ours takes its place only where t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,3 +42,19 @@ def same(ours: Tensor, theirs: Tensor) -> bool:
     strays = ours != theirs
     near = torch.allclose(ours.float(), theirs.float(), rtol=2**-7, atol=1e-6)
     return near and strays.float().mean().item() <= _STRAY
+
+
+def settings_of(module: nn.Module) -> object:
+    """What a module's way to compute depends on: its class, and all that was chosen for it."""
+    chosen = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+    weight = getattr(module, "weight", None)
+    return type(module), tuple(sorted(chosen.items())), None if weight is None else (weight.shape, weight.dtype)
+
+
+@cache
+def subclass(
+    original: type[nn.Module], forward_for: Callable[[type[nn.Module]], Callable[..., Any]]
+) -> type[nn.Module]:
+    """The class of the same name whose forward pass `forward_for` makes of the original; the same one each time."""
+    members = {"forward": forward_for(original), "__module__": original.__module__}
+    return type(original.__name__, (original,), members)

@@ -175,7 +175,6 @@ struct Lanes {
         return _mm256_cvtph_ps(_mm256_castsi256_si128(mixed));
     }
     static F halves(I x) { return {eight_halves(x.a), eight_halves(x.b)}; }
-    static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
     static Bytes low(Bytes x) {
         const __m256i mask = _mm256_set1_epi8(15);
         return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};

@@ -104,7 +104,6 @@ struct Lanes {
     static I word_either(I a, I b) { return _mm512_or_si512(a, b); }
     static F from_words(I a) { return _mm512_cvtepi32_ps(a); }
     static F halves(I a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
-    static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
     static Bytes low(Bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
     static Bytes high(Bytes a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
     template <int j>

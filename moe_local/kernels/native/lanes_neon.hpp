@@ -183,7 +183,6 @@ struct Lanes {
     static F halves(const I& a) {
         return each([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_s32(a.v[i])))); });
     }
-    static void prefetch(const uint8_t* at) { __builtin_prefetch(at); }
     static Bytes low(const Bytes& a) {
         const uint8x16_t mask = vdupq_n_u8(15);
         return {{vandq_u8(a.v[0], mask), vandq_u8(a.v[1], mask), vandq_u8(a.v[2], mask), vandq_u8(a.v[3], mask)}};

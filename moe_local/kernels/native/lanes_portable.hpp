@@ -81,7 +81,6 @@ struct Lanes {
         return made;
     }
     static void store_bytes(uint8_t* to, Bytes x) { std::memcpy(to, x.v, 64); }
-    static void prefetch(const uint8_t*) {}
     // 16 bytes of each of 16 rows that are `stride` apart: in lane r of word w bytes 4w to 4w + 3 of row r.
     static void gather(const uint8_t* at, size_t stride, Bytes (&words)[4]) {
         for (int r = 0; r < 16; r++)

@@ -164,10 +164,18 @@ void pack_all(const Machine& machine, const Numbers& x, const Rows& rows) {
              [&](int row) { machine.processor->pack(x.row(row), x.type, x.columns, rows, row, 0); });
 }
 
-void gather(const Machine& machine, const Rows& all, int choices, int groups, const std::vector<Job>& jobs) {
+// The inputs of each job: copied from `all`, or packed for the job where those were not.
+void gather(const Machine& machine, const Numbers& x, const Rows* all, int choices, int groups,
+            const std::vector<Job>& jobs) {
     for_each(machine.threads, int(jobs.size()), [&](int task) {
         const Job& job = jobs[size_t(task)];
-        for (int row = 0; row < job.count; row++) copy_row(all, job.places[row] / choices, job.inputs, row, groups);
+        for (int row = 0; row < job.count; row++) {
+            const int token = job.places[row] / choices;
+            if (all)
+                copy_row(*all, token, job.inputs, row, groups);
+            else
+                machine.processor->pack(x.row(token), x.type, x.columns, job.inputs, row, 0);
+        }
     });
 }
 
@@ -223,8 +231,13 @@ void run_experts(const Machine& machine, const ExpertLayout& layout, const Routi
     static thread_local Scratch inputs_memory, wave_memory;
     const Packing inputs = packing_for(*machine.processor, layout.up, exact);
     const Packing inner = packing_for(*machine.processor, layout.down, exact);
-    const Rows all = inputs.at(inputs_memory.take(inputs.bytes(x.rows)), x.rows);
-    pack_all(machine, x, all);
+    // Experts that arrive one by one see few of the tokens each: those alone are packed for them.
+    int seen = 0;
+    for (int expert : chosen) seen += routing.count(expert);
+    const bool packs_all = seen >= x.rows;
+    const int packed = packs_all ? x.rows : 0;
+    const Rows all = inputs.at(inputs_memory.take(inputs.bytes(packed)), packed);
+    if (packs_all) pack_all(machine, x, all);
     in_waves(routing, chosen, records, inputs.bytes(16) / 16 + inner.bytes(16) / 16, [&](std::vector<Job>& jobs) {
         size_t bytes = 0;
         for (const Job& job : jobs) bytes += inputs.bytes(job.count) + inner.bytes(job.count);
@@ -237,7 +250,7 @@ void run_experts(const Machine& machine, const ExpertLayout& layout, const Routi
             job.inner = inner.at(memory + inputs.bytes(job.count), job.count);
             memory += inputs.bytes(job.count) + inner.bytes(job.count);
         }
-        if (!shared) gather(machine, all, routing.choices, inputs.groups, jobs);
+        if (!shared) gather(machine, x, packs_all ? &all : nullptr, routing.choices, inputs.groups, jobs);
         up_and_activate_all(machine, layout, jobs);
         project_down_all(machine, layout.down, jobs, outputs);
     });
@@ -250,14 +263,7 @@ void sum_choices(const Machine& machine, const Routing& routing, const Numbers& 
         float scales[256];
         bool there[256];
         for (int j = 0; j < choices; j++) {
-            const uint8_t* at = weights.row(token) + j * size_of(weights.type);
-            uint16_t half = 0;
-            if (weights.type == Type::float32)
-                std::memcpy(scales + j, at, 4);
-            else {
-                std::memcpy(&half, at, 2);
-                scales[j] = from_bf16(half);
-            }
+            scales[j] = read_number(weights.row(token), weights.type, j);
             there[j] = routing.is_there(token * choices + j);
         }
         machine.processor->sum(outputs.row(token * choices), choices, scales, there, out.columns, out.type,

@@ -7,38 +7,18 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "layer.hpp"
+#include "border.hpp"
 #include "team.hpp"
 
 namespace nb = nanobind;
 using namespace moe_local;
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-Type type_of(int type) {
-    if (type != int(Type::float32) && type != int(Type::bfloat16)) refuse("numbers of type " + std::to_string(type));
-    return Type(type);
-}
-
-Numbers numbers(const char* name, uintptr_t address, int64_t bytes, int type, int64_t rows, int64_t columns) {
-    const Type known = type_of(type);
-    if (rows < 1 || columns < 1 || rows > INT32_MAX / 2 || columns > INT32_MAX / 2)
-        refuse(std::string(name) + ": " + std::to_string(rows) + " rows of " + std::to_string(columns));
-    if (!address) refuse(std::string(name) + ": a null address");
-    if (address % uintptr_t(size_of(known))) refuse(std::string(name) + ": a misaligned address");
-    if (bytes / size_of(known) / columns < rows)
-        refuse(std::string(name) + ": " + std::to_string(bytes) + " bytes, too few for " + std::to_string(rows) +
-               " rows of " + std::to_string(columns) + " numbers");
-    return {reinterpret_cast<void*>(address), known, int(rows), int(columns)};
-}
 
 constexpr std::pair<const char*, Kind> KINDS[] = {
     {"int4", Kind::int4}, {"int8", Kind::int8}, {"mxfp4", Kind::mxfp4}, {"nvfp4", Kind::nvfp4},

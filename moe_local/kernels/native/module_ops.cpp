@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 
+#include "border.hpp"
 #include "ops.hpp"
 
 namespace nb = nanobind;
@@ -15,13 +15,6 @@ using namespace moe_local;
 namespace {
 
 constexpr int64_t MOST = INT32_MAX / 2;
-
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-Type type_of(int type) {
-    if (type != int(Type::float32) && type != int(Type::bfloat16)) refuse("numbers of type " + std::to_string(type));
-    return Type(type);
-}
 
 void check(const char* name, uintptr_t address, int64_t bytes, int size, int64_t count) {
     if (!address || address % uintptr_t(size)) refuse(std::string(name) + ": a null or misaligned address");
@@ -36,12 +29,6 @@ void check_counts(std::initializer_list<int64_t> counts) {
         product *= count;
         if (product > int64_t(1) << 40) refuse("sizes too large");
     }
-}
-
-Numbers numbers(const char* name, uintptr_t address, int64_t bytes, int type, int64_t rows, int64_t columns) {
-    check_counts({rows, columns});
-    check(name, address, bytes, size_of(type_of(type)), rows * columns);
-    return {reinterpret_cast<void*>(address), Type(type), int(rows), int(columns)};
 }
 
 const float* floats(const char* name, uintptr_t address, int64_t bytes, int64_t count) {

@@ -13,8 +13,6 @@ namespace {
 using F = Lanes::F;
 using Dots = Lanes::Dots;
 
-constexpr int AHEAD = 4096;  // bytes
-
 // For loops over tokens, whose sums must stay in registers.
 #if defined(__clang__)
 #define UNROLLED _Pragma("clang loop unroll(full)")
@@ -34,15 +32,11 @@ F load_as(const void* x, Type type, int at) {
                                  : Lanes::load_bf16(static_cast<const uint16_t*>(x) + at);
 }
 
-float one_as(const void* x, Type type, int at) {
-    return type == Type::float32 ? static_cast<const float*>(x)[at] : from_bf16(static_cast<const uint16_t*>(x)[at]);
-}
-
 // Sixteen numbers from `at`, zeros from `end` on.
 F load_until(const void* x, Type type, int at, int end) {
     if (at + 16 <= end) return load_as(x, type, at);
     float part[16] = {};
-    for (int i = at; i < end; i++) part[i - at] = one_as(x, type, i);
+    for (int i = at; i < end; i++) part[i - at] = read_number(x, type, i);
     return Lanes::load(part);
 }
 
@@ -120,30 +114,6 @@ INLINED void int4_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&
     }
 }
 
-// One token: what is waited for is the memory, and one dot for another; so there are four at once.
-INLINED void int4_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[1]) {
-    Dots more[3] = {Lanes::nothing(), Lanes::nothing(), Lanes::nothing()};
-    for (int step = 0; step < group / 8; step += 2) {
-        const auto first = Lanes::bytes(codes + 64 * step), second = Lanes::bytes(codes + 64 * step + 64);
-        Lanes::prefetch(codes + 64 * step + AHEAD);
-        Lanes::prefetch(codes + 64 * step + 64 + AHEAD);
-        const int8_t* at = x + 8 * step;
-        Lanes::dot4(dots[0], Lanes::low(first), at);
-        Lanes::dot4(more[0], Lanes::high(first), at + 4);
-        Lanes::dot4(more[1], Lanes::low(second), at + 8);
-        Lanes::dot4(more[2], Lanes::high(second), at + 12);
-        if (step % 16 == 14) {
-            Lanes::fold(dots[0]);
-            for (auto& each : more) Lanes::fold(each);
-        }
-    }
-    Lanes::fold(dots[0]);
-    for (auto& each : more) {
-        Lanes::fold(each);
-        dots[0] = Lanes::join(dots[0], each);
-    }
-}
-
 template <int N>
 INLINED void int8_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[N]) {
     for (int step = 0; step < group / 4; step++) {
@@ -153,15 +123,12 @@ INLINED void int8_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&
     }
 }
 
+// One token of a panel: so that one dot need not wait for another, there are four at once.
 INLINED void int8_dots(const uint8_t* codes, int group, const int8_t* x, Dots (&dots)[1]) {
     Dots more[3] = {Lanes::nothing(), Lanes::nothing(), Lanes::nothing()};
-    for (int step = 0; step < group / 4; step += 4) {
-        for (int i = 0; i < 4; i++) {
-            const uint8_t* at = codes + 64 * (step + i);
-            Lanes::prefetch(at + AHEAD);
-            Lanes::dot8(i ? more[i - 1] : dots[0], Lanes::bytes(at), x + 4 * (step + i));
-        }
-    }
+    for (int step = 0; step < group / 4; step += 4)
+        for (int i = 0; i < 4; i++)
+            Lanes::dot8(i ? more[i - 1] : dots[0], Lanes::bytes(codes + 64 * (step + i)), x + 4 * (step + i));
     for (auto& each : more) dots[0] = Lanes::join(dots[0], each);
 }
 
@@ -204,6 +171,39 @@ INLINED void int8_exact(const uint8_t* codes, int group, const float* x, F (&sum
 // ---- A block: 16 rows of the matrix with N tokens, all groups
 
 template <int N>
+INLINED void start_dots(const int32_t* sums, Dots (&dots)[N]) {
+    UNROLLED
+    for (int t = 0; t < N; t++) dots[t] = Lanes::start(sums + t);
+}
+
+// Adds the dots of a group, times the scales of the rows and of the tokens.
+template <int N>
+INLINED void add_dots(const Dots (&dots)[N], F scale, const float* scales, F (&sums)[N]) {
+    UNROLLED
+    for (int t = 0; t < N; t++)
+        sums[t] = Lanes::fma(Lanes::finish(dots[t]), Lanes::mul(scale, Lanes::set(scales[t])), sums[t]);
+}
+
+// Adds numbers of each row times numbers of each token.
+template <int N>
+INLINED void add_products(F row, const float* tokens, F (&sums)[N]) {
+    UNROLLED
+    for (int t = 0; t < N; t++) sums[t] = Lanes::fma(row, Lanes::set(tokens[t]), sums[t]);
+}
+
+template <int N>
+INLINED void add_parts(const F (&parts)[N], F scale, F (&sums)[N]) {
+    UNROLLED
+    for (int t = 0; t < N; t++) sums[t] = Lanes::fma(parts[t], scale, sums[t]);
+}
+
+template <int N>
+INLINED void clear(F (&sums)[N]) {
+    UNROLLED
+    for (int t = 0; t < N; t++) sums[t] = Lanes::set(0);
+}
+
+template <int N>
 INLINED void int4_block(const uint8_t* block, const Matrix& matrix, const Rows& rows, int start, F (&sums)[N]) {
     const int group = matrix.group, pitch = 8 * group + 64;
     for (int g = 0; g < matrix.groups(); g++) {
@@ -213,24 +213,16 @@ INLINED void int4_block(const uint8_t* block, const Matrix& matrix, const Rows& 
         const size_t place = size_t(g) * rows.count + start;
         if (rows.codes) {
             Dots dots[N];
-            UNROLLED
-            for (int t = 0; t < N; t++) dots[t] = Lanes::start(rows.sums + place + t);
+            start_dots(rows.sums + place, dots);
             int4_dots(codes, group, rows.codes + place * group, dots);
-            UNROLLED
-            for (int t = 0; t < N; t++) {
-                const F both = Lanes::mul(scale, Lanes::set(rows.scales[place + t]));
-                sums[t] = Lanes::fma(Lanes::finish(dots[t]), both, sums[t]);
-            }
+            add_dots(dots, scale, rows.scales + place, sums);
         } else {
             F parts[N];
-            UNROLLED
-            for (int t = 0; t < N; t++) parts[t] = Lanes::set(0);
+            clear(parts);
             int4_exact(codes, group, rows.exact + place * group, parts);
-            UNROLLED
-            for (int t = 0; t < N; t++) sums[t] = Lanes::fma(parts[t], scale, sums[t]);
+            add_parts(parts, scale, sums);
         }
-        UNROLLED
-        for (int t = 0; t < N; t++) sums[t] = Lanes::fma(offset, Lanes::set(rows.offsets[place + t]), sums[t]);
+        add_products(offset, rows.offsets + place, sums);
     }
 }
 
@@ -242,8 +234,7 @@ INLINED void int8_block(const uint8_t* block, const Matrix& matrix, const Rows& 
         const size_t place = size_t(g) * rows.count + start;
         if (rows.codes) {
             Dots dots[N];
-            UNROLLED
-            for (int t = 0; t < N; t++) dots[t] = Lanes::start(rows.sums + place + t);
+            start_dots(rows.sums + place, dots);
             int8_dots(codes, group, rows.codes + place * group, dots);
             UNROLLED
             for (int t = 0; t < N; t++)
@@ -262,8 +253,7 @@ void tile(const Matrix& matrix, int first, int count, const Rows& rows, int star
     for (int b = 0; b < count; b++) {
         const uint8_t* block = matrix.data + size_t(first + b) * matrix.block_bytes();
         F sums[N];
-        UNROLLED
-        for (int t = 0; t < N; t++) sums[t] = Lanes::set(0);
+        clear(sums);
         if (matrix.kind == Kind::int4)
             int4_block(block, matrix, rows, start, sums);
         else
@@ -340,26 +330,16 @@ void panel_tile(const Panel& panel, int group, int groups, bool offsets, const R
         const size_t place = size_t(group + g) * rows.count + start;
         if (rows.codes) {
             Dots dots[N];
-            UNROLLED
-            for (int t = 0; t < N; t++) dots[t] = Lanes::start(rows.sums + place + t);
+            start_dots(rows.sums + place, dots);
             int8_dots(codes, rows.group, rows.codes + place * rows.group, dots);
-            UNROLLED
-            for (int t = 0; t < N; t++) {
-                const F both = Lanes::mul(scale, Lanes::set(rows.scales[place + t]));
-                sums[t] = Lanes::fma(Lanes::finish(dots[t]), both, sums[t]);
-            }
+            add_dots(dots, scale, rows.scales + place, sums);
         } else {
             F parts[N];
-            UNROLLED
-            for (int t = 0; t < N; t++) parts[t] = Lanes::set(0);
+            clear(parts);
             int8_exact(codes, rows.group, rows.exact + place * rows.group, parts);
-            UNROLLED
-            for (int t = 0; t < N; t++) sums[t] = Lanes::fma(parts[t], scale, sums[t]);
+            add_parts(parts, scale, sums);
         }
-        if (!offsets) continue;
-        UNROLLED
-        for (int t = 0; t < N; t++)
-            sums[t] = Lanes::fma(panel.offsets[g], Lanes::set(rows.offsets[place + t]), sums[t]);
+        if (offsets) add_products(panel.offsets[g], rows.offsets + place, sums);
     }
     UNROLLED
     for (int t = 0; t < N; t++) Lanes::store(out + size_t(t) * stride, sums[t]);
@@ -432,13 +412,13 @@ void multiply(const Matrix& matrix, int first, int count, const Rows& rows, int 
         multiply_rowwise(matrix, first, count, rows, start, tokens, out, stride);
         return;
     }
-    if (tokens == 1 && rows.codes && count % Lanes::STREAMS == 0) {
-        for (int b = 0; b < count; b += Lanes::STREAMS)
-            one_token<Lanes::STREAMS>(matrix, first + b, rows, start, out + BLOCK * b);
-        return;
-    }
     in_tiles(tokens, [&](auto n, int done) {
-        tile<n()>(matrix, first, count, rows, start + done, out + size_t(done) * stride, stride);
+        float* to = out + size_t(done) * stride;
+        if (n() == 1 && rows.codes && count % Lanes::STREAMS == 0)
+            for (int b = 0; b < count; b += Lanes::STREAMS)
+                one_token<Lanes::STREAMS>(matrix, first + b, rows, start + done, to + BLOCK * b);
+        else
+            tile<n()>(matrix, first, count, rows, start + done, to, stride);
     });
 }
 
@@ -537,13 +517,6 @@ void activate(const Gating& gating, const float* gate, const float* up, int colu
 
 // ---- Results
 
-void store_one(float value, Type type, void* to, int at) {
-    if (type == Type::float32)
-        static_cast<float*>(to)[at] = value;
-    else
-        static_cast<uint16_t*>(to)[at] = to_bf16(value);
-}
-
 void store(const float* from, const float* bias, int count, Type type, void* to) {
     int i = 0;
     for (; i + 16 <= count; i += 16) {
@@ -554,7 +527,7 @@ void store(const float* from, const float* bias, int count, Type type, void* to)
         else
             Lanes::store_bf16(static_cast<uint16_t*>(to) + i, x);
     }
-    for (; i < count; i++) store_one(bias ? from[i] + bias[i] : from[i], type, to, i);
+    for (; i < count; i++) write_number(bias ? from[i] + bias[i] : from[i], type, to, i);
 }
 
 void sum(const void* parts, int choices, const float* weights, const bool* there, int columns, Type type, void* out) {
@@ -567,7 +540,7 @@ void sum(const void* parts, int choices, const float* weights, const bool* there
         float last[16];
         Lanes::store(last, total);
         if (c + 16 > columns)
-            for (int i = c; i < columns; i++) store_one(last[i - c], type, out, i);
+            for (int i = c; i < columns; i++) write_number(last[i - c], type, out, i);
         else
             store(last, nullptr, 16, type, static_cast<uint8_t*>(out) + size_t(c) * size_of(type));
     }

@@ -45,4 +45,16 @@ inline uint16_t to_bf16(float value) {
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+inline float read_number(const void* data, Type type, int at) {
+    return type == Type::float32 ? static_cast<const float*>(data)[at]
+                                 : from_bf16(static_cast<const uint16_t*>(data)[at]);
+}
+
+inline void write_number(float value, Type type, void* data, int at) {
+    if (type == Type::float32)
+        static_cast<float*>(data)[at] = value;
+    else
+        static_cast<uint16_t*>(data)[at] = to_bf16(value);
+}
+
 }  // namespace moe_local

@@ -25,18 +25,6 @@ void for_rows(int threads, int rows, const Body& body) {
     });
 }
 
-float read(const void* data, Type type, int at) {
-    return type == Type::float32 ? static_cast<const float*>(data)[at]
-                                 : from_bf16(static_cast<const uint16_t*>(data)[at]);
-}
-
-void write(float value, Type type, void* data, int at) {
-    if (type == Type::float32)
-        static_cast<float*>(data)[at] = value;
-    else
-        static_cast<uint16_t*>(data)[at] = to_bf16(value);
-}
-
 // The two numbers of pair `at`.
 std::pair<int, int> pair_of(Pairs pairs, int at, int half) {
     if (pairs == Pairs::halves) return {at, at + half};
@@ -51,11 +39,11 @@ void rotate_pairs(const Rotary& rotary, const uint8_t* x, Type type, const void*
     for (int i = 0; i < half; i++) {
         const auto from = pair_of(rotary.in, i, half), to = pair_of(rotary.out, i, half);
         const auto angle = pair_of(rotary.angles, i, half);
-        const float a = read(x, type, from.first), b = read(x, type, from.second);
-        const float first = round(a * read(cos, angles, angle.first)) - round(b * read(sin, angles, angle.first));
-        const float second = round(b * read(cos, angles, angle.second)) + round(a * read(sin, angles, angle.second));
-        write(first, type, out, to.first);
-        write(second, type, out, to.second);
+        const float a = read_number(x, type, from.first), b = read_number(x, type, from.second);
+        const float first = round(a * read_number(cos, angles, angle.first)) - round(b * read_number(sin, angles, angle.first));
+        const float second = round(b * read_number(cos, angles, angle.second)) + round(a * read_number(sin, angles, angle.second));
+        write_number(first, type, out, to.first);
+        write_number(second, type, out, to.second);
     }
 }
 
@@ -191,7 +179,7 @@ void route_token(const Processor& processor, const Router& router, int experts, 
         normalise(chosen.data(), router.choices, 0);
     }
     if (router.normalises) normalise(chosen.data(), router.choices, router.epsilon);
-    for (int i = 0; i < router.choices; i++) write(chosen[size_t(i)] * router.scale, type, weights, i);
+    for (int i = 0; i < router.choices; i++) write_number(chosen[size_t(i)] * router.scale, type, weights, i);
 }
 
 }  // namespace
@@ -235,14 +223,14 @@ void route(const Machine& machine, const Router& router, const Numbers& x, const
     for_rows(threads_for(machine, int64_t(x.rows) * experts * x.columns / 8), x.rows, [&](int row) {
         std::vector<float> scores(size_t(experts) + size_t(x.columns));
         float* wide = scores.data() + experts;
-        for (int c = 0; c < x.columns; c++) wide[c] = read(x.row(row), x.type, c);
+        for (int c = 0; c < x.columns; c++) wide[c] = read_number(x.row(row), x.type, c);
         machine.processor->dots(wide, 1, x.columns, weight.data, weight.type, weight.columns, experts, x.columns,
                                 scores.data(), experts);
         for (int e = 0; e < experts; e++) {
             float& score = scores[size_t(e)];
             if (router.logits_bias) score += router.logits_bias[e];
             if (router.rounds) score = from_bf16(to_bf16(score));
-            write(score, logits.type, logits.row(row), e);
+            write_number(score, logits.type, logits.row(row), e);
         }
         route_token(*machine.processor, router, experts, scores.data(), weights.type, weights.row(row),
                     index + int64_t(row) * router.choices);

@@ -24,7 +24,7 @@ INLINED void store_of(F x, void* to, int at) {
 void store_until(F x, Type type, void* to, int at, int end) {
     float part[16];
     Lanes::store(part, x);
-    for (int i = at; i < end && i < at + 16; i++) store_one(part[i - at], type, to, i);
+    for (int i = at; i < end && i < at + 16; i++) write_number(part[i - at], type, to, i);
 }
 
 INLINED F normed(F x, F factor, F weight, bool weighted, bool rounds) {
