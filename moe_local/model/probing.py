@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
 from typing import Any
 
 import torch
@@ -51,10 +50,15 @@ def settings_of(module: nn.Module) -> object:
     return type(module), tuple(sorted(chosen.items())), None if weight is None else (weight.shape, weight.dtype)
 
 
-@cache
+_subclasses: dict[object, type[nn.Module]] = {}
+
+
 def subclass(
     original: type[nn.Module], forward_for: Callable[[type[nn.Module]], Callable[..., Any]]
 ) -> type[nn.Module]:
     """The class of the same name whose forward pass `forward_for` makes of the original; the same one each time."""
-    members = {"forward": forward_for(original), "__module__": original.__module__}
-    return type(original.__name__, (original,), members)
+    key = original, forward_for
+    if key not in _subclasses:
+        members = {"forward": forward_for(original), "__module__": original.__module__}
+        _subclasses[key] = type(original.__name__, (original,), members)
+    return _subclasses[key]
