@@ -92,16 +92,17 @@ def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply |
 
     def multiply(x: Tensor) -> Tensor:
         rows = native.multipliable(x)
-        y = rows.new_empty(len(rows), out)
-        if len(rows):
+        count = rows.shape[0]
+        y = rows.new_empty(count, out)
+        if count:
             multiply_dense(
                 native.machine(), kind, out, width, group, found.scale_rows, found.scale_columns, exact,
                 *data, *scales, *whole, 0, 0,
-                len(rows), rows.data_ptr(), rows.nbytes, y.data_ptr(), y.nbytes, native.TYPES[rows.dtype],
+                count, rows.data_ptr(), rows.nbytes, y.data_ptr(), y.nbytes, native.TYPES[rows.dtype],
             )  # fmt: skip
         if heads:
-            y = y.view(len(y), heads, -1, 2).transpose(2, 3).reshape(len(y), out)
-        return y.to(x.dtype)
+            y = y.view(count, heads, -1, 2).transpose(2, 3).reshape(count, out)
+        return y if y.dtype is x.dtype else y.to(x.dtype)
 
     multiply.__dict__["held"] = held  # or their memory would be another's
     return multiply

@@ -45,7 +45,7 @@ class NativePass:
         self._owner = owner
         self._dtype = hidden.dtype
         self._hidden = native.multipliable(hidden)
-        index = index.to(torch.int64).contiguous()
+        index = (index if index.dtype is torch.int64 else index.to(torch.int64)).contiguous()
         tokens, choices = index.shape
         self._routing = _native.Routing(index.data_ptr(), index.nbytes, tokens, choices, experts)
         self.experts: Sequence[int] = self._routing.chosen
@@ -67,12 +67,12 @@ class NativePass:
         from moe_local.kernels.native._native import sum_choices
 
         parts, by = self._outputs, native.multipliable(weights)
-        out = parts.new_empty(len(by), parts.shape[1])
+        out = parts.new_empty(by.shape[0], parts.shape[1])
         sum_choices(
             native.machine(), self._routing, parts.shape[1], parts.data_ptr(), parts.nbytes,
             by.data_ptr(), by.nbytes, native.TYPES[by.dtype], out.data_ptr(), out.nbytes, native.TYPES[out.dtype],
         )  # fmt: skip
-        return out.to(self._dtype)
+        return out if out.dtype is self._dtype else out.to(self._dtype)
 
 
 def native_experts(

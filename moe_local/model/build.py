@@ -6,7 +6,7 @@ never materialised: to transformers they are unexpected keys, and are left in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
@@ -89,11 +89,23 @@ def _use_native(model: PreTrainedModel) -> None:
         from moe_local.model.native_norms import use_native_norms
         from moe_local.model.native_rotary import use_native_rotary
         from moe_local.model.native_routers import use_native_routers
+        from moe_local.model.replay import use_replay
 
         use_native_eager(model)
         use_native_norms(model)
         use_native_rotary(model)
         use_native_routers(model)
+        use_replay(model, _decoder_layers(model))
+
+
+def _decoder_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The modules of the outermost lists that experts are in."""
+    experts = [path for path, module in model.named_modules() if isinstance(module, ExpertLayer)]
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    for path, layers in lists.items():
+        inner = any(path.startswith(f"{other}.") for other in lists)
+        if not inner and any(each.startswith(f"{path}.") for each in experts):
+            yield from layers
 
 
 class LazyTensor:

@@ -7,7 +7,7 @@ lengths, zeros at the end, and are copied when one is full.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,15 @@ def with_room(states: Tensor) -> Tensor:
     return _buffer_of(states, states.shape[-2]) if buffer is None else buffer
 
 
+class Written(NamedTuple):
+    """Where a layer's keys and values lie: addresses of buffers, for how many tokens, and how many are there."""
+
+    keys: int
+    values: int
+    room: int
+    tokens: int
+
+
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A `DynamicLayer` whose `keys` and `values` begin buffers. Other tensors may be put in their place."""
 
@@ -40,8 +49,48 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.values: Tensor = _appended(self.values, value_states)
         return self.keys, self.values
 
+    def written(self) -> Written | None:
+        """None where the next token's keys and values would not be written into the buffers that are there."""
+        if not self.is_initialized:
+            return None
+        keys, values, length = _ready(self.keys), _ready(self.values), self.keys.shape[-2]
+        if keys is None or values is None or keys.shape[-2] != values.shape[-2] or self.values.shape[-2] != length:
+            return None
+        return Written(keys.data_ptr(), values.data_ptr(), keys.shape[-2], length)
+
+    def took_one(self) -> None:
+        """A token's key and value have been written behind the others."""
+        self.keys, self.values = _longer(self.keys), _longer(self.values)
+
+    def places(self) -> set[int]:
+        """The memory that keys and values lie in."""
+        return {states.untyped_storage().data_ptr() for states in (self.keys, self.values)}
+
 
 PLAIN_LAYERS = (DynamicLayer, GrowingLayer)  # that keep every token, and nothing else
+
+
+def _ready(held: Tensor) -> Tensor | None:
+    """The buffer that `held` begins, if the next token's can be written behind it."""
+    buffer: Tensor | None = getattr(held, _BUFFER, None)
+    length = held.shape[-2]
+    if buffer is None or getattr(buffer, _FILLED) != length or length >= buffer.shape[-2]:
+        return None
+    return None if buffer.is_inference() and not torch.is_inference_mode_enabled() else buffer
+
+
+def _longer(held: Tensor) -> Tensor:
+    """`held` and the token that was written behind it."""
+    return _beginning(getattr(held, _BUFFER), held.shape[-2] + 1)
+
+
+def _beginning(buffer: Tensor, tokens: int) -> Tensor:
+    """The first `tokens` of a buffer, which are all that are in it now."""
+    setattr(buffer, _FILLED, tokens)
+    batch, heads, _, width = buffer.shape
+    states = buffer.as_strided((batch, heads, tokens, width), buffer.stride())
+    setattr(states, _BUFFER, buffer)
+    return states
 
 
 def _appended(held: Tensor, new: Tensor) -> Tensor:
@@ -53,11 +102,7 @@ def _appended(held: Tensor, new: Tensor) -> Tensor:
     if buffer is None or not fits or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
         buffer = _buffer_of(held if length else new[..., :0, :], total)
     _write(buffer, length, new)
-    setattr(buffer, _FILLED, total)
-    batch, heads, _, width = buffer.shape
-    states = buffer.as_strided((batch, heads, total, width), buffer.stride())
-    setattr(states, _BUFFER, buffer)
-    return states
+    return _beginning(buffer, total)
 
 
 def _write(buffer: Tensor, length: int, new: Tensor) -> None:

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "border.hpp"
+#include "program.hpp"
 #include "team.hpp"
 
 namespace nb = nanobind;
@@ -188,8 +189,9 @@ void dense(const Machine& machine, const std::string& kind_name, int out, int in
     if (bias && (bias % 4 || bias_bytes / 4 < out)) refuse("bias: a misaligned address or too few bytes");
     const Numbers from = numbers("x", x, x_bytes, type, rows, in);
     const Numbers to = numbers("y", y, y_bytes, type, rows, out);
+    const auto* shift = reinterpret_cast<const float*>(bias);
     nb::gil_scoped_release released;
-    multiply_dense(machine, made, exact, from, reinterpret_cast<const float*>(bias), to);
+    perform([=](const Now&) { multiply_dense(machine, made, exact, from, shift, to); });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "border.hpp"
 #include "ops.hpp"
+#include "program.hpp"
 
 namespace nb = nanobind;
 using namespace moe_local;
@@ -42,6 +43,15 @@ int choice(const char* name, int value, int most) {
     return value;
 }
 
+// out = one + other, numbers of one type, as torch adds them.
+void add(int64_t count, int type, uintptr_t one, int64_t one_bytes, uintptr_t other, int64_t other_bytes,
+         uintptr_t out, int64_t out_bytes) {
+    const Numbers a = numbers("one", one, one_bytes, type, 1, count), b = numbers("other", other, other_bytes, type, 1, count);
+    const Numbers sum = numbers("out", out, out_bytes, type, 1, count);
+    nb::gil_scoped_release released;
+    perform([=](const Now&) { add_numbers(a, b, sum); });
+}
+
 void norm(const Machine& machine, int rounding, float eps, int64_t rows, int64_t columns, int type, uintptr_t x,
           int64_t x_bytes, uintptr_t weight, int64_t weight_bytes, uintptr_t out, int64_t out_bytes) {
     choice("rounding", rounding, 2);
@@ -49,7 +59,7 @@ void norm(const Machine& machine, int rounding, float eps, int64_t rows, int64_t
     const Numbers to = numbers("out", out, out_bytes, type, rows, columns);
     const float* by = floats("weight", weight, weight_bytes, columns);
     nb::gil_scoped_release released;
-    rms_norm(machine, NormRounding(rounding), eps, from, by, to);
+    perform([=](const Now&) { rms_norm(machine, NormRounding(rounding), eps, from, by, to); });
 }
 
 Rotary rotary_of(int in, int out, int angles, bool rounds, bool last, int64_t size) {
@@ -74,8 +84,9 @@ void turn(const Machine& machine, const Rotary& rotary, int64_t batch, int64_t f
     if (apart < width) refuse("cos: too few bytes");
     const Numbers by_cos = numbers("cos", cos, cos_bytes, angles_type, angles, apart);
     const Numbers by_sin = numbers("sin", sin, sin_bytes, angles_type, angles, apart);
+    const RotaryShape shape{int(batch), int(first), int(second), int(columns), by_first};
     nb::gil_scoped_release released;
-    rotate(machine, rotary, {int(batch), int(first), int(second), int(columns), by_first}, from, by_cos, by_sin, to);
+    perform([=](const Now&) { rotate(machine, rotary, shape, from, by_cos, by_sin, to); });
 }
 
 States states(const char* name, uintptr_t address, int64_t bytes, int64_t batch, int64_t heads, int64_t length,
@@ -96,6 +107,38 @@ Mask mask_of(uintptr_t address, int64_t bytes, int type, int64_t batch, int64_t 
     return {reinterpret_cast<const void*>(address), type, batch_step, head_step};
 }
 
+// Tokens that a cache has room for, by how far apart its heads are; 0 where it is not laid out as a buffer.
+int64_t room_of(const States& states, int kv_heads) {
+    const int64_t room = states.head_step / states.size;
+    const bool whole = states.step == states.size && room * states.size == states.head_step;
+    return whole && (kv_heads == 1 || states.batch_step == kv_heads * states.head_step) ? room : 0;
+}
+
+// The same in other memory, with room for other numbers of tokens.
+States moved(States states, uintptr_t to, int kv_heads, int64_t room) {
+    states.data = reinterpret_cast<const uint16_t*>(to);
+    states.head_step = room * states.size;
+    states.batch_step = kv_heads * states.head_step;
+    return states;
+}
+
+void write_down(Program& program, const Machine& machine, const Attention& attention, uintptr_t query,
+                const States& keys, const States& values, const Mask& mask, uintptr_t out) {
+    const int heads = attention.kv_heads;
+    const auto key = reinterpret_cast<uintptr_t>(keys.data), value = reinterpret_cast<uintptr_t>(values.data);
+    const int64_t room = room_of(keys, heads);
+    if (mask.data || attention.batch > 1 || !room || room != room_of(values, heads))
+        return program.refuse("attention with a mask, of a batch, or over states that are not in a buffer");
+    program.add([=](const Now& now) {
+        if (attention.length + now.later > now.now.room) refuse("more tokens than there is room for");
+        Attention later = attention;
+        later.length += int(now.later);
+        attend(machine, later, reinterpret_cast<const uint16_t*>(query), moved(keys, now.of(key), heads, now.now.room),
+               moved(values, now.of(value), heads, now.now.room), mask, reinterpret_cast<uint16_t*>(out));
+    }, key, room);
+    program.add([](const Now&) {}, value, room);
+}
+
 void attend_one(const Machine& machine, int64_t batch, int64_t heads, int64_t kv_heads, int64_t length, int64_t size,
                 int64_t value_size, float scale, uintptr_t query, int64_t query_bytes, uintptr_t key,
                 int64_t key_bytes, int64_t key_batch, int64_t key_head, int64_t key_step, uintptr_t value,
@@ -112,9 +155,18 @@ void attend_one(const Machine& machine, int64_t batch, int64_t heads, int64_t kv
         states("value", value, value_bytes, batch, kv_heads, length, value_size, value_batch, value_head, value_step);
     const Mask hidden = mask_of(mask, mask_bytes, mask_type, batch, heads, length, mask_batch, mask_head);
     const float* more = floats("sinks", sinks, sinks_bytes, heads);
+    const Attention attention{int(batch), int(heads), int(kv_heads), int(length), scale, more};
+    if (recording()) write_down(*recording(), machine, attention, query, keys, values, hidden, out);
     nb::gil_scoped_release released;
-    attend(machine, {int(batch), int(heads), int(kv_heads), int(length), scale, more},
-           reinterpret_cast<const uint16_t*>(query), keys, values, hidden, reinterpret_cast<uint16_t*>(out));
+    attend(machine, attention, reinterpret_cast<const uint16_t*>(query), keys, values, hidden,
+           reinterpret_cast<uint16_t*>(out));
+}
+
+void copy_rows(int64_t parts, int64_t room, int64_t at, int64_t row_bytes, uintptr_t from, uintptr_t to) {
+    const auto* source = reinterpret_cast<const uint8_t*>(from);
+    auto* target = reinterpret_cast<uint8_t*>(to);
+    for (int64_t part = 0; part < parts; part++)
+        std::memcpy(target + (part * room + at) * row_bytes, source + part * row_bytes, size_t(row_bytes));
 }
 
 // A row of each part of `from` to row `at` of the same part of `to`.
@@ -124,10 +176,12 @@ void append(int64_t parts, int64_t room, int64_t at, int64_t row_bytes, uintptr_
     if (at < 0 || at >= room) refuse("row " + std::to_string(at) + " of " + std::to_string(room));
     check("from", from, from_bytes, 1, parts * row_bytes);
     check("to", to, to_bytes, 1, parts * room * row_bytes);
-    const auto* source = reinterpret_cast<const uint8_t*>(from);
-    auto* target = reinterpret_cast<uint8_t*>(to);
-    for (int64_t part = 0; part < parts; part++)
-        std::memcpy(target + (part * room + at) * row_bytes, source + part * row_bytes, size_t(row_bytes));
+    copy_rows(parts, room, at, row_bytes, from, to);
+    if (!recording()) return;
+    recording()->add([=](const Now& now) {
+        if (at + now.later >= now.now.room) refuse("more tokens than there is room for");
+        copy_rows(parts, now.now.room, at + now.later, row_bytes, from, now.of(to));
+    }, to, room);
 }
 
 Router router_of(int64_t choices, int scoring, int group_score, int64_t groups, int64_t groups_kept, bool sorted,
@@ -157,7 +211,7 @@ void choose_experts(const Machine& machine, Router router, int64_t tokens, int64
     router.logits_bias = floats("bias of logits", logits_bias, logits_bias_bytes, experts);
     router.bias = floats("bias", bias, bias_bytes, experts);
     nb::gil_scoped_release released;
-    route(machine, router, from, matrix, scores, chosen, reinterpret_cast<int64_t*>(index));
+    perform([=](const Now&) { route(machine, router, from, matrix, scores, chosen, reinterpret_cast<int64_t*>(index)); });
 }
 
 }  // namespace
@@ -175,6 +229,20 @@ void add_ops(nb::module_& m) {
                  new (made) Router(router_of(choices, scoring, group_score, groups, groups_kept, sorted, normalises,
                                              epsilon, scale, rounds));
              });
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<>())
+        .def("bind", [](Program& self, uintptr_t keys, uintptr_t values, int64_t room) {
+            return self.bind({keys, values, room});
+        })
+        .def("run", [](const Program& self, int64_t later, uintptr_t keys, uintptr_t values, int64_t room) {
+            if (later < 0 || room < 0) refuse("tokens or room below none");
+            nb::gil_scoped_release released;
+            self.run(later, {keys, values, room});
+        })
+        .def_prop_ro("unfit", &Program::unfit)
+        .def("__len__", &Program::size);
+    m.def("record", [](Program* program) { recording() = program; }, nb::arg("program").none());
+    m.def("add", add);
     m.def("rms_norm", norm);
     m.def("rotate", turn);
     m.def("attend_one", attend_one);

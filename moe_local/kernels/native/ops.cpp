@@ -217,15 +217,30 @@ void attend(const Machine& machine, const Attention& attention, const uint16_t* 
     });
 }
 
+void add_numbers(const Numbers& one, const Numbers& other, const Numbers& out) {
+    const int count = one.columns;
+    if (one.type == Type::float32) {
+        const auto *a = static_cast<const float*>(one.data), *b = static_cast<const float*>(other.data);
+        for (int i = 0; i < count; i++) static_cast<float*>(out.data)[i] = a[i] + b[i];
+        return;
+    }
+    const auto *a = static_cast<const uint16_t*>(one.data), *b = static_cast<const uint16_t*>(other.data);
+    for (int i = 0; i < count; i++) static_cast<uint16_t*>(out.data)[i] = to_bf16(from_bf16(a[i]) + from_bf16(b[i]));
+}
+
 void route(const Machine& machine, const Router& router, const Numbers& x, const Numbers& weight,
            const Numbers& logits, const Numbers& weights, int64_t* index) {
-    const int experts = weight.rows;
-    for_rows(threads_for(machine, int64_t(x.rows) * experts * x.columns / 8), x.rows, [&](int row) {
+    const int experts = weight.rows, blocks = (experts + BLOCK - 1) / BLOCK;
+    const int threads = threads_for(machine, int64_t(x.rows) * experts * x.columns / 4);
+    for_rows(x.rows > 1 ? threads : 1, x.rows, [&](int row) {
         std::vector<float> scores(size_t(experts) + size_t(x.columns));
         float* wide = scores.data() + experts;
         for (int c = 0; c < x.columns; c++) wide[c] = read_number(x.row(row), x.type, c);
-        machine.processor->dots(wide, 1, x.columns, weight.data, weight.type, weight.columns, experts, x.columns,
-                                scores.data(), experts);
+        for_rows(x.rows > 1 ? 1 : threads, blocks, [&](int block) {
+            const int first = block * BLOCK, count = std::min(BLOCK, experts - first);
+            machine.processor->dots(wide, 1, x.columns, weight.row(first), weight.type, weight.columns, count,
+                                    x.columns, scores.data() + first, experts);
+        });
         for (int e = 0; e < experts; e++) {
             float& score = scores[size_t(e)];
             if (router.logits_bias) score += router.logits_bias[e];

@@ -6,6 +6,9 @@
 
 namespace moe_local {
 
+// out = one + other, rounded once.
+void add_numbers(const Numbers& one, const Numbers& other, const Numbers& out);
+
 // Where the factor of a norm is rounded to the type of the rows.
 enum class NormRounding : int { at_the_end = 0, before_weight = 1, of_the_factor = 2 };
 
