@@ -106,7 +106,7 @@ def test_bad_addresses_are_not_written_down() -> None:
     with pytest.raises(ValueError, match="null"):
         append(1, 1, 0, 4, 0, 4, *where(x))
     with pytest.raises(ValueError, match="heads"):
-        attend_one(native.machine(), 1, 3, 2, 1, 1, 1, 1.0, *([0] * 20))
+        attend_one(native.machine(), 1, 3, 2, 1, 1, 1, 1.0, *([0] * 21))
     record(None)
     assert len(program) == 0
 
