@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from moe_local.engine import Engine, load
 from moe_local.experts.layer import ExpertLayer
 from moe_local.kernels import native
+from moe_local.model.kv_cache import with_room
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.options import Options
 from moe_local.testing import architecture, tiny_inputs, write_tiny_checkpoint
@@ -114,6 +116,19 @@ def test_other_caches_and_cropped_ones(tmp_path: Path, modules_only: Any) -> Non
         assert min(played(engine)) > 70
         modules_only()
         assert equal(ours, conversation(engine))
+
+
+@torch.inference_mode()
+def test_no_cache_is_kept(tmp_path: Path) -> None:
+    with tiny("qwen3_moe", tmp_path) as engine:
+        cache = start(engine, "qwen3_moe")
+        decode(engine, cache, 6)
+        assert min(played(engine)) > 0
+        memory = [weakref.ref(states) for layer in cache.layers for states in (layer.keys, layer.values)]
+        memory += [weakref.ref(with_room(states())) for states in memory]
+        memory.append(weakref.ref(cache))
+        del cache
+        assert [held() for held in memory] == [None] * 17
 
 
 @torch.inference_mode()

@@ -89,7 +89,7 @@ def test_attention_is_ours(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(qwen, Options(device="cpu", context=128, dtype="bfloat16")) as engine:
         engine.generate(PROMPT, GREEDY)
         layers = engine.model.config.num_hidden_layers
-    assert len(blocks) + len(alone) >= layers * 8
+    assert len(blocks) + len(alone) >= layers * 2  # what it does for later tokens is replayed
 
 
 def test_experts_are_paged(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
