@@ -84,6 +84,16 @@ def on_cpu(device: torch.device) -> bool:
     return device.type == CPU
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton compiles kernels for a device of its kind."""
+    return device.type == "cuda"
+
+
+def has_bf16_cores(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bf16 as fast as fp16's: GPUs before capability 8.0 do not."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def gpus() -> list[Accelerator]:
     """The devices with memory of their own."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
