@@ -1,6 +1,6 @@
 """What Triton kernels read of encoded matrices: words of the record, the numbers in a word, and their scales.
 
-A matrix [out, in] is read in steps: each is a word of 32 bits that holds `pack` columns of a row, or in a plain matrix
+A matrix [out, in] is read in steps: each is a word of 32 bits that holds `pack` columns of a row, in a plain matrix
 a number. `triton_matrix.Reader` says which parameters a format has. Importing this needs triton.
 """
 

@@ -13,6 +13,8 @@ from moe_local.checkpoint.record import Array, Layout, Matrix, Projection, align
 from moe_local.formats.records import decode_bias, decode_projection
 from moe_local.formats.registry import packable
 from moe_local.kernels.gating import Gating
+from moe_local.kernels.triton_experts import TritonExperts
+from moe_local.kernels.triton_layout import place
 from moe_local.memory.slab import Slab
 from tests.kernels.experts import ACTIVATIONS
 
@@ -146,3 +148,31 @@ class Layer:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, None if bias is None else bias.float())
+
+
+def experts_of(layer: Layer) -> TritonExperts:
+    """The layer's experts for the kernels, wherever its slab lies."""
+    placed = place(layer.layout, layer.gating)
+    assert placed is not None
+    return TritonExperts(layer.slab, {id(layer.layout): placed})
+
+
+def given(layer: Layer, inputs: tuple[Tensor, Tensor, Tensor], waves: int = 1) -> Tensor:
+    """What a pass over the layer gives, its experts put in so many waves, the last ones first."""
+    hidden, index, weights = inputs
+    step = experts_of(layer).start(hidden, index, layer.count)
+    size = max(1, -(-len(step.experts) // waves))
+    for start in reversed(range(0, len(step.experts), size)):
+        wave = step.experts[start : start + size]
+        step.put(layer.layout, wave, [layer.slots[expert] for expert in wave])
+    return step.sum(weights)
+
+
+def check(layer: Layer, tokens: int, choices: int, dtype: torch.dtype = torch.float32, waves: int = 1) -> None:
+    """A pass gives what the numbers as their format decodes them give; so does one from a table on the device."""
+    inputs = layer.inputs(tokens, choices, dtype)
+    wanted, found = layer.wanted(*inputs), given(layer, inputs, waves)
+    assert found.dtype == dtype
+    near = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
+    torch.testing.assert_close(found.cpu().float(), wanted, **near)
+    assert torch.equal(experts_of(layer).run(*inputs, layer.table()), found)
