@@ -27,16 +27,17 @@ def dot(
         words = step_words(data, rows, steps, there, pitch, across, spec)
         part = tl.zeros([tile[0], tile[1]], tl.float32)
         inputs = tl.zeros([1, tile[1]], tl.float32)
-        for place in tl.static_range(pack):
-            column = tl.load(x + (pack * steps[None, :] + place), mask=there, other=0).to(tl.float32)
-            part += number(words, place, values, kind) * column
-            inputs += column
+        if pack == 1:  # x is read in words' layout, or all of them would be brought into x's
+            sums += words * tl.load(x + (steps[None, :] + 0 * rows[:, None]), mask=there, other=0).to(tl.float32)
+        else:
+            for place in tl.static_range(pack):
+                column = tl.load(x + (pack * steps[None, :] + place), mask=there, other=0).to(tl.float32)
+                part += number(words, place, values, kind) * column
+                inputs += column
         if kind == "int4":
             by = scale(data, scales, whole, rows, steps, there, pitch, across, spec)
             sums += part * by + offset(data, rows, steps, there, pitch, spec[1]) * inputs
-        elif kind == "bf16" or kind == "fp16" or kind == "fp32":
-            sums += part
-        else:
+        elif pack > 1:
             sums += part * scale(data, scales, whole, rows, steps, there, pitch, across, spec)
     return tl.sum(sums, axis=1)
 

@@ -34,4 +34,5 @@ def test_kernels_for_every_gpu(name: str, tmp_path: Path, capsys: pytest.Capture
     assert {figure["target"] for figure in figures} == {75, 80, 86, 89, 90, 120}
     vectors = [figure for figure in figures if figure["kernel"].endswith("_vector")]
     assert vectors and all(figure["stack"] == 0 and figure["wide_loads"] > 0 for figure in vectors)
+    assert all(figure["shared"] <= 256 for figure in vectors)  # nothing changes its layout in a loop
     assert not any(figure["flushes"] for figure in figures)  # small floats are subnormal ones on their way

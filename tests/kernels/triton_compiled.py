@@ -83,7 +83,7 @@ def compile_for(launch: Launch, capability: int) -> dict[str, object]:
         "target": capability,
         **_resources(made.asm["cubin"]),
         "shared": made.metadata.shared,
-        "wide_loads": len(re.findall(r"(?:ld\.global|cp\.async)\S*(?:v4\.b32|v2\.b64| 0x10)", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global\S*(?:v4\.b32|v2\.b64)|cp\.async.*, 0x10,", ptx)),
         "flushes": ptx.count(".ftz"),
     }
 
@@ -132,29 +132,29 @@ def dense(name: str, shape: tuple[int, int], dtype: torch.dtype, rows: int) -> I
 
 
 def figures(names: list[str], targets: tuple[int, ...] = TARGETS) -> Iterator[dict[str, object]]:
+    """Of every kernel that layers and matrices of these formats launch, by each target in the type it is good at."""
     for target in targets:
         cores = target >= 80
         triton_experts.has_bf16_cores = triton_dense.has_bf16_cores = lambda device, cores=cores: cores
-        for dtype in (torch.bfloat16, torch.float16):
+        for dtype in (torch.bfloat16,) if cores else (torch.bfloat16, torch.float16):
             for name in names:
-                made: list[tuple[str, Launch]] = []
-                for model, shape in SHAPES.items():
-                    gating = clamped(interleaved=True) if model == "gpt-oss" else Gating("silu")
-                    for tokens in (1, 64, 2048):
-                        if _fits(name, shape):
-                            made += [(model, each) for each in experts(name, shape, dtype, gating, tokens)]
-                if not name.startswith(("bf16", "fp16", "fp32")):
-                    made += [
-                        ("dense", each) for rows in (1, 16, 512) for each in dense(name, (512, 2048), dtype, rows)
-                    ]
-                for model, launch in made:
+                for model, launch in _all(name, dtype):
                     tile = launch[2]["tile"]
                     said = {"format": name, "model": model, "dtype": str(dtype).removeprefix("torch."), "tile": tile}
                     yield {**said, **compile_for(launch, target)}
 
 
-def _fits(name: str, shape: tuple[int, int]) -> bool:
-    return not name.startswith("int4") or all(size % int(name.removeprefix("int4-")) == 0 for size in shape)
+def _all(name: str, dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """What a format is launched for: of a model, or of a matrix."""
+    for model, shape in SHAPES.items():
+        if model == "gpt-oss" and name not in ("mxfp4", "bf16"):
+            continue
+        gating = clamped(interleaved=True) if model == "gpt-oss" else Gating("silu")
+        for tokens in (1, 64, 2048):
+            yield from ((model, launch) for launch in experts(name, shape, dtype, gating, tokens))
+    if name not in ("bf16", "fp16", "fp32"):
+        for rows in (1, 16, 512):
+            yield from (("matrix", launch) for launch in dense(name, (512, 2048), dtype, rows))
 
 
 if __name__ == "__main__":
