@@ -8,9 +8,10 @@ from torch import Tensor
 from moe_local.formats.base import Arrays, Format, Shape
 from moe_local.formats.plain import Plain
 from moe_local.kernels.base import MatrixKernel, Multiply
+from moe_local.kernels.triton_launch import Launcher, launcher
 from moe_local.kernels.triton_layout import COLUMNS, tiled, vector
 from moe_local.kernels.triton_matrix import KINDS, Lying, reader_of, reads, usable, values
-from moe_local.memory.accelerator import has_bf16_cores
+from moe_local.memory.accelerator import has_bf16_cores, launching_on
 
 _VECTOR_ROWS = (
     4  # up to so many rows, those that read the same part of the matrix at once share it in the GPU's cache
@@ -32,21 +33,28 @@ def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply |
     one = vector(reader, out)
     table = values(reader.table, next(iter(arrays.values())).device)
 
+    kept: dict[object, Launcher] = {}
+
     def multiply(x: Tensor) -> Tensor:
+        rows = (x if x.dtype in KINDS else x.float()).contiguous()
+        y = rows.new_empty(len(rows), out)
+        if len(rows):
+            with launching_on(rows.device):
+                launch(rows, y)
+        return y.to(x.dtype)
+
+    def launch(rows: Tensor, y: Tensor) -> None:
         from moe_local.kernels.triton_tiled import dense_tiled
         from moe_local.kernels.triton_vector import dense_vector
 
-        rows = (x if x.dtype in KINDS else x.float()).contiguous()
-        y = rows.new_empty(len(rows), out)
-        if 0 < len(rows) <= _VECTOR_ROWS:
-            dense_vector[len(rows), -(-out // one["tile"][0])](rows, *held, y, table, *numbers, **one)
-        elif len(rows):
-            plain = rows.dtype == torch.float32
-            in_float = plain or (rows.dtype == torch.bfloat16 and not has_bf16_cores(rows.device))
-            many = tiled(reader, out, 16 if len(rows) <= 32 else 64, in_float)
-            grid = (-(-out // COLUMNS), -(-len(rows) // many["tile"][0]))
-            dense_tiled[grid](rows, *held, y, table, len(rows), *numbers, **many)
-        return y.to(x.dtype)
+        if len(rows) <= _VECTOR_ROWS:
+            single = launcher(kept, "single", lambda: Launcher(dense_vector, numbers, one))
+            single(len(rows), -(-out // one["tile"][0]), rows, *held, y, table)
+            return
+        slow = rows.dtype == torch.bfloat16 and not has_bf16_cores(rows.device)
+        many = tiled(reader, out, 16 if len(rows) <= 32 else 64, slow or rows.dtype == torch.float32)
+        grid = (-(-out // COLUMNS), -(-len(rows) // many["tile"][0]))
+        dense_tiled[grid](rows, *held, y, table, len(rows), *numbers, **many)
 
     return multiply
 

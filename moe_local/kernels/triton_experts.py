@@ -10,9 +10,10 @@ from torch import Tensor
 
 from moe_local.checkpoint.record import Layout
 from moe_local.kernels.gating import Gating
-from moe_local.kernels.triton_layout import COLUMNS, OPTIONS, PlacedExpert, place
+from moe_local.kernels.triton_launch import Launcher, launcher
+from moe_local.kernels.triton_layout import OPTIONS, PlacedExpert, place
 from moe_local.kernels.triton_matrix import KINDS, usable, values
-from moe_local.memory.accelerator import has_bf16_cores
+from moe_local.memory.accelerator import has_bf16_cores, launching_on
 from moe_local.memory.slab import Slab
 
 _VECTOR_CHOICES = 16  # up to so many, or half of the experts, few share an expert: each is multiplied by itself
@@ -27,6 +28,7 @@ class TritonExperts:
         """See `triton_experts`; `layouts` by the id of the layout they are of."""
         self._slab = slab
         self._layouts = layouts
+        self._launchers: dict[object, Launcher] = {}
         self._only = next(iter(layouts.values())) if len(layouts) == 1 else None
 
     def start(self, hidden: Tensor, index: Tensor, experts: int) -> TritonPass:
@@ -45,21 +47,25 @@ class TritonExperts:
         work = self._work(hidden, index, len(slots))
         if not work.choices:
             return torch.zeros_like(hidden)
-        if work.few:
-            work.vector(self._only, self._slab, slots)
-        else:
-            work.tiled(self._only, self._slab, *work.tiles_on_device(slots))
-        return work.sum(weights, slots)
+        with launching_on(hidden.device):
+            if work.few:
+                work.vector(self._only, self._slab, slots)
+            else:
+                work.tiled(self._only, self._slab, *work.tiles_on_device(slots))
+            return work.sum(weights, slots)
 
     def _work(self, hidden: Tensor, index: Tensor, experts: int) -> _Work:
         placed = next(iter(self._layouts.values()))
-        return _Work(hidden, index, experts, placed.inner, placed.down.rows)
+        return _Work(hidden, index, experts, placed.inner, placed.down.rows, self._launchers)
 
 
 class _Work:
     """Choices under way: inputs, what came of gate and up, and the place of each choice's output."""
 
-    def __init__(self, hidden: Tensor, index: Tensor, experts: int, inner: int, width: int) -> None:
+    def __init__(
+        self, hidden: Tensor, index: Tensor, experts: int, inner: int, width: int, kept: dict[object, Launcher]
+    ) -> None:
+        self._kept = kept
         self.hidden = (hidden if hidden.dtype in KINDS else hidden.float()).contiguous()
         self.dtype = hidden.dtype
         self.index = index.to(torch.int64).contiguous()
@@ -80,30 +86,37 @@ class _Work:
         """Multiplies by the experts of a layout that `slots` says are there, each choice by itself."""
         from moe_local.kernels.triton_vector import down_vector, up_vector
 
-        size, index, experts = slab.slot_size, self.index, self.experts
-        up, down, records = placed.up_vector, placed.down_vector, slab.memory_of_all
-        up_vector[self.choices, -(-placed.up_tile_rows // up["tile"][0])](
-            self.hidden, index, slots, records, self._inner, values(placed.up.reader.table, records.device), size,
-            experts, self._each, *placed.up_numbers, **up,
+        index, records, counts = self.index, slab.memory_of_all, (slab.slot_size, self.experts)
+        up = launcher(
+            self._kept, ("up", id(placed), self.experts, self._each),
+            lambda: Launcher(up_vector, (*counts, self._each, *placed.up_numbers), placed.up_vector),
         )  # fmt: skip
-        down_vector[self.choices, -(-placed.down.rows // down["tile"][0])](
-            self._inner, index, slots, records, self._outputs, values(placed.down.reader.table, records.device),
-            size, experts, *placed.down_numbers, **down,
+        down = launcher(
+            self._kept, ("down", id(placed), self.experts),
+            lambda: Launcher(down_vector, (*counts, *placed.down_numbers), placed.down_vector),
         )  # fmt: skip
+        table, other = (values(side.reader.table, records.device) for side in (placed.up, placed.down))
+        blocks, others = placed.vector_blocks
+        up(self.choices, blocks, self.hidden, index, slots, records, self._inner, table)
+        down(self.choices, others, self._inner, index, slots, records, self._outputs, other)
 
     def tiled(self, placed: PlacedExpert, slab: Slab, order: Tensor, tiles: Tensor) -> None:
         """Multiplies the choices in `tiles` [n, 3] int32 (see `triton_tiled`) of `order` [choices] int64."""
         from moe_local.kernels.triton_tiled import down_tiled, up_tiled
 
-        size, records = slab.slot_size, slab.memory_of_all
-        up_tiled[-(-placed.up_tile_rows // COLUMNS), len(tiles)](
-            self.hidden, order, tiles, records, self._inner, values(placed.up.reader.table, records.device), size,
-            self._each, *placed.up_numbers, **placed.up_tiled(self.block, self._exact),
+        records, size, how = slab.memory_of_all, slab.slot_size, (self.block, self._exact)
+        up = launcher(
+            self._kept, ("up tiled", id(placed), self._each, how),
+            lambda: Launcher(up_tiled, (size, self._each, *placed.up_numbers), placed.up_tiled(*how)),
         )  # fmt: skip
-        down_tiled[-(-placed.down.rows // COLUMNS), len(tiles)](
-            self._inner, order, tiles, records, self._outputs, values(placed.down.reader.table, records.device),
-            size, *placed.down_numbers, **placed.down_tiled(self.block, self._exact),
+        down = launcher(
+            self._kept, ("down tiled", id(placed), how),
+            lambda: Launcher(down_tiled, (size, *placed.down_numbers), placed.down_tiled(*how)),
         )  # fmt: skip
+        table, other = (values(side.reader.table, records.device) for side in (placed.up, placed.down))
+        blocks, others = placed.tiled_blocks
+        up(blocks, len(tiles), self.hidden, order, tiles, records, self._inner, table)
+        down(others, len(tiles), self._inner, order, tiles, records, self._outputs, other)
 
     def sorted(self) -> tuple[Tensor, Tensor]:
         """Places of the choices by expert, int64 [choices], and how many each has, int64 [experts + 1]."""
@@ -137,10 +150,12 @@ class _Work:
 
         width = self._outputs.shape[1]
         out = self.hidden.new_empty(len(self.index), width)
-        weighted_sum[len(out), -(-width // _SUMMED)](
-            self._outputs, self.index, slots, weights.contiguous(), out, self.experts, self._each, width,
-            of_slots=slots is not None, tile=_SUMMED, **OPTIONS,
+        compiled = {"of_slots": slots is not None, "tile": _SUMMED, **OPTIONS}
+        total = launcher(
+            self._kept, ("sum", self.experts, self._each, slots is None),
+            lambda: Launcher(weighted_sum, (self.experts, self._each, width), compiled),
         )  # fmt: skip
+        total(len(out), -(-width // _SUMMED), self._outputs, self.index, slots, weights.contiguous(), out)
         return out.to(self.dtype)
 
 
@@ -160,7 +175,10 @@ class TritonPass(ABC):
     def sum(self, weights: Tensor) -> Tensor:
         """What each token's experts gave, by weights [T, k] and in the order of its choices -> [T, H]."""
         work = self._work
-        return work.sum(weights, None) if work.choices else torch.zeros_like(work.hidden).to(work.dtype)
+        if not work.choices:
+            return torch.zeros_like(work.hidden).to(work.dtype)
+        with launching_on(work.index.device):
+            return work.sum(weights, None)
 
 
 class VectorPass(TritonPass):
@@ -179,7 +197,8 @@ class VectorPass(TritonPass):
         for expert, slot in zip(experts, slots, strict=True):
             table[expert] = slot
         there = torch.tensor(table, dtype=torch.int32).to(work.index.device, non_blocking=True)
-        work.vector(own._layouts[id(layout)], own._slab, there)
+        with launching_on(work.index.device):
+            work.vector(own._layouts[id(layout)], own._slab, there)
 
 
 class TiledPass(TritonPass):
@@ -204,7 +223,8 @@ class TiledPass(TritonPass):
             tiles += ((slot, start, last) for start in range(first, last, work.block))
         if tiles:
             there = torch.tensor(tiles, dtype=torch.int32).to(work.index.device, non_blocking=True)
-            work.tiled(own._layouts[id(layout)], own._slab, self._order, there)
+            with launching_on(work.index.device):
+                work.tiled(own._layouts[id(layout)], own._slab, self._order, there)
 
 
 def triton_experts(slab: Slab, layouts: Sequence[Layout], gating: Gating | None) -> TritonExperts | None:

@@ -51,6 +51,17 @@ class PlacedExpert:
         return 2 * self.inner if self.gating.interleaved else self.inner
 
     @cached_property
+    def vector_blocks(self) -> tuple[int, int]:
+        """Programs that it takes for up's outputs and for down's, of one choice."""
+        up, down = self.up_vector["tile"][0], self.down_vector["tile"][0]
+        return -(-self.up_tile_rows // up), -(-self.down.rows // down)
+
+    @property
+    def tiled_blocks(self) -> tuple[int, int]:
+        """The same of one tile of rows."""
+        return -(-self.up_tile_rows // COLUMNS), -(-self.down.rows // COLUMNS)
+
+    @cached_property
     def up_numbers(self) -> tuple[int | float, ...]:
         """Of `up_vector` and `up_tiled`, from `width` to `limit`."""
         first, last = self.up.places[0], self.up.places[-1]

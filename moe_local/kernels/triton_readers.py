@@ -13,8 +13,8 @@ import triton.language as tl
 
 
 def jit(function: Any) -> Any:
-    """triton.jit, whose types strict checking does not know."""
-    return triton.jit(function)
+    """triton.jit, whose types strict checking does not know; a `count` is no reason to compile again."""
+    return triton.jit(function, do_not_specialize=["count"])
 
 
 @jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,11 @@ def on_cpu(device: torch.device) -> bool:
 def runs_triton(device: torch.device) -> bool:
     """Whether Triton compiles kernels for a device of its kind."""
     return device.type == "cuda"
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, kernels are launched on a device, which need not be the first of its kind."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def has_bf16_cores(device: torch.device) -> bool:

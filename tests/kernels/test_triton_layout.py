@@ -148,7 +148,7 @@ def test_tiles_from_a_table_are_those_of_a_pass(tokens: int, choices: int, seed:
     torch.manual_seed(seed)
     layer = Layer(ENCODINGS["int8"], hidden=16, inner=16)
     hidden, index, _ = layer.inputs(tokens, choices)
-    work = _Work(hidden, index, layer.count, 16, 16)
+    work = _Work(hidden, index, layer.count, 16, 16, {})
     order, tiles = work.tiles_on_device(layer.table())
     step = TiledPass(experts_of(layer), work)
     found: dict[int, list[int]] = {}

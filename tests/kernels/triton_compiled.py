@@ -108,7 +108,7 @@ def experts(name: str, shape: tuple[int, int], dtype: torch.dtype, gating: Gatin
         slot_size=layer.layout.size, memory_of_all=torch.empty(1, dtype=torch.uint8, device=meta)
     )
     hidden, index = torch.empty(tokens, shape[0], dtype=dtype, device=meta), torch.empty(tokens, 8, device=meta)
-    work = triton_experts._Work(hidden, index, 128, placed.inner, placed.down.rows)
+    work = triton_experts._Work(hidden, index, 128, placed.inner, placed.down.rows, {})
 
     def run() -> None:
         order, tiles = torch.empty(tokens * 8, dtype=torch.int64, device=meta), index.int()
