@@ -11,7 +11,7 @@ from moe_local.kernels.base import MatrixKernel, Multiply
 from moe_local.kernels.triton_launch import Launcher, launcher
 from moe_local.kernels.triton_layout import COLUMNS, tiled, vector
 from moe_local.kernels.triton_matrix import KINDS, Lying, reader_of, reads, usable, values
-from moe_local.memory.accelerator import has_bf16_cores, launching_on
+from moe_local.memory.accelerator import has_triton_cores, launching_on
 
 _VECTOR_ROWS = (
     4  # up to so many rows, those that read the same part of the matrix at once share it in the GPU's cache
@@ -51,8 +51,8 @@ def _bind(form: Format, arrays: Arrays, shape: Shape, exact: bool) -> Multiply |
             single = launcher(kept, "single", lambda: Launcher(dense_vector, numbers, one))
             single(len(rows), -(-out // one["tile"][0]), rows, *held, y, table)
             return
-        slow = rows.dtype == torch.bfloat16 and not has_bf16_cores(rows.device)
-        many = tiled(reader, out, 16 if len(rows) <= 32 else 64, slow or rows.dtype == torch.float32)
+        in_float = rows.dtype == torch.float32 or not has_triton_cores(rows.device)
+        many = tiled(reader, out, 16 if len(rows) <= 32 else 64, in_float)
         grid = (-(-out // COLUMNS), -(-len(rows) // many["tile"][0]))
         dense_tiled[grid](rows, *held, y, table, len(rows), *numbers, **many)
 

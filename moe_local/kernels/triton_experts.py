@@ -13,7 +13,7 @@ from moe_local.kernels.gating import Gating
 from moe_local.kernels.triton_launch import Launcher, launcher
 from moe_local.kernels.triton_layout import OPTIONS, PlacedExpert, place
 from moe_local.kernels.triton_matrix import KINDS, usable, values
-from moe_local.memory.accelerator import has_bf16_cores, launching_on
+from moe_local.memory.accelerator import has_triton_cores, launching_on
 from moe_local.memory.slab import Slab
 
 _VECTOR_CHOICES = 16  # up to so many, or half of the experts, few share an expert: each is multiplied by itself
@@ -78,9 +78,7 @@ class _Work:
         between = torch.float32 if self.few else self.hidden.dtype
         self._inner = self.hidden.new_empty(self.choices, inner, dtype=between)
         self._outputs = self.hidden.new_empty(self.choices, width, dtype=between)
-        self._exact = hidden.dtype == torch.float32 or (
-            hidden.dtype == torch.bfloat16 and not has_bf16_cores(hidden.device)
-        )
+        self._exact = self.hidden.dtype == torch.float32 or not has_triton_cores(hidden.device)
 
     def vector(self, placed: PlacedExpert, slab: Slab, slots: Tensor) -> None:
         """Multiplies by the experts of a layout that `slots` says are there, each choice by itself."""

@@ -95,8 +95,8 @@ def launching_on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def has_bf16_cores(device: torch.device) -> bool:
-    """Whether a device multiplies matrices of bf16 as fast as fp16's: GPUs before capability 8.0 do not."""
+def has_triton_cores(device: torch.device) -> bool:
+    """Whether Triton multiplies matrices by tensor cores on a device: it does not on GPUs before capability 8.0."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -135,7 +135,7 @@ def figures(names: list[str], targets: tuple[int, ...] = TARGETS) -> Iterator[di
     """Of every kernel that layers and matrices of these formats launch, by each target in the type it is good at."""
     for target in targets:
         cores = target >= 80
-        triton_experts.has_bf16_cores = triton_dense.has_bf16_cores = lambda device, cores=cores: cores
+        triton_experts.has_triton_cores = triton_dense.has_triton_cores = lambda device, cores=cores: cores
         for dtype in (torch.bfloat16,) if cores else (torch.bfloat16, torch.float16):
             for name in names:
                 for model, launch in _all(name, dtype):

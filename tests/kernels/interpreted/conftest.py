@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from moe_local.kernels import triton_dense, triton_experts
 
@@ -15,7 +16,8 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 
 @pytest.fixture(autouse=True)
-def _no_bf16_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def _bf16_without_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter multiplies bf16 matrices by the bits of their numbers; as older GPUs do it, it is right."""
+    dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype")
     for module in (triton_dense, triton_experts):
-        monkeypatch.setattr(module, "has_bf16_cores", lambda device: False)
+        monkeypatch.setattr(module, "has_triton_cores", lambda device: dtype is not torch.bfloat16)
