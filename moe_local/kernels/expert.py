@@ -14,6 +14,7 @@ from moe_local.kernels.base import Multiply
 from moe_local.kernels.gating import Activate, Gating
 from moe_local.kernels.matrix import bind
 from moe_local.kernels.native_experts import NativeExperts, native_experts
+from moe_local.kernels.triton_experts import TritonExperts, triton_experts
 from moe_local.memory.slab import Slab
 
 
@@ -32,9 +33,12 @@ class ExpertKernel:
         self._layouts: list[Layout] = []  # by their numbers
         self._bound: dict[tuple[int, int], _Bound] = {}  # (number of the layout, slot)
 
-    def all_at_once(self, layouts: Sequence[Layout], gating: Gating | None) -> NativeExperts | None:
-        """The same experts for one native call, where there is one for records of these layouts and this gating."""
-        return native_experts(self._slab, layouts, gating, exact=self._exact)
+    def all_at_once(self, layouts: Sequence[Layout], gating: Gating | None) -> NativeExperts | TritonExperts | None:
+        """The same experts for one native call or a few Triton launches, where there are kernels for records of these
+        layouts and this gating.
+        """
+        native = native_experts(self._slab, layouts, gating, exact=self._exact)
+        return native or triton_experts(self._slab, layouts, gating)
 
     def run(
         self, layout: Layout, slots: Sequence[int], x: Tensor, groups: Sequence[Tensor] | None, activate: Activate

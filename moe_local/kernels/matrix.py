@@ -12,8 +12,9 @@ from moe_local.formats.registry import format_of
 from moe_local.kernels.base import MatrixKernel, Multiply
 from moe_local.kernels.cpu import NATIVE
 from moe_local.kernels.decode import DECODE
+from moe_local.kernels.triton_dense import TRITON
 
-KERNELS = (NATIVE, DECODE)  # the first that can, multiplies
+KERNELS = (NATIVE, TRITON, DECODE)  # the first that can, multiplies
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,21 @@ def cpu_capability() -> str:
 def on_cpu(device: torch.device) -> bool:
     """Whether tensors on a device lie in RAM, and a CPU computes with them."""
     return device.type == CPU
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton compiles kernels for a device of its kind."""
+    return device.type == "cuda"
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, kernels are launched on a device, which need not be the first of its kind."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def has_triton_cores(device: torch.device) -> bool:
+    """Whether Triton multiplies matrices by tensor cores on a device: it does not on GPUs before capability 8.0."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def gpus() -> list[Accelerator]:

@@ -47,6 +47,11 @@ class Slab:
     def device(self) -> torch.device:
         return self._buffer.device
 
+    @property
+    def memory_of_all(self) -> Tensor:
+        """The bytes of all slots, uint8 [slots, slot_size]; empty once it is closed."""
+        return self._buffer
+
     def addresses(self, slots: Sequence[int]) -> list[int]:
         """Where the bytes of some slots begin."""
         start, size = self._start, self.slot_size
