@@ -58,7 +58,7 @@ class ExpertLayer(nn.Module):
     has_gate = True  # the flags of transformers' decorator, for a class that keeps its interface undecorated
     has_post_expert_norm = False
     paged: Paged  # once it is connected
-    all_at_once: NativeExperts | None  # where the native kernels have all that this layer needs
+    all_at_once: NativeExperts | TritonExperts | None  # where kernels have all that this layer needs
 
     def connect(self, paged: Paged) -> None:
         """From now on runs over `paged`."""
