@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from moe_local.errors import MoeLocalError, UnsupportedError
 
 AUTO, CPU = "auto", "cpu"
 KINDS = (CPU, "cuda", "mps")
+_cuda: Any = torch.cuda  # much of it has no types
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,6 @@ class Accelerator:
         return self.device.type == "cuda"
 
     @property
-    def pins(self) -> bool:
-        """Whether copies to it are faster from page-locked RAM."""
-        return self.device.type == "cuda"
-
-    @property
     def name(self) -> str:
         """As its driver has it."""
         return torch.cuda.get_device_name(self.device) if self.has_own_memory else self.device.type
@@ -58,6 +57,25 @@ class Accelerator:
         """The most bytes of its own memory that torch has held in this process."""
         return torch.cuda.max_memory_reserved(self.device)
 
+    def pin(self, address: int, size: int) -> bool:
+        """Page-locks RAM that is there already, so that it can be copied from beside compute; whether it could."""
+        if not self.has_own_memory:
+            return False
+        if int(_cuda.cudart().cudaHostRegister(address, size, 0)) == 0:
+            return True
+        # The refusal is kept as an error of the device's, which the next kernel would be accused of.
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
+        return False
+
+    def unpin(self, address: int) -> None:
+        """Gives back what was page-locked from this address on."""
+        _cuda.cudart().cudaHostUnregister(address)
+
+    def copy_stream(self) -> CopyStream | None:
+        """A new queue for copies beside compute; None where the device has no memory of its own to copy to."""
+        return CudaCopies(self.device) if self.has_own_memory else None
+
     def synchronize(self) -> None:
         """Waits until everything that was asked of it is done."""
         if self.device.type == "cuda":
@@ -72,6 +90,53 @@ class Accelerator:
             torch._C._host_emptyCache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+
+class Mark(Protocol):
+    """A moment in a queue of copies."""
+
+    def query(self) -> bool:
+        """Whether it has come."""
+
+    def synchronize(self) -> None:
+        """Waits until it has."""
+
+
+class CopyStream(Protocol):
+    """A queue of copies from RAM into a device's memory, which go on while it computes."""
+
+    def copy(self, target: Tensor, source: Tensor) -> Mark:
+        """Copies `source`, in RAM, once all compute that has been issued is done; -> when the copy has ended.
+
+        Until then the source must stay as it is; the target may be read by compute that was told to wait.
+        """
+
+    def compute_after(self, mark: Mark) -> None:
+        """Has all compute that is issued from now on wait for a mark; the caller does not."""
+
+    def synchronize(self) -> None:
+        """Waits until all copies have ended."""
+
+
+class CudaCopies:
+    """The `CopyStream` of a CUDA device, a stream and its events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = _cuda.Stream(device)
+
+    def copy(self, target: Tensor, source: Tensor) -> Mark:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # who read the target before, has
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+        mark: Mark = self._stream.record_event()
+        return mark
+
+    def compute_after(self, mark: Mark) -> None:
+        _cuda.current_stream(self._device).wait_event(mark)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
 
 
 def cpu_capability() -> str:
