@@ -138,7 +138,7 @@ class Engine:
     def _make_prefetcher(self) -> Prefetcher | None:
         """None where it was not asked for, or all experts fit."""
         needs, predictor = self.plan.needs, self.load_plan.options.prefetch
-        if predictor == "off" or sum(self.plan.host_slots or self.plan.device_slots) == needs.all_experts:
+        if predictor == "off" or needs.all_experts in (self.plan.device_experts, sum(self.plan.host_slots or ())):
             return None
         routers = next_routers(self.model, self.load_plan.catalog)
         made = PREDICTORS.named(predictor)(routers, needs.experts)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.errors import BudgetError, MoeLocalError, UnsupportedError, first_line
+from moe_local.units import MIB, format_size
 
 AUTO, CPU = "auto", "cpu"
 KINDS = (CPU, "cuda", "mps")
@@ -49,9 +50,18 @@ class Accelerator:
         major, minor = torch.cuda.get_device_capability(self.device)
         return f"{major}.{minor}"
 
+    @property
+    def computes_bfloat16(self) -> bool:
+        """Whether it has instructions for bfloat16: before compute capability 8.0, CUDA's devices imitate it, slowly."""
+        return not self.has_own_memory or torch.cuda.get_device_capability(self.device) >= (8, 0)
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of a device with memory of its own."""
         return torch.cuda.mem_get_info(self.device)
+
+    def held_memory(self) -> int:
+        """Bytes of its own memory that torch holds in this process now."""
+        return torch.cuda.memory_reserved(self.device)
 
     def peak_memory(self) -> int:
         """The most bytes of its own memory that torch has held in this process."""
@@ -142,6 +152,20 @@ class CudaCopies:
 def cpu_capability() -> str:
     """torch's name for the vector instructions of this processor that it uses, like AVX512 or AVX2."""
     return torch.backends.cpu.get_cpu_capability()
+
+
+def out_of_memory(error: Exception) -> BudgetError:
+    """What torch says of a device that has no memory left, in our words, with figures and what to do."""
+    there = gpus()
+    figures = [
+        f"{each.name}: {format_size(each.memory()[0])} of {format_size(each.memory()[1])} free" for each in there
+    ]
+    least = max((each.peak_memory() for each in there), default=0)
+    return BudgetError(
+        f"the device has no memory left ({', '.join([*figures, first_line(error)])})",
+        minimum=least,
+        remedy=f"close what else uses it, or give less than {-(-least // MIB)}MiB with --vram, or a shorter --context",
+    )
 
 
 def on_cpu(device: torch.device) -> bool:

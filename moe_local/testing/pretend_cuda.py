@@ -23,7 +23,7 @@ import torch
 
 from moe_local.testing.pretend_memory import Memory, Meter, Tally
 from moe_local.testing.pretend_streams import Event, Stream, Streams
-from moe_local.testing.pretend_tensor import DEVICE, Gpu, PretendTensor, execute
+from moe_local.testing.pretend_tensor import DEVICE, Gpu, PretendTensor, active, execute
 
 __all__ = ["PretendCuda", "PretendTensor", "Tally", "pretend_cuda"]
 
@@ -133,8 +133,10 @@ def pretend_cuda(
         overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
-        for library in _libraries(gpu):
+        for library in _libraries():
             stack.callback(library._destroy)
+        active.append(gpu)
+        stack.callback(active.remove, gpu)
         yield gpu
 
 
@@ -143,14 +145,14 @@ def can_pretend() -> bool:
     return not _torch.backends.cuda.is_built() and _guards() is not None
 
 
-def _libraries(gpu: Gpu) -> list[Any]:
+def _libraries() -> list[Any]:
     """Has everything that torch would ask a CUDA device for, in whichever thread, come to the pretend one."""
     every, aten = _torch.library.Library("_", "IMPL"), _torch.library.Library("aten", "IMPL")
-    every.fallback(lambda op, *args, **kwargs: execute(op, args, kwargs, gpu), "CUDA")
+    every.fallback(lambda op, *args, **kwargs: execute(op, args, kwargs), "CUDA")
     for name in _RESHAPED:
         packet, _, overload = name.partition(".")
         op = getattr(getattr(torch.ops.aten, packet), overload or "default")
-        aten.impl(name, lambda *args, op=op, **kwargs: execute(op, args, kwargs, gpu), "CUDA")
+        aten.impl(name, lambda *args, op=op, **kwargs: execute(op, args, kwargs), "CUDA")
     return [aten, every]
 
 

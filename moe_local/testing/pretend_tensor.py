@@ -40,6 +40,9 @@ class Gpu:
         self.streams = streams
 
 
+active: list[Gpu] = []  # the last one is there: tensors of an earlier one, kept by whom it may be, are its own
+
+
 class PretendTensor(Tensor):
     """A tensor of the pretend device; `numbers` has what it holds."""
 
@@ -81,13 +84,12 @@ class PretendTensor(Tensor):
         return execute(func, args, kwargs or {})
 
 
-def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any], gpu: Gpu | None = None) -> Any:
-    """Runs an operation of torch's on the device; `gpu` is the device of one that is given none of its tensors."""
+def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Runs an operation of torch's on the device that is active, or else on the one that its operands came from."""
     if _is_composite(func):
         return func.decompose(*args, **kwargs)
     operands = list(_tensors((args, kwargs)))
-    gpu = next((each.gpu for each in operands if isinstance(each, PretendTensor)), gpu)
-    assert gpu is not None
+    gpu = _device_of(operands)
     name = func.overloadpacket.__name__
     if name in ("copy_", "_to_copy"):
         return _copied(func, gpu, args, kwargs)
@@ -97,6 +99,10 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any], gpu: Gpu | N
     if "device" in plain:
         plain["device"] = torch.device("cpu")
     return _wrapped(func, gpu, args, kwargs, func(*map(_inner, args), **plain), operands)
+
+
+def _device_of(operands: Iterable[Tensor]) -> Gpu:
+    return active[-1] if active else next(each.gpu for each in operands if isinstance(each, PretendTensor))
 
 
 @cache
@@ -260,7 +266,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     """One launch, as a device's own kernel takes."""
     operands = list(_tensors((query, key, value, args, kwargs)))
     _refuse_other_devices("scaled_dot_product_attention", operands, ())
-    gpu = next(each.gpu for each in operands if isinstance(each, PretendTensor))
+    gpu = _device_of(operands)
     _launch(gpu, "scaled_dot_product_attention", operands)
     plain = {name: _inner(each) for name, each in kwargs.items()}
     with torch.no_grad():
