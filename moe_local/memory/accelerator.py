@@ -52,7 +52,7 @@ class Accelerator:
 
     @property
     def computes_bfloat16(self) -> bool:
-        """Whether it has instructions for bfloat16: before compute capability 8.0, CUDA's devices imitate it, slowly."""
+        """Whether it has instructions for bfloat16: CUDA's devices before capability 8.0 imitate it, slowly."""
         return not self.has_own_memory or torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     def memory(self) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def out_of_memory(error: Exception) -> BudgetError:
     return BudgetError(
         f"the device has no memory left ({', '.join([*figures, first_line(error)])})",
         minimum=least,
-        remedy=f"close what else uses it, or give less than {-(-least // MIB)}MiB with --vram, or a shorter --context",
+        remedy=f"close what else uses it, give less --vram than {-(-least // MIB)}MiB, or a shorter --context",
     )
 
 

@@ -14,9 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
+from moe_local.formats.registry import format_of
 from moe_local.kernels.matrix import kernel_for
 from moe_local.model.attention import is_ours
-from moe_local.model.buffers import LARGE, columns
+from moe_local.model.buffers import columns, rows_decoded
 from moe_local.model.transformers_api import attends_eagerly, kv_cache, wide_parameters
 from moe_local.planning import formulas
 from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes
@@ -169,15 +170,15 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
 def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device) -> int:
     """The largest matrix that is decoded before it is multiplied, with the codes that it is of.
 
-    Embeddings are decoded row by row, and very large matrices not at all.
+    Embeddings are decoded row by row.
     """
     encoded = [matrix for matrix in catalog.matrices() if matrix.encoding not in PLAIN.values()]
     shapes = [m.shape for m in encoded if kernel_for(m.encoding, device, m.shape).decodes]
     for path, tensor in catalog.encoded.items():
         shape = (tensor.shape[0], tensor.shape[1])
-        small = isinstance(skeleton.get_submodule(path), nn.Linear) and shape[0] * shape[1] < LARGE
-        if small and kernel_for(tensor.encoding, device, shape).decodes:
-            shapes.append(shape)
+        whole = isinstance(skeleton.get_submodule(path), nn.Linear)
+        if whole and kernel_for(tensor.encoding, device, shape).decodes:
+            shapes.append((rows_decoded(*shape), shape[1]) if format_of(tensor.encoding).divisible else shape)
     return decoding_bytes(shapes, dtype.itemsize)
 
 

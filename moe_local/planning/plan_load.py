@@ -119,7 +119,7 @@ def _accelerator(options: Options) -> Accelerator:
 
 
 def _in_dtype_of(accelerator: Accelerator, files: ModelFiles, options: Options, notes: list[str]) -> ModelFiles:
-    """Where no dtype was asked for, and the device only imitates the files' bfloat16, they are computed in float16."""
+    """In float16, where no dtype was asked for and the device only imitates the files' bfloat16."""
     asked, known = options.dtype != "auto", not options.other_machine
     if asked or files.dtype != torch.bfloat16 or not known or accelerator.computes_bfloat16:
         return files

@@ -45,6 +45,7 @@ class PretendCuda(Gpu):
         super().__init__(Memory(total, others), meter, Streams(lambda: meter.launched, seed))
         self.capability = capability
         self.pinnable = pinnable  # bytes of RAM that can be page-locked; None: all
+        self.free_said: int | None = None  # what is told to be free, where that is not so any more
 
     def watch(self) -> Any:
         """A context manager that gives the `Tally` of what happens inside."""
@@ -82,7 +83,7 @@ class PretendCuda(Gpu):
             "is_initialized": lambda: True,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
-            "mem_get_info": lambda device=None: (max(0, memory.free), memory.total),
+            "mem_get_info": lambda device=None: (self.free_said or max(0, memory.free), memory.total),
             "memory_reserved": lambda device=None: memory.live,
             "memory_allocated": lambda device=None: memory.live,
             "max_memory_reserved": lambda device=None: memory.peak,
@@ -119,6 +120,8 @@ def pretend_cuda(
     """
     if not can_pretend():
         raise RuntimeError("a CUDA device can be pretended on Linux, by a torch that was built without CUDA")
+    # `with torch.device(...)` knows functions like torch.tensor by what they are when it is first used: not ours.
+    _torch.utils._device._device_constructors()
     gpu = PretendCuda(memory, others, capability, pinnable, seed)
     with ExitStack() as stack:
         stack.enter_context(_guard())

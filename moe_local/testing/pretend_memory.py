@@ -61,9 +61,11 @@ class Allocation:
 
     def __init__(self, memory: Memory, size: int) -> None:
         self._memory = memory
-        self.size = -(-size // _GRANULE) * _GRANULE
+        self.size = 0
         self.touched: dict[tuple[int, int], int] = {}  # ranges that compute used: the number of the last launch
-        memory.change(self.size)
+        rounded = -(-size // _GRANULE) * _GRANULE
+        memory.change(rounded)
+        self.size = rounded
 
     def __del__(self) -> None:
         self._memory.change(-self.size)
@@ -85,13 +87,13 @@ class Memory:
     def change(self, size: int) -> None:
         """So many bytes more, or fewer. Raises torch.OutOfMemoryError, as torch does, where they are not there."""
         with self._lock:
-            self.live += size
-            if size <= 0 or self.free >= 0:
+            if size <= max(0, self.free):
+                self.live += size
                 self.peak = max(self.peak, self.live)
                 return
         raise torch.OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a total capacity of"
-            f" {self.total / 2**30:.2f} GiB of which {max(0, self.free + size) / 2**20:.2f} MiB is free."
+            f" {self.total / 2**30:.2f} GiB of which {max(0, self.free) / 2**20:.2f} MiB is free."
         )
 
 

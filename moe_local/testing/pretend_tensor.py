@@ -40,6 +40,16 @@ class Gpu:
         self.streams = streams
 
 
+def _softmax(x: Tensor, dim: int, widened: bool) -> Tensor:
+    return (x.float() if widened else x).softmax(dim)
+
+
+# What torch has no kernels for on a CPU: products and sums in a wider type than their operands'.
+_ONLY_ON_DEVICES: dict[Any, Callable[..., Tensor]] = {
+    aten.mm.dtype: lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype),
+    aten._softmax.default: _softmax,
+    aten.bmm.dtype: lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype),
+}
 active: list[Gpu] = []  # the last one is there: tensors of an earlier one, kept by whom it may be, are its own
 
 
@@ -98,7 +108,8 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     plain = {key: _inner(value) for key, value in kwargs.items() if key != "pin_memory"}
     if "device" in plain:
         plain["device"] = torch.device("cpu")
-    return _wrapped(func, gpu, args, kwargs, func(*map(_inner, args), **plain), operands)
+    compute = _ONLY_ON_DEVICES.get(func, func)
+    return _wrapped(func, gpu, args, kwargs, compute(*map(_inner, args), **plain), operands)
 
 
 def _device_of(operands: Iterable[Tensor]) -> Gpu:

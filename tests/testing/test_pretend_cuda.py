@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -19,6 +21,10 @@ MIB = 1 << 20
 def gpu():
     with pretend_cuda(memory=64 * MIB, others=0) as device:
         yield device
+
+
+def run_python(*lines: str) -> str:
+    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True).stdout.strip()
 
 
 def _on_device(*shape: int) -> Tensor:
@@ -170,6 +176,17 @@ def test_nothing_stays_behind() -> None:
     with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
         torch.ones(2, device="cuda")
     assert held.cpu().tolist() == [1, 1] and gpu.memory.live == 512
+
+
+def test_contexts_of_a_device_know_torchs_own_functions() -> None:
+    """In a process that has never used one before."""
+    said = run_python(
+        "import torch",
+        "from moe_local.testing.pretend_cuda import pretend_cuda",
+        "with pretend_cuda(), torch.device('meta'): pass",
+        "with torch.device('meta'): print(torch.tensor([1]).device)",
+    )
+    assert said == "meta"
 
 
 def _pinned(gpu: PretendCuda, *shape: int) -> Tensor:
