@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils._device import _device_constructors as constructors
 
 from moe_local.testing.pretend_memory import Memory, Meter, Tally
 from moe_local.testing.pretend_streams import Event, Stream, Streams
@@ -121,7 +122,7 @@ def pretend_cuda(
     if not can_pretend():
         raise RuntimeError("a CUDA device can be pretended on Linux, by a torch that was built without CUDA")
     # `with torch.device(...)` knows functions like torch.tensor by what they are when it is first used: not ours.
-    _torch.utils._device._device_constructors()
+    constructors()
     gpu = PretendCuda(memory, others, capability, pinnable, seed)
     with ExitStack() as stack:
         stack.enter_context(_guard())
