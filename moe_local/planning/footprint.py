@@ -16,11 +16,12 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
 from moe_local.formats.registry import format_of
 from moe_local.kernels.matrix import kernel_for
+from moe_local.memory.accelerator import on_cpu
 from moe_local.model.attention import is_ours
 from moe_local.model.buffers import columns, rows_decoded
 from moe_local.model.transformers_api import attends_eagerly, kv_cache, wide_parameters
 from moe_local.planning import formulas
-from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes
+from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes, router_copy_bytes
 from moe_local.planning.needs import Needs
 
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -63,6 +64,9 @@ def measure(
         eager_heads=_eager_heads(skeleton),
         logits=logits,
         programs=_programs(skeleton, catalog),
+        routers=router_copy_bytes(
+            [layer.experts for layer in catalog.layers], config.hidden_size, in_ram=on_cpu(device)
+        ),
     )
     workspace, workspaces = passes.workspaces(_decoding(skeleton, catalog, dtype, device))
     return Needs(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moe_local.errors import MoeLocalError
 from moe_local.formats.registry import EMBEDDING, GROUP_SIZES, bytes_in, dense_names, packable_names, packed_bytes
 from moe_local.model.buffers import columns, rows_decoded
-from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes
+from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes, router_copy_bytes
 from moe_local.planning.needs import Needs
 from moe_local.planning.sizes import Matrices, ModelSizes
 
@@ -94,6 +94,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         heads_per_kv=attention.heads_per_kv if gpu else 1,
         expanded=attention.expanded,
         eager_heads=attention.heads if attention.eager else 0,
+        routers=router_copy_bytes(sizes.experts, sizes.hidden, in_ram=not gpu),
         programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
     )
     workspace, workspaces = passes.workspaces(decoding_bytes(decoded(sizes, formats, gpu=gpu), itemsize))

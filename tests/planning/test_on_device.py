@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 
 from moe_local import Options, Sampling, load
 from moe_local.errors import BudgetError
+from moe_local.experts.next_router import next_routers
 from moe_local.memory.accelerator import find, gpus, out_of_memory
+from moe_local.planning.formulas import router_copy_bytes
 from moe_local.planning.machines import DRIVER
 from moe_local.planning.placement import make_plan
 from moe_local.planning.plan_load import plan_load, vram_budgets
@@ -116,6 +119,28 @@ def test_memory_that_ran_out_is_said_with_figures() -> None:
         said = out_of_memory(caught.value)
     assert isinstance(said, BudgetError) and said.minimum == held.nbytes
     assert "124 MiB of 1 GiB free" in str(said) and "--vram" in str(said)
+
+
+def test_routers_that_are_copied_for_reading_ahead_are_planned_for(gpu: PretendCuda, qwen: Path) -> None:
+    with load(qwen, Options(**SMALL)) as engine:  # type: ignore[arg-type]
+        before, config = gpu.memory.live, engine.model.config
+        copies = next_routers(engine.model, engine.load_plan.catalog)
+        taken = gpu.memory.live - before
+        experts = [layer.experts for layer in engine.load_plan.catalog.layers]
+        assert copies is not None
+        assert 0 < taken <= router_copy_bytes(experts, config.hidden_size, in_ram=False)
+
+
+def test_a_closed_engine_leaves_the_device_as_it_was(gpu: PretendCuda, qwen: Path) -> None:
+    """At once, without the cycle collector: another model may be loaded next."""
+    gc.disable()
+    try:
+        with load(qwen, Options(experts=0.5, **SMALL)) as engine:  # type: ignore[arg-type]
+            engine.generate("the hen", GREEDY)
+            assert gpu.memory.live > 0 and gpu.pinned_bytes > 0
+        assert (gpu.memory.live, gpu.pinned_bytes) == (0, 0)
+    finally:
+        gc.enable()
 
 
 def test_a_device_by_number(gpu: PretendCuda) -> None:
