@@ -22,9 +22,9 @@ from unittest import mock
 import torch
 from torch.utils._device import _device_constructors as constructors
 
-from moe_local.testing.pretend_memory import Memory, Meter, Tally
+from moe_local.testing.pretend_memory import Gpu, Memory, Meter, Tally
 from moe_local.testing.pretend_streams import Event, Stream, Streams
-from moe_local.testing.pretend_tensor import DEVICE, Gpu, PretendTensor, active, execute
+from moe_local.testing.pretend_tensor import DEVICE, PretendTensor, active, execute
 
 __all__ = ["PretendCuda", "PretendTensor", "Tally", "pretend_cuda"]
 

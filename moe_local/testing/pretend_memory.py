@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from moe_local.testing.pretend_streams import Streams
+
 _GRANULE = 512  # bytes: what CUDA's caching allocator rounds up to
 _OWN = str(Path(__file__).parent / "pretend_")
 _OURS = str(Path(__file__).parent.parent)
@@ -132,3 +134,12 @@ class Meter:
             at = caller(), name
             for tally in self._watching:
                 tally.by_sync[at] += 1
+
+
+class Gpu:
+    """The device behind the tensors: what it holds, what it has done, and its streams."""
+
+    def __init__(self, memory: Memory, meter: Meter, streams: Streams) -> None:
+        self.memory = memory
+        self.meter = meter
+        self.streams = streams

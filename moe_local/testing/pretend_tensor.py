@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_local.memory.accelerator import on_cpu
-from moe_local.testing.pretend_memory import Allocation, Memory, Meter
-from moe_local.testing.pretend_streams import Streams
+from moe_local.testing.pretend_memory import Allocation, Gpu
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)
@@ -29,15 +28,6 @@ _WAITED_FOR = {
 }  # fmt: skip
 _INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
 _NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "record_stream", "detach"}
-
-
-class Gpu:
-    """The device behind the tensors: what it holds, what it has done, and its streams."""
-
-    def __init__(self, memory: Memory, meter: Meter, streams: Streams) -> None:
-        self.memory = memory
-        self.meter = meter
-        self.streams = streams
 
 
 def _softmax(x: Tensor, dim: int, widened: bool) -> Tensor:
