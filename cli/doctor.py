@@ -43,8 +43,10 @@ def examine() -> dict[str, Any]:
     from moe_local.memory.accelerator import cpu_capability, gpus
     from moe_local.memory.limits import cores, memory_available, memory_limit
     from moe_local.planning.machines import detect, profiles
+    from moe_local.planning.plan_load import vram_budgets
 
-    found = [_gpu(each) for each in gpus()]
+    there = gpus()
+    found = [_gpu(each) for each in there]
     first = found[0] if found else {}
     cache = cache_dir()
     versions = {name: installed(name) for name in PACKAGES}
@@ -65,7 +67,7 @@ def examine() -> dict[str, Any]:
             "device": "cuda" if found else "cpu",
             "tiers": ["device", "host", "disk"] if found else ["device (RAM)", "disk"],
             "ram": int(memory_available() * 0.9),
-            "vram": int(first["free"] * 0.9) if found else None,
+            "vram": vram_budgets(there[0])[2] if there else None,
             "profile": detect(first.get("name"), first.get("total")).name,
         },
         "profiles": list(profiles()),

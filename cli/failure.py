@@ -50,6 +50,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             if was_interrupt(error):
                 _end("interrupted", INTERRUPTED)
+            if (memory := _out_of_memory(error)) is not None:
+                _end(str(memory), memory.exit_code)
             reason = " ".join(str(error).split()) or "no message"
             _end(
                 f"internal error: {type(error).__name__}: {reason}; run with --debug and report it",
@@ -57,6 +59,16 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
 
     return run
+
+
+def _out_of_memory(error: Exception) -> MoeLocalError | None:
+    """What a device says that has no memory left, as an error of ours; None for other errors."""
+    torch = sys.modules.get("torch")  # who has not imported it has no device
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    from moe_local.memory.accelerator import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _end(message: str, code: int) -> None:

@@ -41,7 +41,7 @@ Pack = Annotated[
     bool,
     typer.Option(
         "--pack/--no-pack",
-        help="Pack MODEL on first use, into int4 in the cache folder; or read it as it is, as with --dtype.",
+        help="Pack MODEL on first use, into int4 in the cache folder; or read it as it is, as with --dtype float32.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -69,7 +69,7 @@ def load(
 
     named = resolve(model)
     files: str | Path | ModelFiles = named
-    if format is not None or (pack and model is not None and options.dtype == "auto"):
+    if format is not None or (pack and model is not None and options.dtype != "float32"):
         files = _packed(named, format, options.dtype)
     with progress() as report:
         loaded = engine.load(files, options, report=report)

@@ -18,6 +18,7 @@ from moe_local.checkpoint.tokenizer import load_tokenizer, no_tokenizer
 from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.experts.cache import ExpertCache
 from moe_local.experts.layer import ExpertLayer, Paged
+from moe_local.experts.mover import mover_to
 from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import PaddingMask, RoutingHook
@@ -75,7 +76,8 @@ def load(
         reader = read_at(files)
         network = load_dense(load_plan, reader, load_plan.device, exact=load_plan.exact)
         report("expert cache", 0.9)
-        cache = make_cache(load_plan, reader)
+        said: list[str] = []
+        cache = make_cache(load_plan, reader, said.append)
         if load_plan.options.warm:
             warm_up(cache, load_plan.warm_file, lambda done: report("hot experts", 0.9 + done / 10))
         tokenizer, doubts = load_tokenizer(load_plan.checkpoint)
@@ -84,7 +86,7 @@ def load(
         files.close()
         raise
     report("ready", 1.0)
-    notes = (*load_plan.notes, *remarks, *doubts)
+    notes = (*load_plan.notes, *said, *remarks, *doubts)
     if load_plan.options.io == "direct" and not files.direct:
         where = load_plan.checkpoint.directory
         notes += (f"{where} cannot be read past the system's cache: reads are buffered, as with --io buffered",)
@@ -136,7 +138,7 @@ class Engine:
     def _make_prefetcher(self) -> Prefetcher | None:
         """None where it was not asked for, or all experts fit."""
         needs, predictor = self.plan.needs, self.load_plan.options.prefetch
-        if predictor == "off" or sum(self.plan.host_slots or self.plan.device_slots) == needs.all_experts:
+        if predictor == "off" or needs.all_experts in (self.plan.device_experts, sum(self.plan.host_slots or ())):
             return None
         routers = next_routers(self.model, self.load_plan.catalog)
         made = PREDICTORS.named(predictor)(routers, needs.experts)
@@ -280,18 +282,18 @@ class Engine:
         self.close()
 
 
-def make_cache(load_plan: LoadPlan, reader: ReadAt) -> ExpertCache:
-    """The tiers of a plan, empty, over a reader of the checkpoint's files."""
-    plan, policy = load_plan.plan, POLICIES.named(load_plan.options.policy)
+def make_cache(load_plan: LoadPlan, reader: ReadAt, note: Callable[[str], None] = lambda text: None) -> ExpertCache:
+    """The tiers of a plan, empty, over a reader of the checkpoint's files; `note` is told what a user should know."""
+    plan, policy, accelerator = load_plan.plan, POLICIES.named(load_plan.options.policy), load_plan.accelerator
     slot, experts = plan.needs.slot, plan.needs.experts
     slab = Slab(plan.device_experts + plan.device_spare, slot, load_plan.device)
-    device = Tier.make(slab, experts, plan.device_slots, policy)
-    host = None
+    device, host, mover = Tier.make(slab, experts, plan.device_slots, policy), None, None
     if plan.host_slots is not None:
-        slab = host_slab(sum(plan.host_slots) + plan.host_spare, slot, load_plan.accelerator)
-        host = Tier.make(slab, experts, plan.host_slots, policy)
+        below = host_slab(sum(plan.host_slots) + plan.host_spare, slot, accelerator, note)
+        host, mover = Tier.make(below, experts, plan.host_slots, policy), mover_to(accelerator, below, slab)
     reserve = (plan.device_spare if host is None else plan.host_spare) // 2
     capacity_for = plan.capacity if plan.capacities else None
+    reading = RecordReader(reader)
     return ExpertCache(
-        load_plan.catalog, RecordReader(reader), device, host, reserve=reserve, capacity_for=capacity_for
+        load_plan.catalog, reading, device, host, mover=mover, reserve=reserve, capacity_for=capacity_for
     )

@@ -6,6 +6,7 @@ Each test runs with the device tier in RAM as well, which shows that the test it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from moe_local.bench import live
 from moe_local.bench.workload import Prompt
 from moe_local.engine import Engine
 from moe_local.testing import architecture, write_tiny_checkpoint
+from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 from moe_local.units import MIB
 
 ARCHITECTURES = ("qwen3_moe", "gpt_oss", "deepseek_v2")
@@ -28,12 +30,20 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_tiny_checkpoint(architecture(request.param), tmp_path_factory.mktemp("models") / request.param)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+PRETENDED = pytest.param("pretended", marks=pytest.mark.skipif(not can_pretend(), reason="torch has CUDA's kernels"))
+
+
+@pytest.fixture(params=["cpu", PRETENDED, pytest.param("cuda", marks=pytest.mark.gpu)])
 def tiers(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
     """Device, host and disk."""
-    vram = {"vram": 512 * MIB} if request.param == "cpu" else {}
+    with pretend_cuda() if request.param == "pretended" else nullcontext():
+        yield from _tiers("cpu" if request.param == "cpu" else "cuda", model)
+
+
+def _tiers(device: str, model: Path) -> Iterator[Engine]:
+    vram = {"vram": 512 * MIB} if device == "cpu" else {}
     options = Options(
-        device=request.param,
+        device=device,
         context=256,
         dtype="float32",
         max_sequences=3,

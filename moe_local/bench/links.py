@@ -8,6 +8,7 @@ from time import perf_counter
 import torch
 
 from moe_local.engine import Engine
+from moe_local.memory.pinned import host_slab
 from moe_local.memory.records import PARALLEL_READS, RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.units import MIB
@@ -54,7 +55,7 @@ def measure_upload(engine: Engine) -> float | None:
         return None
     accelerator = engine.load_plan.accelerator
     size = engine.plan.needs.slot
-    source = Slab(8, size, torch.device("cpu"), pinned=accelerator.pins)
+    source = host_slab(8, size, accelerator, lambda text: None)
     target = Slab(1, size, accelerator.device)
     rounds = max(8, min(_TRIAL // 2, 64 * size) // size)
     began = 0.0
@@ -64,4 +65,5 @@ def measure_upload(engine: Engine) -> float | None:
             began = perf_counter()
         target[0].copy_(source[number % 8], non_blocking=True)
     accelerator.synchronize()
+    source.close()
     return rounds * size / (perf_counter() - began) / _GIGA

@@ -8,8 +8,6 @@ from torch import Tensor
 from moe_local.formats.base import Affine, Arrays, Shape
 from moe_local.formats.grouped import Grouped, unpack
 
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word each of eight outputs is
-
 
 class Awq(Grouped):
     """`qweight` [in, out / 8] int32, `qzeros` [groups, out / 8] int32, `scales` [groups, out]."""
@@ -24,6 +22,6 @@ class Awq(Grouped):
 
 
 def _outputs(words: Tensor) -> Tensor:
-    """int32 [n, out / 8] -> uint8 [out, n]."""
+    """int32 [n, out / 8] -> uint8 [out, n]: of the eight outputs in a word the even ones come first."""
     mixed = unpack(words, 4)
-    return mixed.view(len(mixed), -1, 8).permute(1, 2, 0)[:, _PLACES].flatten(0, 1)
+    return mixed.view(len(mixed), -1, 2, 4).permute(1, 3, 2, 0).flatten(0, 2)

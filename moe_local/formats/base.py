@@ -16,6 +16,12 @@ Shape = tuple[int, int]  # [out, in]
 class Format(ABC):
     """How a matrix is held in arrays. Instances are immutable; parameters go to the constructor."""
 
+    divisible = False  # whether `row_part` can tell rows apart, 16 of them at a time
+
+    def row_part(self, arrays: Arrays, start: int, stop: int) -> Arrays:
+        """Views of the arrays of rows `start`, a multiple of 16, to `stop`: a matrix by itself."""
+        raise NotImplementedError(f"{type(self).__name__} is not divisible")
+
     @abstractmethod
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in `dtype`."""

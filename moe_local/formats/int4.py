@@ -65,6 +65,11 @@ class Int4(Packable, HasAffine):
         raw = blocks[..., 8 * self.group :].contiguous().view(torch.bfloat16)
         return raw.view(*blocks.shape[:2], 2, BLOCK).permute(2, 0, 3, 1).flatten(1, 2)
 
+    divisible = True
+
+    def row_part(self, arrays: Arrays, start: int, stop: int) -> Arrays:
+        return {"blocks": arrays["blocks"][start // BLOCK : -(-stop // BLOCK)]}
+
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         blocks = arrays["blocks"]
         codes = self._codes(blocks, shape).view(shape[0], -1, self.group).to(dtype)

@@ -27,6 +27,11 @@ class Int8(Packable):
         raw = F.pad(scales.float(), (0, -out % BLOCK)).view(-1, BLOCK).view(torch.uint8)
         return {"blocks": torch.cat([blocks.view(torch.uint8), raw], dim=1)}
 
+    divisible = True
+
+    def row_part(self, arrays: Arrays, start: int, stop: int) -> Arrays:
+        return {"blocks": arrays["blocks"][start // BLOCK : -(-stop // BLOCK)]}
+
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         blocks = arrays["blocks"]
         codes = blocks[:, : -4 * BLOCK].view(torch.int8).view(len(blocks), -1, BLOCK, 4).transpose(1, 2).flatten(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,18 @@ def look_up(table: Tensor, codes: Tensor) -> Tensor:
     return torch.index_select(table, 0, codes.flatten().int()).view(codes.shape)
 
 
-def look_up_halves(table: Tensor, codes: Tensor, *, low_first: bool) -> Tensor:
-    """`table` [16] float32 by both halves of `codes` uint8 [..., n] -> [..., 2 * n]."""
-    slow, quick = table.repeat_interleave(16), table.repeat(16)
-    pairs = torch.stack([quick, slow] if low_first else [slow, quick], dim=1)
-    whole = pairs.view(torch.int64).flatten()  # the pair of each byte as one element
-    return look_up(whole, codes).view(torch.float32)
+def look_up_halves(values: tuple[float, ...], codes: Tensor, *, low_first: bool) -> Tensor:
+    """16 `values` by both halves of `codes` uint8 [..., n] -> float32 [..., 2 * n]."""
+    return look_up(_pairs(values, codes.device, low_first), codes).view(torch.float32)
+
+
+@lru_cache(maxsize=64)
+def _pairs(values: tuple[float, ...], device: torch.device, low_first: bool) -> Tensor:
+    """The pair of numbers that each byte stands for as one element, int64 [256].
+
+    Kept: to make it anew for each matrix, a device would be copied to, and waited for.
+    """
+    with torch.inference_mode(False):  # whoever comes later may be outside of it
+        table = torch.tensor(values, device=device)
+        slow, quick = table.repeat_interleave(16), table.repeat(16)
+        return torch.stack([quick, slow] if low_first else [slow, quick], dim=1).view(torch.int64).flatten()

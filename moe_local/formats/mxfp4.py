@@ -32,8 +32,7 @@ class Mxfp4(Packable):
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         blocks = arrays["blocks"]
-        values = torch.tensor(VALUES, device=blocks.device)
-        numbers = look_up_halves(values, blocks, low_first=True)  # [out, in / 32, 32]
+        numbers = look_up_halves(VALUES, blocks, low_first=True)  # [out, in / 32, 32]
         exponents = arrays["scales"].to(torch.int32) - _BIAS
         scales = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents)
         return numbers.mul_(scales.unsqueeze(-1)).flatten(1).to(dtype)

@@ -63,8 +63,7 @@ class Nf4(Packable):
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
         packed = arrays["weight"]
-        table = torch.tensor(TABLES[self.table], device=packed.device)
-        numbers = look_up_halves(table, packed.flatten(), low_first=False)[: math.prod(shape)]
+        numbers = look_up_halves(TABLES[self.table], packed.flatten(), low_first=False)[: math.prod(shape)]
         scales = self._scales(arrays)
         if len(numbers) == len(scales) * self.block:
             numbers.view(-1, self.block).mul_(scales.unsqueeze(1))

@@ -44,8 +44,7 @@ class Nvfp4(Mergeable):
         if "whole" in arrays:
             whole = arrays["whole"].reshape(-1, 1)
             scale = scale / whole if self.divides else scale * whole
-        values = torch.tensor(VALUES, device=weight.device)
-        numbers = look_up_halves(values, weight, low_first=True).view(*scale.shape, BLOCK)
+        numbers = look_up_halves(VALUES, weight, low_first=True).view(*scale.shape, BLOCK)
         return numbers.mul_(scale.unsqueeze(-1)).view(shape).to(dtype)
 
     def merge(self, parts: Sequence[Arrays], order: Sequence[int] | None) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class _Watch:
     """Raises `_OutOfTime` in the thread that made it, once its time is over, while it still runs inside `frame`."""
 
     def __init__(self, frame: FrameType, seconds: float) -> None:
-        self._frame = frame
+        self._frame: FrameType | None = frame
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._ended = False
@@ -78,6 +78,7 @@ class _Watch:
         with self._lock:
             self._ended = True
         self._timer.cancel()
+        self._frame = None  # which has this, and all its callers: a model that they load would stay in memory
 
 
 def _address_space() -> tuple[int, int]:

@@ -29,6 +29,21 @@ _CONNECT = 5.0  # seconds
 _POLL = 0.5  # seconds between two looks at an interrupt
 
 
+def gpus_of_each(workers: int, gpus: int, device: str) -> int:
+    """GPUs for each of some workers, of a cluster with so many. Raises MoeLocalError where there are not enough.
+
+    Ray hides all GPUs from a worker that has asked for none: it would compute on a CPU, and not say so.
+    """
+    if device == "cpu" or not gpus:
+        return 0
+    if workers > gpus:
+        raise MoeLocalError(
+            f"{workers} workers cannot have a GPU each: the cluster has {gpus}",
+            remedy=f"give --workers {gpus}, or --device cpu for all of them",
+        )
+    return 1
+
+
 @dataclass(frozen=True)
 class Loading:
     """What a worker loads."""
@@ -50,8 +65,8 @@ class Loading:
             pass
 
         where: str | Path | ModelFiles = ensure_demo(cache_dir(), quiet) if self.model is None else self.model
-        if self.pack and self.model is not None and self.options.dtype == "auto":
-            where, _ = ensure_packed(self.model, quiet)
+        if self.pack and self.model is not None and self.options.dtype != "float32":
+            where, _ = ensure_packed(self.model, quiet, dtype=self.options.dtype)
         options = self.options
         if options.ram is None and neighbours > 1:
             options = replace(options, ram=int(memory_available() * 0.9 / neighbours))
@@ -96,7 +111,8 @@ class Pool:
         self._neighbours = -(-self.size // nodes)
         actor = self._ray.remote(Worker)
         self._actor = actor.options(
-            num_gpus=1 if gpus >= self.size else 0, num_cpus=max(1, int(resources.get("CPU", 1)) // self.size)
+            num_gpus=gpus_of_each(self.size, gpus, loading.options.device),
+            num_cpus=max(1, int(resources.get("CPU", 1)) // self.size),
         )
         self._workers: list[Any] = []
         try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import contextlib
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.errors import BudgetError, MoeLocalError, UnsupportedError, first_line
+from moe_local.units import MIB, format_size
 
 AUTO, CPU = "auto", "cpu"
 KINDS = (CPU, "cuda", "mps")
+_cuda: Any = torch.cuda  # much of it has no types
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,6 @@ class Accelerator:
         return self.device.type == "cuda"
 
     @property
-    def pins(self) -> bool:
-        """Whether copies to it are faster from page-locked RAM."""
-        return self.device.type == "cuda"
-
-    @property
     def name(self) -> str:
         """As its driver has it."""
         return torch.cuda.get_device_name(self.device) if self.has_own_memory else self.device.type
@@ -51,13 +50,41 @@ class Accelerator:
         major, minor = torch.cuda.get_device_capability(self.device)
         return f"{major}.{minor}"
 
+    @property
+    def computes_bfloat16(self) -> bool:
+        """Whether it has instructions for bfloat16: CUDA's devices before capability 8.0 imitate it, slowly."""
+        return not self.has_own_memory or torch.cuda.get_device_capability(self.device) >= (8, 0)
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of a device with memory of its own."""
         return torch.cuda.mem_get_info(self.device)
 
+    def held_memory(self) -> int:
+        """Bytes of its own memory that torch holds in this process now."""
+        return torch.cuda.memory_reserved(self.device)
+
     def peak_memory(self) -> int:
         """The most bytes of its own memory that torch has held in this process."""
         return torch.cuda.max_memory_reserved(self.device)
+
+    def pin(self, address: int, size: int) -> bool:
+        """Page-locks RAM that is there already, so that it can be copied from beside compute; whether it could."""
+        if not self.has_own_memory:
+            return False
+        if int(_cuda.cudart().cudaHostRegister(address, size, 0)) == 0:
+            return True
+        # The refusal is kept as an error of the device's, which the next kernel would be accused of.
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
+        return False
+
+    def unpin(self, address: int) -> None:
+        """Gives back what was page-locked from this address on."""
+        _cuda.cudart().cudaHostUnregister(address)
+
+    def copy_stream(self) -> CopyStream | None:
+        """A new queue for copies beside compute; None where the device has no memory of its own to copy to."""
+        return CudaCopies(self.device) if self.has_own_memory else None
 
     def synchronize(self) -> None:
         """Waits until everything that was asked of it is done."""
@@ -75,9 +102,70 @@ class Accelerator:
             torch.mps.empty_cache()
 
 
+class Mark(Protocol):
+    """A moment in a queue of copies."""
+
+    def query(self) -> bool:
+        """Whether it has come."""
+
+    def synchronize(self) -> None:
+        """Waits until it has."""
+
+
+class CopyStream(Protocol):
+    """A queue of copies from RAM into a device's memory, which go on while it computes."""
+
+    def copy(self, target: Tensor, source: Tensor) -> Mark:
+        """Copies `source`, in RAM, once all compute that has been issued is done; -> when the copy has ended.
+
+        Until then the source must stay as it is; the target may be read by compute that was told to wait.
+        """
+
+    def compute_after(self, mark: Mark) -> None:
+        """Has all compute that is issued from now on wait for a mark; the caller does not."""
+
+    def synchronize(self) -> None:
+        """Waits until all copies have ended."""
+
+
+class CudaCopies:
+    """The `CopyStream` of a CUDA device, a stream and its events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = _cuda.Stream(device)
+
+    def copy(self, target: Tensor, source: Tensor) -> Mark:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # who read the target before, has
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+        mark: Mark = self._stream.record_event()
+        return mark
+
+    def compute_after(self, mark: Mark) -> None:
+        _cuda.current_stream(self._device).wait_event(mark)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+
 def cpu_capability() -> str:
     """torch's name for the vector instructions of this processor that it uses, like AVX512 or AVX2."""
     return torch.backends.cpu.get_cpu_capability()
+
+
+def out_of_memory(error: Exception) -> BudgetError:
+    """What torch says of a device that has no memory left, in our words, with figures and what to do."""
+    there = gpus()
+    figures = [
+        f"{each.name}: {format_size(each.memory()[0])} of {format_size(each.memory()[1])} free" for each in there
+    ]
+    least = max((each.peak_memory() for each in there), default=0)
+    return BudgetError(
+        f"the device has no memory left ({', '.join([*figures, first_line(error)])})",
+        minimum=least,
+        remedy=f"close what else uses it, give less --vram than {-(-least // MIB)}MiB, or a shorter --context",
+    )
 
 
 def on_cpu(device: torch.device) -> bool:
@@ -90,9 +178,9 @@ def runs_triton(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
+def launching_on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Within it, kernels are launched on a device, which need not be the first of its kind."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def has_triton_cores(device: torch.device) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from moe_local.memory.accelerator import on_cpu
+from moe_local.memory.accelerator import Accelerator, on_cpu
 from moe_local.memory.pages import allocate, release
+
+_PIECE = 512 << 20  # bytes that are page-locked at a time
 
 
 class Slab:
@@ -19,15 +22,15 @@ class Slab:
 
     ALIGNMENT = 4096
 
-    def __init__(self, slots: int, slot_size: int, device: torch.device, *, pinned: bool = False) -> None:
+    def __init__(self, slots: int, slot_size: int, device: torch.device) -> None:
         self.slot_size = slot_size
         size = slots * slot_size + self.ALIGNMENT
-        plain = on_cpu(device) and not pinned
-        raw = allocate(size) if plain else torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        raw = allocate(size) if on_cpu(device) else torch.empty(size, dtype=torch.uint8, device=device)
         start = -raw.data_ptr() % self.ALIGNMENT
         self._buffer = raw[start : start + slots * slot_size].view(slots, slot_size)
         self._start = self._buffer.data_ptr()
         self._memory: dict[int, memoryview] = {}
+        self._pins: list[tuple[Accelerator, int]] = []  # by whom and from which address on it is page-locked
 
     def __len__(self) -> int:
         return self._buffer.shape[0]
@@ -65,8 +68,25 @@ class Slab:
         """Gives the memory of slot `first` and those after it back to the system; it comes again when written to."""
         release(self._buffer[first:])
 
+    def pin(self, accelerator: Accelerator) -> int:
+        """Page-locks the slab for copies to a device, piece by piece until one is refused; -> bytes that are.
+
+        The system's own way (torch's `pin_memory`) would round the whole up to a power of two, and locks all or none.
+        No slot is in two pieces, which a device could not copy as one.
+        """
+        together = self.ALIGNMENT // math.gcd(self.ALIGNMENT, self.slot_size) * self.slot_size
+        piece = max(1, _PIECE // together) * together
+        for at in range(0, self.nbytes, piece):
+            if not accelerator.pin(self._start + at, min(piece, self.nbytes - at)):
+                return at
+            self._pins.append((accelerator, self._start + at))
+        return self.nbytes
+
     def close(self) -> None:
         """Frees the memory, once nobody else holds a part of it."""
+        while self._pins:
+            accelerator, address = self._pins.pop()
+            accelerator.unpin(address)
         self._memory.clear()
         self._buffer = self._buffer.new_empty(0, self.slot_size)
 

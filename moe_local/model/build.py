@@ -54,6 +54,8 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exac
                 ignore_mismatched_sizes=True,  # they are ours to refuse, by name
                 output_loading_info=True,
             )
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # an operation of a conversion failed
             raise CheckpointError(
                 f"the dense weights of {_directory(dense)} do not convert ({' '.join(str(error).split())})",

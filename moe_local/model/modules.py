@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import EncodedTensor, Source
+from moe_local.formats.base import Arrays, Shape
+from moe_local.formats.registry import format_of
 from moe_local.kernels.base import Multiply
-from moe_local.kernels.matrix import bind
+from moe_local.kernels.matrix import bind, kernel_for
 from moe_local.memory.files import ReadAt
-from moe_local.model.buffers import LARGE
+from moe_local.model.buffers import rows_decoded
 from moe_local.model.transformers_api import keep_tied, mark_loaded
-
-_FEW = 32  # rows, that every format multiplies without decoding
 
 
 class _Unregistered(nn.Module):
@@ -50,20 +51,27 @@ class EncodedLinear(_Unregistered):
 
     def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor], *, exact: bool) -> None:
         shape = (encoded.shape[0], encoded.shape[1])
-        self._hold(multiply=bind(encoded.encoding, arrays, shape, exact=exact))
+        parts = _parts(encoded.encoding, arrays, shape)
+        self._hold(multiply=[bind(encoded.encoding, part, each, exact=exact) for part, each in parts])
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        multiply: Multiply = self._held["multiply"]
+        parts: list[Multiply] = self._held["multiply"]
         rows = x.reshape(-1, self.in_features)
-        count = rows.shape[0]
-        if count > _FEW and self.in_features * self.out_features >= LARGE:
-            y = torch.cat([multiply(rows[at : at + _FEW]) for at in range(0, count, _FEW)])
-        else:
-            y = multiply(rows)
+        y = parts[0](rows) if len(parts) == 1 else torch.cat([multiply(rows) for multiply in parts], dim=1)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
+
+
+def _parts(encoding: Encoding, arrays: Arrays, shape: Shape) -> list[tuple[Arrays, Shape]]:
+    """A matrix whole; or, where it is decoded to be multiplied and large, in parts that are decoded one by one."""
+    form, device, (out, width) = format_of(encoding), next(iter(arrays.values())).device, shape
+    step = rows_decoded(out, width)
+    if step == out or not (form.divisible and kernel_for(encoding, device, shape).decodes):
+        return [(arrays, shape)]
+    stops = [(start, min(out, start + step)) for start in range(0, out, step)]
+    return [(form.row_part(arrays, start, stop), (stop - start, width)) for start, stop in stops]
 
 
 class EncodedEmbedding(_Unregistered):

@@ -14,12 +14,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import PLAIN
+from moe_local.formats.registry import format_of
 from moe_local.kernels.matrix import kernel_for
+from moe_local.memory.accelerator import on_cpu
 from moe_local.model.attention import is_ours
-from moe_local.model.buffers import LARGE, columns
+from moe_local.model.buffers import columns, rows_decoded
 from moe_local.model.transformers_api import attends_eagerly, kv_cache, wide_parameters
 from moe_local.planning import formulas
-from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes
+from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes, router_copy_bytes
 from moe_local.planning.needs import Needs
 
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -62,6 +64,9 @@ def measure(
         eager_heads=_eager_heads(skeleton),
         logits=logits,
         programs=_programs(skeleton, catalog),
+        routers=router_copy_bytes(
+            [layer.experts for layer in catalog.layers], config.hidden_size, in_ram=on_cpu(device)
+        ),
     )
     workspace, workspaces = passes.workspaces(_decoding(skeleton, catalog, dtype, device))
     return Needs(
@@ -169,15 +174,15 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
 def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device) -> int:
     """The largest matrix that is decoded before it is multiplied, with the codes that it is of.
 
-    Embeddings are decoded row by row, and very large matrices not at all.
+    Embeddings are decoded row by row.
     """
     encoded = [matrix for matrix in catalog.matrices() if matrix.encoding not in PLAIN.values()]
     shapes = [m.shape for m in encoded if kernel_for(m.encoding, device, m.shape).decodes]
     for path, tensor in catalog.encoded.items():
         shape = (tensor.shape[0], tensor.shape[1])
-        small = isinstance(skeleton.get_submodule(path), nn.Linear) and shape[0] * shape[1] < LARGE
-        if small and kernel_for(tensor.encoding, device, shape).decodes:
-            shapes.append(shape)
+        whole = isinstance(skeleton.get_submodule(path), nn.Linear)
+        if whole and kernel_for(tensor.encoding, device, shape).decodes:
+            shapes.append((rows_decoded(*shape), shape[1]) if format_of(tensor.encoding).divisible else shape)
     return decoding_bytes(shapes, dtype.itemsize)
 
 

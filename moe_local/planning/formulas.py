@@ -4,7 +4,7 @@ those that only a config.json tells of. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moe_local.model.buffers import SCORES, columns
@@ -36,6 +36,7 @@ class ForwardPass:
     eager_heads: int = 0  # heads whose scores are all held at once; 0 where attention goes in blocks
     logits: int = 1  # tokens whose logits are wanted, at most
     programs: int = 0  # see `program_bytes`
+    routers: int = 0  # see `router_copy_bytes`
 
     @property
     def chunk(self) -> int:
@@ -58,7 +59,7 @@ class ForwardPass:
         logits = (7 + min(self.logits, tokens)) * self.vocabulary * 4
         eager = eager_score_bytes(self.eager_heads, self.context, self.itemsize, tokens)
         attention = 2 * layer_kv + 2 * multiplied + mask + scores + eager
-        return _SLACK + attention + rows + logits + self.programs
+        return _SLACK + attention + rows + logits + self.programs + self.routers
 
     def workspaces(self, decoding: int) -> tuple[int, tuple[tuple[int, int], ...]]:
         """Bytes of a chunk's workspace, and (tokens, bytes) of shorter passes'; see `Needs`.
@@ -96,6 +97,13 @@ def kv_cache_bytes(
     """
     kept = min(tokens, max(0, window - 1))
     return numbers * itemsize * ((layers - sliding) * tokens + sliding * kept)
+
+
+def router_copy_bytes(experts: Sequence[int], hidden: int, *, in_ram: bool) -> int:
+    """Bytes of what reading ahead asks: copies of the routers of all layers but the first, in bf16 on a CPU and in
+    float32 elsewhere.
+    """
+    return sum(experts[1:]) * hidden * (2 if in_ram else 4)
 
 
 def program_bytes(matrices: Iterable[int]) -> int:

@@ -173,7 +173,8 @@ def _in_two_memories(
     if wanted:
         short = f"{format_size(vram)} of device memory" if "--vram" in wanted else f"{format_size(ram)} of RAM"
         raise _too_little(short, needs, wanted)
-    device, host = _tier(vram - taken, needs, shares[0]), _tier(ram - ram_taken, needs, shares[1])
+    device = _tier(vram - taken, needs, shares[0])
+    host = _tier_below(ram - ram_taken, needs, shares[1], device[0])
     return Plan(
         needs=needs,
         ram=ram,
@@ -195,6 +196,19 @@ def _tier(available: int, needs: Needs, share: float) -> tuple[tuple[int, ...], 
         return most, 0
     spare = min(spare_slots(needs), slots - len(most))
     return share_out(slots - spare, most), spare
+
+
+def _tier_below(available: int, needs: Needs, share: float, above: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """As `_tier`, for the tier below one that keeps `above` of each layer: a layer that is there whole only passes
+    through here.
+    """
+    most = capped(needs.experts, share)
+    wanted = tuple(0 if kept == count else top for kept, count, top in zip(above, needs.experts, most, strict=True))
+    slots = available // needs.slot
+    if wanted == needs.experts and slots >= needs.all_experts:
+        return wanted, 0
+    spare = min(spare_slots(needs), slots if 0 in wanted else slots - len(wanted))
+    return share_out(slots - spare, wanted), spare
 
 
 def spare_slots(needs: Needs) -> int:

@@ -20,7 +20,7 @@ from moe_local.planning.machines import DRIVER, SYSTEM
 from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan, make_plan
-from moe_local.store.open import ModelFiles, open_model
+from moe_local.store.open import ModelFiles, in_dtype, open_model
 from moe_local.units import MIB, format_size
 
 DEFAULT_CONTEXT = 4096
@@ -76,9 +76,11 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     Raises BudgetError when it cannot fit, CheckpointError and UnsupportedError for what cannot be run.
     """
     options = options or Options()
+    notes: list[str] = []
     files = model if isinstance(model, ModelFiles) else open_model(model, options.dtype)
     context = _context(files.config, options.context)
     accelerator = _accelerator(options)
+    files = _in_dtype_of(accelerator, files, options, notes)
     rows = readable_by_rows(files.skeleton, files.catalog) if accelerator.is_cpu else {}
     needs = measure(
         files.skeleton,
@@ -93,7 +95,7 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     needs = replace(needs, embedding_rows=bytes_of_rows(rows, files.dtype))
     # An encoder's passes are not seen before they begin.
     elastic = accelerator.is_cpu and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
-    plan, notes = _plan(needs, accelerator, options, elastic=elastic)
+    plan = _plan(needs, accelerator, options, notes, elastic=elastic)
     sequences = plan.needs.sequences
     if plan.needs.embedding_rows_on_disk:
         files = replace(files, catalog=leave_on_disk(files.catalog, rows))
@@ -105,7 +107,7 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
         kv_tokens=max(columns(context), sequences * columns(min(options.tokens_per_sequence, context))),
         options=options,
         plan=plan,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -114,6 +116,18 @@ def _accelerator(options: Options) -> Accelerator:
     if not options.other_machine or options.device != AUTO:
         return find(options.device)
     return Accelerator(torch.device("cpu" if options.vram is None else "cuda"))
+
+
+def _in_dtype_of(accelerator: Accelerator, files: ModelFiles, options: Options, notes: list[str]) -> ModelFiles:
+    """In float16, where no dtype was asked for and the device only imitates the files' bfloat16."""
+    asked, known = options.dtype != "auto", not options.other_machine
+    if asked or files.dtype != torch.bfloat16 or not known or accelerator.computes_bfloat16:
+        return files
+    notes.append(
+        f"{accelerator.name} has no instructions for bfloat16: float16 is computed in instead;"
+        " --dtype bfloat16 or float32, both slower, for a model whose numbers are too large for it"
+    )
+    return in_dtype(files, torch.float16)
 
 
 def _context(config: PreTrainedConfig, wanted: int | None) -> int:
@@ -137,30 +151,43 @@ class _Budgets:
     vram_overhead: int = 0
 
 
-def _budgets(options: Options, accelerator: Accelerator) -> _Budgets:
-    """What was asked for; where nothing was, what is free but for a tenth."""
+def vram_budgets(accelerator: Accelerator) -> tuple[int, int, int]:
+    """Bytes of a device's memory: what this process holds before anything is loaded, what it may have at most, and
+    what it takes where no budget is given, which leaves a tenth of what is free.
+
+    What other programs hold is in none of them.
+    """
+    held, (free, _) = DRIVER + accelerator.held_memory(), accelerator.memory()
+    return held, held + free, held + int(free * (1 - _KEEP_FREE))
+
+
+def _budgets(options: Options, accelerator: Accelerator, notes: list[str]) -> _Budgets:
+    """What was asked for; where nothing was, what is free but for a tenth. Says in `notes` what was cut."""
     vram, vram_overhead = options.vram, 0
     if options.other_machine:
         vram_overhead = 0 if vram is None else DRIVER
     elif accelerator.has_own_memory:
-        free, total = accelerator.memory()
-        vram_overhead = total - free
-        vram = vram if vram is not None else int(total - free * _KEEP_FREE)
+        vram_overhead, most, chosen = vram_budgets(accelerator)
+        vram = chosen if vram is None else _cut(vram, most, "VRAM", "is free", notes)
     # The device's runtime, begun above, is a part of this process.
     ram_overhead = SYSTEM if options.other_machine else -(-process_memory() // _ROUND) * _ROUND
     ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
+    if not options.other_machine:
+        ram = _cut(ram, memory_limit(), "RAM", "this machine gives", notes)
     return _Budgets(ram, ram_overhead, vram, vram_overhead)
 
 
-def _plan(needs: Needs, accelerator: Accelerator, options: Options, *, elastic: bool) -> tuple[Plan, tuple[str, ...]]:
-    notes: list[str] = []
-    budgets = _budgets(options, accelerator)
-    if budgets.ram > memory_limit() and not options.other_machine:
-        notes.append(
-            f"the RAM budget of {format_size(budgets.ram)} is more than this machine gives;"
-            f" {format_size(memory_limit())} is used instead"
-        )
-        budgets = replace(budgets, ram=memory_limit())
+def _cut(budget: int, most: int, memory: str, whose: str, notes: list[str]) -> int:
+    if budget <= most:
+        return budget
+    notes.append(
+        f"the {memory} budget of {format_size(budget)} is more than {whose}; {format_size(most)} is used instead"
+    )
+    return most
+
+
+def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[str], *, elastic: bool) -> Plan:
+    budgets = _budgets(options, accelerator, notes)
     available = budgets.ram - budgets.ram_overhead if budgets.vram is None else budgets.vram - budgets.vram_overhead
     plan = make_plan(
         needs.with_embeddings_on_disk(available).with_fewer_sequences(available),
@@ -173,7 +200,7 @@ def _plan(needs: Needs, accelerator: Accelerator, options: Options, *, elastic: 
     )
     if plan.too_small_to_cache:
         notes.append(_too_small(plan, options))
-    return plan, tuple(notes)
+    return plan
 
 
 def _too_small(plan: Plan, options: Options) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from moe_local.errors import MoeLocalError
 from moe_local.formats.registry import EMBEDDING, GROUP_SIZES, bytes_in, dense_names, packable_names, packed_bytes
-from moe_local.model.buffers import LARGE, columns
-from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes
+from moe_local.model.buffers import columns, rows_decoded
+from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes, router_copy_bytes
 from moe_local.planning.needs import Needs
 from moe_local.planning.sizes import Matrices, ModelSizes
 
@@ -19,6 +19,7 @@ _PAGE = 4096  # bytes: what records are aligned to
 _PLAIN = ("bf16", "fp16", "fp32")  # multiplied as they are
 # A CPU multiplies by these as they lie, where rows and columns are multiples of so many; all others are decoded.
 _NATIVE = {"int4": (1, 1), "int8": (1, 1), "mxfp4": (16, 32), "nvfp4": (16, 32), "nf4": (16, 64), "fp8": (16, 64)}
+_DIVISIBLE = ("int4", "int8")  # that can tell rows apart, so that a large matrix is decoded in parts
 _ITEMSIZE = 2  # bytes: activations and the KV cache are in bf16
 
 
@@ -93,6 +94,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         heads_per_kv=attention.heads_per_kv if gpu else 1,
         expanded=attention.expanded,
         eager_heads=attention.heads if attention.eager else 0,
+        routers=router_copy_bytes(sizes.experts, sizes.hidden, in_ram=not gpu),
         programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
     )
     workspace, workspaces = passes.workspaces(decoding_bytes(decoded(sizes, formats, gpu=gpu), itemsize))
@@ -116,15 +118,16 @@ def _multiplied_as_they_are(sizes: ModelSizes, formats: Formats) -> Iterator[Mat
 
 
 def decoded(sizes: ModelSizes, formats: Formats, *, gpu: bool) -> Iterator[tuple[int, int]]:
-    """Shapes of the matrices that are decoded to be multiplied. Very large dense ones are not."""
-    held = [(matrix, formats.experts) for matrix in sizes.expert]
-    held += [(m, formats.dense) for m in sizes.linear if m.out * m.width < LARGE and not _stays_plain(m, formats)]
-    for matrix, format in held:
+    """Shapes of the matrices that are decoded to be multiplied."""
+    held = [(matrix, formats.experts, False) for matrix in sizes.expert]
+    held += [(m, formats.dense, True) for m in sizes.linear if not _stays_plain(m, formats)]
+    for matrix, format, dense in held:
         held_in = fitted(matrix, format, formats.group)
         rows, columns = _NATIVE.get(held_in, (0, 0))
         native = rows and not gpu and not (matrix.out % rows or matrix.width % columns)
         if held_in not in _PLAIN and not native:
-            yield matrix.out, matrix.width
+            parts = dense and held_in in _DIVISIBLE
+            yield rows_decoded(matrix.out, matrix.width) if parts else matrix.out, matrix.width
 
 
 def computed_bytes(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:

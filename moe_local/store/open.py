@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -78,6 +78,12 @@ def _model_files(checkpoint: Checkpoint, catalog_of: Callable[[PreTrainedModel],
     assert_dense_shapes(catalog, skeleton, checkpoint.directory)
     assert_choices(catalog, config, checkpoint.directory)
     return ModelFiles(checkpoint, config, skeleton, catalog, chosen)
+
+
+def in_dtype(files: ModelFiles, dtype: torch.dtype) -> ModelFiles:
+    """The same files, to be computed in another dtype."""
+    skeleton = build_skeleton(model_class(files.config), files.config, dtype)
+    return replace(files, skeleton=skeleton, dtype=dtype)
 
 
 def _dtype(name: str) -> torch.dtype | None:

@@ -19,18 +19,22 @@ from moe_local.checkpoint.record import Array, Extent, Layout, Matrix, Projectio
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.capacity import TierCapacity
+from moe_local.experts.mover import mover_to
 from moe_local.experts.residency import SlotTable
 from moe_local.experts.tier import Tier
+from moe_local.memory.accelerator import Accelerator
 from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies.base import Keys, Policy, State
 from moe_local.policies.lru import LRU
 from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after
+from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 
 LAYERS, EXPERTS, WIDTH = 3, 10, 64
 RECORD = 2 * WIDTH * WIDTH * 4
 SPARE = 2
+BLOCKING, LATE, STREAMS = "blocking", "late", "streams"
 
 
 @pytest.fixture(scope="module")
@@ -74,27 +78,34 @@ def _catalog(file: Path) -> Catalog:
 
 
 def _cache(
-    file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU, *, late: bool = False
+    file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU, *, mover: str = BLOCKING
 ) -> ExpertCache:
-    """With a `late` mover where there is a host tier."""
-    cpu = torch.device("cpu")
+    """With this mover where there is a host tier; in streams, the device tier is on a device."""
+    cpu, gpu = Accelerator(torch.device("cpu")), Accelerator(torch.device("cuda", 0))
 
-    def tier(slots: int) -> Tier:
+    def tier(slots: int, where: Accelerator = cpu) -> Tier:
         spare = 0 if slots == EXPERTS else SPARE
-        return Tier.make(Slab(slots * LAYERS + spare, RECORD, cpu), [EXPERTS] * LAYERS, [slots] * LAYERS, policy)
+        slab = Slab(slots * LAYERS + spare, RECORD, where.device)
+        return Tier.make(slab, [EXPERTS] * LAYERS, [slots] * LAYERS, policy)
 
     def room(tokens: int) -> TierCapacity:
         """More than one token leave half of the slots."""
         kept = device if tokens == 1 else device // 2
         return TierCapacity((kept,) * LAYERS, 0 if kept == EXPERTS else SPARE)
 
-    above, below = tier(device), None if host is None else tier(host)
+    above, below = tier(device, gpu if mover == STREAMS else cpu), None if host is None else tier(host)
+    moves = None
+    if below is not None and mover == LATE:
+        moves = LateMover(below.slab, above.slab)
+    elif below is not None and mover == STREAMS:
+        below.slab.pin(gpu)
+        moves = mover_to(gpu, below.slab, above.slab)
     return ExpertCache(
         _catalog(file),
         RecordReader(read_at),
         above,
         below,
-        mover=LateMover(below.slab, above.slab) if below is not None and late else None,
+        mover=moves,
         capacity_for=room if host is None else None,
     )
 
@@ -129,9 +140,23 @@ def _assert_settled(cache: ExpertCache) -> None:
         assert tier.slots.available == tier.slots.limit - sum(len(list(layer)) for layer in tier.layers) - ahead
 
 
-TWO_TIERS = [(10, None, False), (4, None, False), (1, None, False), (0, None, False)]
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A pretend one, for tests whose mover copies in its streams."""
+    wanted = getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("mover")
+    if wanted != STREAMS:
+        yield
+        return
+    if not can_pretend():
+        pytest.skip("torch has CUDA kernels of its own")
+    with pretend_cuda() as gpu:
+        yield
+        assert not gpu.streams.pinned
+
+
+TWO_TIERS = [(10, None, BLOCKING), (4, None, BLOCKING), (1, None, BLOCKING), (0, None, BLOCKING)]
 THREE_TIERS = [(4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
-TIERS = TWO_TIERS + [(*tiers, late) for tiers in THREE_TIERS for late in (False, True)]
+TIERS = TWO_TIERS + [(*tiers, mover) for tiers in THREE_TIERS for mover in (BLOCKING, LATE, STREAMS)]
 
 
 def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
@@ -139,11 +164,11 @@ def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-@pytest.mark.parametrize(("device", "host", "late"), TIERS)
+@pytest.mark.parametrize(("device", "host", "mover"), TIERS)
 def test_what_is_asked_for_comes_once_and_right(
-    file: Path, files: FileReader, device: int, host: int | None, late: bool, read_ahead: bool
+    file: Path, files: FileReader, device: int, host: int | None, mover: str, read_ahead: bool
 ) -> None:
-    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host, late=late)
+    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host, mover=mover)
     rng = random.Random(0)
     for _ in range(60):
         cache.resize_for(rng.choice([1, 1, 5]))
@@ -165,13 +190,13 @@ def test_what_is_asked_for_comes_once_and_right(
     cache.close()
 
 
-@pytest.mark.parametrize(("device", "host", "late"), TIERS)
+@pytest.mark.parametrize(("device", "host", "mover"), TIERS)
 def test_after_failures_and_early_ends_all_is_right(
-    file: Path, files: FileReader, device: int, host: int | None, late: bool
+    file: Path, files: FileReader, device: int, host: int | None, mover: str
 ) -> None:
     chaos = random.Random(1)
     disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.05)
-    cache = _cache(file, disk, device, host, late=late)
+    cache = _cache(file, disk, device, host, mover=mover)
     rng = random.Random(2)
     failures = stops = 0
     abandoned = []
@@ -200,12 +225,12 @@ def test_after_failures_and_early_ends_all_is_right(
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on Windows")
-@pytest.mark.parametrize(("device", "host", "late"), TIERS)
+@pytest.mark.parametrize(("device", "host", "mover"), TIERS)
 def test_an_interrupt_between_any_two_instructions(
-    file: Path, files: FileReader, device: int, host: int | None, late: bool
+    file: Path, files: FileReader, device: int, host: int | None, mover: str
 ) -> None:
     """A real signal, as Ctrl-C sends, at random moments of fetches and of the recovery from the one before."""
-    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host, late=late)
+    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host, mover=mover)
     rng = random.Random(3)
     interrupted = 0
     for _ in range(400):

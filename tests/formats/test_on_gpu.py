@@ -9,6 +9,7 @@ from torch import Tensor
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.base import Format, Packable
 from moe_local.formats.registry import EMBEDDING, format_of
+from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 
 OUT, IN = 64, 96
 
@@ -59,3 +60,19 @@ def test_devices_agree(encoding: Encoding, device: str) -> None:
     there = form.decode(moved, (OUT, IN), torch.bfloat16)
     assert there.device.type == device and there.isfinite().all()
     assert torch.equal(there.cpu(), wanted)
+
+
+@pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_nobody_waits_for_a_decoded_matrix(encoding: Encoding) -> None:
+    """Nor are tables copied to the device for each."""
+    form = format_of(encoding)
+    arrays = _arrays(form, encoding.format)
+    wanted = form.decode(arrays, (OUT, IN), torch.bfloat16)
+    with pretend_cuda() as gpu:
+        moved = {name: array.to("cuda") for name, array in arrays.items()}
+        form.decode(moved, (OUT, IN), torch.bfloat16)
+        with gpu.watch() as seen:
+            there = form.decode(moved, (OUT, IN), torch.bfloat16)
+        assert seen.syncs == 0, seen.told()
+        assert torch.equal(there.cpu(), wanted)

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from moe_local.errors import MoeLocalError
+from moe_local.jobs.ray_pool import gpus_of_each
 from tests.processes import MOE, run, start, wait_until
 
 pytest.importorskip("ray", reason="needs moe-local[ray]")
@@ -76,3 +78,16 @@ def test_no_cluster_is_said(tmp_path: Path, qwen: Path) -> None:
     assert done.returncode == 1
     assert "there is no Ray cluster at 127.0.0.1:1" in done.stderr
     assert "ray start --head" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "device", "each"), [(2, 2, "auto", 1), (1, 4, "cuda", 1), (3, 0, "auto", 0), (3, 1, "cpu", 0)]
+)
+def test_each_worker_has_a_gpu(workers: int, gpus: int, device: str, each: int) -> None:
+    assert gpus_of_each(workers, gpus, device) == each
+
+
+def test_more_workers_than_gpus_are_refused() -> None:
+    with pytest.raises(MoeLocalError, match="the cluster has 2") as refused:
+        gpus_of_each(3, 2, "auto")
+    assert "--workers 2" in str(refused.value)

@@ -29,14 +29,10 @@ from moe_local.testing import (
     whole_architectures,
     write_tiny_checkpoint,
 )
+from tests.model.refused import CANNOT
 
 EVERY = (*architectures(), *whole_architectures())
 
-# Architectures that cannot be run, and why. Each is shown to be refused with an error of ours.
-CANNOT = {
-    "diffusion_gemma": "transformers checks while building it that its tied experts have parameters",
-    "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts": "a part of another model: its config.json names no model_type",
-}
 # What transformers itself cannot do, with the release that mended it.
 MENDED = {"diffusion_gemma": "5.20", "deepseek_v4": "5.20"}
 NEW_TOKENS = 6

@@ -55,6 +55,7 @@ PLAIN = Formats("bf16", 64, "keep")
 CONTEXT = 1024
 RECORD = 36 * MIB
 FIXED = needs_of(SMALL, PLAIN, CONTEXT).resident_bytes
+FIXED_ON_GPU = needs_of(SMALL, PLAIN, CONTEXT, gpu=True).resident_bytes
 GPU = Machine("gpu", "a GPU", 8 * GIB, 8 * GIB, 100.0, 10.0, 1.0)
 CPU = replace(GPU, vram=None)
 UNIFORMLY = get_locality(UNIFORM)
@@ -112,7 +113,7 @@ def test_qwen3_30b_by_hand() -> None:
 def test_a_small_model_by_hand() -> None:
     """4 of 8 experts a layer on the device, all in RAM, uniformly used: half of 4 experts go over PCIe."""
     assert record_bytes(SMALL, PLAIN) == RECORD
-    machine = replace(GPU, vram=_budget(DRIVER + FIXED, 8))
+    machine = replace(GPU, vram=_budget(DRIVER + FIXED_ON_GPU, 8))
     found = estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY)
     assert (found.device_share, found.device_hits, found.host_share, found.host_hits) == (0.5, 0.5, 1.0, 1.0)
     computed, carried = 100 * MIB + 8 * MIB + 4 * RECORD, 2 * RECORD
@@ -124,7 +125,7 @@ def test_a_small_model_by_hand() -> None:
 
 def test_what_neither_memory_has_is_read_from_disk() -> None:
     """4 of 8 on the device and 6 in RAM: of the half that misses, RAM has half; the disk gives a quarter of all."""
-    machine = replace(GPU, vram=_budget(DRIVER + FIXED, 8), ram=_budget(SYSTEM, 12))
+    machine = replace(GPU, vram=_budget(DRIVER + FIXED_ON_GPU, 8), ram=_budget(SYSTEM, 12))
     found = estimate(SMALL, machine, PLAIN, CONTEXT, UNIFORMLY)
     assert (found.device_share, found.host_share) == (0.5, 0.75)
     assert (found.device_hits, found.host_hits) == (0.5, 0.5)
