@@ -113,8 +113,11 @@ def _multiplies(name: str, processor: str | None) -> str:
 
 
 def _gpu(gpu: Accelerator) -> dict[str, Any]:
+    from moe_local.kernels.triton_probe import trouble
+
     free, total = gpu.memory()
-    return {"name": gpu.name, "total": total, "free": free, "compute_capability": gpu.capability}
+    told = {"name": gpu.name, "total": total, "free": free, "compute_capability": gpu.capability}
+    return {**told, "no_kernels": trouble(gpu.device)}
 
 
 def _disk(folder: Path) -> dict[str, Any]:
@@ -177,7 +180,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     speed = disk["note"] or f"reads {disk['read']:.2f} GB/s, writes {disk['write']:.2f} GB/s"
     gpus = [
         f"{gpu['name']}, {format_size(gpu['total'])}, {format_size(gpu['free'])} free,"
-        f" compute {gpu['compute_capability']}"
+        f" compute {gpu['compute_capability']}, {_gpu_kernels_told(gpu['no_kernels'])}"
         for gpu in found["gpus"]
     ]
     budgets = f"--ram {chosen['ram'] / GIB:.1f}GiB" + (
@@ -201,6 +204,10 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("nearest profile", chosen["profile"]),
         ("profiles", ", ".join(found["profiles"])),
     ]
+
+
+def _gpu_kernels_told(trouble: str | None) -> str:
+    return "multiplies by Triton kernels" if trouble is None else f"decodes at every use: {trouble}"
 
 
 def _kernels_told(kernels: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook, greatest_weights, route
 from moe_local.kernels.expert import ExpertKernel
 from moe_local.kernels.gating import recognise
-from moe_local.kernels.native_experts import NativeExperts
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,20 @@ class Pass(Protocol):
         """weights [T, k] -> [T, H]."""
 
 
+class AllAtOnce(Protocol):
+    """A layer's experts, multiplied together by whatever of them is there."""
+
+    def start(self, hidden: Tensor, index: Tensor, experts: int) -> Pass:
+        """The pass of hidden [T, H] through those of `experts` that index [T, k] names."""
+
+
 class ExpertLayer(nn.Module):
     """Mixed into transformers' experts classes: no parameters, and a forward pass over the expert cache."""
 
     has_gate = True  # the flags of transformers' decorator, for a class that keeps its interface undecorated
     has_post_expert_norm = False
     paged: Paged  # once it is connected
-    all_at_once: NativeExperts | TritonExperts | None  # where kernels have all that this layer needs
+    all_at_once: AllAtOnce | None  # where kernels have all that this layer needs
 
     def connect(self, paged: Paged) -> None:
         """From now on runs over `paged`."""

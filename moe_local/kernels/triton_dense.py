@@ -10,12 +10,11 @@ from moe_local.formats.plain import Plain
 from moe_local.kernels.base import MatrixKernel, Multiply
 from moe_local.kernels.triton_launch import Launcher, launcher
 from moe_local.kernels.triton_layout import COLUMNS, tiled, vector
-from moe_local.kernels.triton_matrix import KINDS, Lying, reader_of, reads, usable, values
+from moe_local.kernels.triton_matrix import KINDS, Lying, reader_of, reads, values
+from moe_local.kernels.triton_probe import usable
 from moe_local.memory.accelerator import has_triton_cores, launching_on
 
-_VECTOR_ROWS = (
-    4  # up to so many rows, those that read the same part of the matrix at once share it in the GPU's cache
-)
+_VECTOR_ROWS = 4  # up to so many, those that read the same part of the matrix at once share it in the GPU's cache
 
 
 def _takes(form: Format, device: torch.device, shape: Shape) -> bool:

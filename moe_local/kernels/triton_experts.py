@@ -12,7 +12,8 @@ from moe_local.checkpoint.record import Layout
 from moe_local.kernels.gating import Gating
 from moe_local.kernels.triton_launch import Launcher, launcher
 from moe_local.kernels.triton_layout import OPTIONS, PlacedExpert, place
-from moe_local.kernels.triton_matrix import KINDS, usable, values
+from moe_local.kernels.triton_matrix import KINDS, values
+from moe_local.kernels.triton_probe import usable
 from moe_local.memory.accelerator import has_triton_cores, launching_on
 from moe_local.memory.slab import Slab
 

@@ -23,7 +23,6 @@ from moe_local.formats.nf4 import TABLES, Nf4
 from moe_local.formats.nvfp4 import Nvfp4
 from moe_local.formats.plain import Plain
 from moe_local.kernels.native import VARIABLE
-from moe_local.memory.accelerator import runs_triton
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}  # of numbers, as the kernels say it
 
@@ -34,11 +33,6 @@ def missing() -> str | None:
     if os.environ.get(VARIABLE) == "off":
         return f"they are switched off by {VARIABLE}"
     return None if find_spec("triton") else "triton is not installed"
-
-
-def usable(device: torch.device) -> bool:
-    """Whether Triton kernels can run on a device."""
-    return runs_triton(device) and missing() is None
 
 
 class Lying(NamedTuple):

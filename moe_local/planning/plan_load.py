@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from moe_local.errors import MoeLocalError
+from moe_local.kernels.triton_probe import trouble
 from moe_local.memory.accelerator import AUTO, Accelerator, find
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
 from moe_local.memory.pages import can_release
@@ -81,6 +82,8 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     context = _context(files.config, options.context)
     accelerator = _accelerator(options)
     files = _in_dtype_of(accelerator, files, options, notes)
+    if accelerator.has_own_memory and not options.other_machine and (reason := trouble(accelerator.device)):
+        notes.append(f"what is encoded is decoded at every use on {accelerator.name}, which is slow: {reason}")
     rows = readable_by_rows(files.skeleton, files.catalog) if accelerator.is_cpu else {}
     needs = measure(
         files.skeleton,

@@ -61,16 +61,18 @@ class Tally:
 class Allocation:
     """Bytes of the device that one storage holds, from now until nobody refers to it."""
 
+    size = 0  # bytes; none yet where an interrupt kept it from being made
+
     def __init__(self, memory: Memory, size: int) -> None:
         self._memory = memory
-        self.size = 0
         self.touched: dict[tuple[int, int], int] = {}  # ranges that compute used: the number of the last launch
         rounded = -(-size // _GRANULE) * _GRANULE
         memory.change(rounded)
         self.size = rounded
 
     def __del__(self) -> None:
-        self._memory.change(-self.size)
+        if self.size:
+            self._memory.change(-self.size)
 
 
 class Memory:

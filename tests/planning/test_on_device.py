@@ -28,6 +28,12 @@ GREEDY = Sampling(max_new_tokens=4, temperature=0)
 SMALL = {"device": "cuda", "context": 128}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_said_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretend GPU has none."""
+    monkeypatch.setattr("moe_local.planning.plan_load.trouble", lambda device: None)
+
+
 @pytest.fixture
 def gpu() -> Iterator[PretendCuda]:
     with pretend_cuda(memory=8 * GIB, others=3 * GIB) as device:
@@ -146,3 +152,9 @@ def test_a_closed_engine_leaves_the_device_as_it_was(gpu: PretendCuda, qwen: Pat
 def test_a_device_by_number(gpu: PretendCuda) -> None:
     assert [each.name for each in gpus()] == ["Pretend GPU"]
     assert replace(find("cuda:0")) == gpus()[0]
+
+
+def test_a_gpu_without_kernels_is_told_of(gpu: PretendCuda, qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_local.planning.plan_load.trouble", lambda device: "triton is not installed")
+    (note,) = plan_load(qwen, Options(**SMALL)).notes  # type: ignore[arg-type]
+    assert note.endswith("Pretend GPU, which is slow: triton is not installed")
