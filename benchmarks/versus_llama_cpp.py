@@ -4,10 +4,10 @@
     python benchmarks/make_checkpoint.py CHECKPOINT
     moe-local pack CHECKPOINT -o STORE --dense-format int4
     python benchmarks/versus_llama_cpp.py convert CHECKPOINT MODEL.gguf
-    python benchmarks/versus_llama_cpp.py run STORE MODEL.gguf
+    python benchmarks/versus_llama_cpp.py run STORE MODEL.gguf [--prompt 4096] [--rounds 5]
 
 `convert` writes a GGUF file of a Qwen3-MoE checkpoint and quantises it to Q4_K_M. `run` measures one-token decode and
-the prefill of 512 tokens; llama.cpp with its weights repacked and not, the better of the two being what counts.
+the prefill of 512 tokens, or of `--prompt`; llama.cpp with its weights repacked and not, the better of the two being what counts.
 """
 
 from __future__ import annotations
@@ -134,17 +134,18 @@ def add_experts(writer: Any, names: dict[str, Any], layer: int, projection: str,
 class LlamaCpp:
     """llama.cpp through its C interface."""
 
-    def __init__(self, file: Path, threads: int, *, repack: bool) -> None:
+    def __init__(self, file: Path, threads: int, *, repack: bool, prompt: int = PROMPT) -> None:
         import llama_cpp
 
         self.api: Any = llama_cpp
+        self.prompt = prompt
         self.name = f"llama.cpp, {'repacked' if repack else 'not repacked'}"
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.use_extra_bufts = repack
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_ubatch = 2048, PROMPT, PROMPT
+        context.n_ctx, context.n_batch, context.n_ubatch = max(2048, 2 * prompt), prompt, PROMPT
         context.n_threads = context.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, context)
 
@@ -160,8 +161,8 @@ class LlamaCpp:
         """Tokens a second."""
         self._clear()
         began = perf_counter()
-        self._run(tokens(PROMPT))
-        return PROMPT / (perf_counter() - began)
+        self._run(tokens(self.prompt))
+        return self.prompt / (perf_counter() - began)
 
     def start(self, ids: list[int]) -> Callable[[int], None]:
         """Reads a prompt; gives back what takes one token more."""
@@ -178,6 +179,7 @@ class Forward:
     """A model of transformers, run with the tokens given."""
 
     model: Any
+    prompt = PROMPT
 
     def _run(self, ids: list[int], cache: Any) -> Any:
         import torch
@@ -190,8 +192,8 @@ class Forward:
 
     def prefill(self) -> float:
         began = perf_counter()
-        self._run(tokens(PROMPT), None)
-        return PROMPT / (perf_counter() - began)
+        self._run(tokens(self.prompt), None)
+        return self.prompt / (perf_counter() - began)
 
     def start(self, ids: list[int]) -> Callable[[int], None]:
         """Reads a prompt; gives back what takes one token more."""
@@ -206,7 +208,7 @@ class Forward:
 class MoeLocal(Forward):
     """A store, through transformers' forward pass with the tokens given; all of it in RAM, or in `ram` bytes."""
 
-    def __init__(self, store: Path, threads: int, ram: int | None = None) -> None:
+    def __init__(self, store: Path, threads: int, ram: int | None = None, prompt: int = PROMPT) -> None:
         import torch
 
         from moe_local.engine import load
@@ -214,7 +216,8 @@ class MoeLocal(Forward):
 
         torch.set_num_threads(threads)
         self.name = f"moe-local, {store.name}"
-        self.engine = load(store, Options(device="cpu", context=2048, ram=ram))
+        self.prompt = prompt
+        self.engine = load(store, Options(device="cpu", context=max(2048, 2 * prompt), ram=ram))
         self.model = self.engine.model
         assert ram or self.engine.plan.share == 1.0, "not all experts fit"
 
@@ -231,18 +234,18 @@ def decode(side: Any) -> float:
     return DECODED / (perf_counter() - began)
 
 
-def run(store: Path, file: Path, threads: int) -> None:
+def run(store: Path, file: Path, threads: int, prompt: int, rounds: int) -> None:
     """Prints a table of medians, and the ratios of moe-local to the better setting of llama.cpp."""
     makers: list[Callable[[], Any]] = [
-        lambda: MoeLocal(store, threads),
-        lambda: LlamaCpp(file, threads, repack=True),
-        lambda: LlamaCpp(file, threads, repack=False),
+        lambda: MoeLocal(store, threads, prompt=prompt),
+        lambda: LlamaCpp(file, threads, repack=True, prompt=prompt),
+        lambda: LlamaCpp(file, threads, repack=False, prompt=prompt),
     ]
     found: dict[str, dict[str, list[float]]] = {}
     sides = [make() for make in makers]
     for side in sides:
         side.prefill(), decode(side)  # warm-up
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for side in sides:
             figures = found.setdefault(side.name, {"decode": [], "prefill": []})
             figures["decode"].append(decode(side))
@@ -269,11 +272,13 @@ def main() -> None:
     running.add_argument("store", type=Path)
     running.add_argument("gguf", type=Path)
     running.add_argument("--threads", type=int, default=2)
+    running.add_argument("--prompt", type=int, default=PROMPT, help="tokens that are read at once")
+    running.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     if given.command == "convert":
         convert(given.checkpoint, given.gguf)
     else:
-        run(given.store, given.gguf, given.threads)
+        run(given.store, given.gguf, given.threads, given.prompt, given.rounds)
 
 
 if __name__ == "__main__":
