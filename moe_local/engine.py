@@ -131,7 +131,7 @@ class Engine:
         self._cache.close()
         self._cache, self._kernel = cache, ExpertKernel(cache.slab, exact=self.load_plan.exact)
         if self._generator is not None:
-            self._generator.counters = cache.counters
+            self._generator.counters = cache
         self._prefetcher = self._make_prefetcher()
         self.tap(None)
 
@@ -186,7 +186,7 @@ class Engine:
         made = TextGenerator(
             self.model,
             self._tokenizer,
-            self._cache.counters,
+            self._cache,
             self.load_plan.context,
             prefill_chunk=self.load_plan.prefill_chunk,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass
@@ -72,6 +72,13 @@ class Counters:
         for name, value in vars(self).items():
             setattr(result, name, combined(value, vars(other)[name]))
         return result
+
+
+class Counting(Protocol):
+    """What has running totals, and can be asked for them."""
+
+    def snapshot(self) -> Counters:
+        """The totals as they are now."""
 
 
 @dataclass(frozen=True)

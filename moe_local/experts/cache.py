@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
+from torch import Tensor
+
 from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import Layout
 from moe_local.errors import MoeLocalError
 from moe_local.experts.capacity import TierCapacity
+from moe_local.experts.device_table import DeviceHits, DeviceTable
 from moe_local.experts.loader import Loader
 from moe_local.experts.mover import BlockingMover, Mover
 from moe_local.experts.residency import Decision
@@ -54,17 +57,19 @@ class ExpertCache:
         `mover` copies from the host tier up; None: a blocking one. `reserve` slots are left free by what is read
         ahead. `capacity_for` says what the device tier holds in a forward pass of so many tokens, if that differs.
         """
-        self.counters = Counters.of(len(catalog.layers))
+        self._counters = Counters.of(len(catalog.layers))
         self._catalog = catalog
         self._device = device
         self._host = host
         if host is not None and mover is None:
             mover = BlockingMover(host.slab, device.slab)
-        self._loader = Loader(catalog, reader, device, host, mover, self.counters, reserve=max(1, reserve))
+        self._loader = Loader(catalog, reader, device, host, mover, self._counters, reserve=max(1, reserve))
         self._kinds = [layer.kinds for layer in catalog.layers]  # the layouts of each layer
         self._capacity_for = capacity_for
         self._capacity: TierCapacity | None = None  # of the device tier; None: what it was made with
         self._spans: list[Span] | None = None
+        self._table: DeviceTable | None = None  # where kernels take slots from one
+        self._hits: DeviceHits | None = None  # found by them
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._resizing = False
         self._closed = False
@@ -104,6 +109,8 @@ class ExpertCache:
                 self._retire(layer, ready, device.evicted, began)
             ready = []
         loader.look_ahead(later or iter(candidates()))
+        if self._table is not None and (device.misses or device.evicted):
+            self._write_down(layer)
         self._underway = None
 
     def _decide(
@@ -115,7 +122,7 @@ class ExpertCache:
             self._loader.settle_sources(layer)
             known = dict(zip(experts, weights or (), strict=False))
             host = self._host.access(layer, device.misses, [known[e] for e in device.misses] if known else None)
-        counters = self.counters
+        counters = self._counters
         counters.forwards += 1
         counters.layer_hits[layer] += len(device.hits)
         counters.layer_misses[layer] += len(device.misses)
@@ -158,6 +165,7 @@ class ExpertCache:
         self._device.resize(capacity)
         if former is None or capacity.slots < former.slots:
             self._device.slab.release(capacity.slots)
+        self._write_down(*range(len(self._device.layers)))
         self._capacity, self._resizing = capacity, False
 
     def _recover(self) -> None:
@@ -171,14 +179,45 @@ class ExpertCache:
         for tier in filter(None, (self._device, self._host)):
             for layer in broken:
                 tier.empty(layer)
+        self._write_down(*broken)
         self._underway, self._resizing = None, False
+
+    def keep_table(self) -> None:
+        """From now on keeps a table on the device, for `found_all`."""
+        if self._table is None:
+            device, experts = self._device.slab.device, self.experts
+            self._table, self._hits = DeviceTable(device, experts), DeviceHits(device, experts)
+            self._write_down(*range(len(experts)))
+
+    def found_all(self, layer: int, index: Tensor) -> Tensor | None:
+        """The slots of all experts of a layer, int32 [experts] on the device; None where not all are there to stay.
+
+        Where it is not None the experts that index [T, k] names count as needed and found, without being looked at;
+        they need not be fetched.
+        """
+        table, hits = self._table, self._hits
+        if table is None or hits is None or not table.is_whole(layer) or not self._device.layers[layer].keeps_all:
+            return None
+        if self._underway is not None or self._resizing or self._closed:
+            return None
+        self._counters.forwards += 1
+        hits.add(layer, index)
+        return table.row(layer)
+
+    def _write_down(self, *layers: int) -> None:
+        """Has the table say of some layers what the books say. Nothing may be on its way to what they keep."""
+        if self._table is None:
+            return
+        slots = self._device.slots
+        for layer in layers:
+            self._table.write(layer, {expert: slots[layer, expert] for expert in self._device.layers[layer]})
 
     def warm(self, layer: int, experts: Sequence[int]) -> None:
         """Brings in as many of `experts` as the layer keeps, the first first; no counter tells of it."""
-        before = self.counters.snapshot()
+        before = self._counters.snapshot()
         for _ in self.fetch(layer, experts[: self._device.layers[layer].capacity]):
             pass
-        vars(self.counters).update(vars(before))
+        vars(self._counters).update(vars(before))
 
     def watch(self, spans: list[Span] | None) -> None:
         """From now on appends to `spans` what takes time; None ends that."""
@@ -188,6 +227,18 @@ class ExpertCache:
     def residents(self) -> list[list[int]]:
         """The experts of each layer that the device tier keeps."""
         return [list(layer) for layer in self._device.layers]
+
+    @property
+    def counters(self) -> Counters:
+        """Running totals. Waits for a device that has counted by itself."""
+        if self._hits is not None:
+            for layer, found in enumerate(self._hits.take()):
+                self._counters.layer_hits[layer] += found
+        return self._counters
+
+    def snapshot(self) -> Counters:
+        """The totals as they are now."""
+        return self.counters.snapshot()
 
     @property
     def slab(self) -> Slab:
@@ -212,5 +263,7 @@ class ExpertCache:
         """Waits for what is moving, and frees the slots. Nothing can be fetched afterwards."""
         self._closed = True
         self._loader.close()
+        if self._table is not None:
+            self._table.close()
         for tier in filter(None, (self._device, self._host)):
             tier.slab.close()

@@ -15,6 +15,7 @@ from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook, greatest_weights, route
 from moe_local.kernels.expert import ExpertKernel
 from moe_local.kernels.gating import recognise
+from moe_local.kernels.triton_experts import TritonExperts
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class AllAtOnce(Protocol):
         """The pass of hidden [T, H] through those of `experts` that index [T, k] names."""
 
 
+class FromTable(Protocol):
+    """A layer's experts, multiplied by what a table on the device says is there."""
+
+    def run(self, hidden: Tensor, index: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
+        """hidden [T, H], index and weights [T, k] -> [T, H]; `slots` int32 [experts] is where each expert lies."""
+
+
 class ExpertLayer(nn.Module):
     """Mixed into transformers' experts classes: no parameters, and a forward pass over the expert cache."""
 
@@ -65,6 +73,7 @@ class ExpertLayer(nn.Module):
     has_post_expert_norm = False
     paged: Paged  # once it is connected
     all_at_once: AllAtOnce | None  # where kernels have all that this layer needs
+    from_table: FromTable | None  # where they can do so without the host
 
     def connect(self, paged: Paged) -> None:
         """From now on runs over `paged`."""
@@ -72,7 +81,11 @@ class ExpertLayer(nn.Module):
         if "gating" not in own:
             own["gating"] = None if self.has_post_expert_norm else recognise(self._activate, self)
         own["paged"] = paged
-        own["all_at_once"] = paged.kernel.all_at_once(paged.layouts, own["gating"])
+        kernels = own["all_at_once"] = paged.kernel.all_at_once(paged.layouts, own["gating"])
+        own["from_table"] = None
+        if isinstance(kernels, TritonExperts) and kernels.run_from_table and paged.prefetcher is None:
+            own["from_table"] = kernels
+            paged.cache.keep_table()
 
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -84,6 +97,8 @@ class ExpertLayer(nn.Module):
         paged, index, weights = self.paged, top_k_index, top_k_weights
         if paged.hook is not None:
             index, weights = paged.hook(paged.layer, index, weights)
+        if self.from_table is not None and (slots := paged.cache.found_all(paged.layer, index)) is not None:
+            return self.from_table.run(hidden_states, index, weights, slots)
         step = self._start(hidden_states, index)
         for ready in paged.fetch(hidden_states, step.experts, index, weights):
             step.put(ready.layout, ready.experts, ready.slots)

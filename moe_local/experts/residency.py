@@ -42,6 +42,11 @@ class LayerResidency:
     def __contains__(self, expert: int) -> bool:
         return bool(self._resident[expert])
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether none of the layer's experts has ever had to leave, so that nothing is to be learnt of their use."""
+        return not self._learns
+
     def __iter__(self) -> Iterator[int]:
         return iter(np.flatnonzero(self._resident).tolist())
 

@@ -22,7 +22,7 @@ from moe_local.generation.template import ChatTemplate, TemplateSettings
 from moe_local.memory.limits import peak_memory
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.formulas import PREFILL_CHUNK
-from moe_local.telemetry import Counters
+from moe_local.telemetry import Counters, Counting
 
 _OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?)\b")  # in what torch says of tensors that do not fit
 
@@ -89,7 +89,7 @@ class TextGenerator:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        counters: Counters,
+        counters: Counting,
         context: int,
         *,
         prefill_chunk: int = PREFILL_CHUNK,

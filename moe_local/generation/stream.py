@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from moe_local.errors import CheckpointError
 from moe_local.generation.channels import ANSWER, HEADER, UNOPENED, AnswerFormat, is_reasoning
-from moe_local.telemetry import Counters
+from moe_local.telemetry import Counting
 
 DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"
 DAMAGED_REMEDY = "download it again, or try --dtype float32"
@@ -220,7 +220,7 @@ class _Words(TextStreamer):  # type: ignore[misc]
 class TokenStream(BaseStreamer):  # type: ignore[misc]
     """What `generate` hands its tokens to: the prompt first, then one at a time."""
 
-    def __init__(self, answer: AnswerStream, counters: Counters) -> None:
+    def __init__(self, answer: AnswerStream, counters: Counting) -> None:
         self.answer = answer
         self._prompt_seen = False
         self._counters = counters

@@ -46,26 +46,42 @@ def recognise(activate: Activate, module: Any) -> Gating | None:
             found = activate(probe.clone())
     except Exception:  # it takes numbers of one shape or type only
         return None
-    for gating, same in _candidates(module):
-        expected = same(probe)
+    for gating in _candidates(module):
+        expected = activation_of(gating)(probe)
         if expected.shape == found.shape and torch.allclose(expected, found.float(), rtol=1e-4, atol=5e-5):
             return gating
     return None
 
 
-def _candidates(module: Any) -> Iterator[tuple[Gating, Activate]]:
-    for name, act in _ACTIVATIONS.items():
-        yield Gating(name, gated=False), act
-        yield Gating(name), lambda x, act=act: act(x[:, :_INNER]) * x[:, _INNER:]  # type: ignore[misc]
-        yield Gating(name, interleaved=True), lambda x, act=act: act(x[:, ::2]) * x[:, 1::2]  # type: ignore[misc]
+def activation_of(gating: Gating) -> Activate:
+    """What the kernels compute for a gating, by torch's operations."""
+    if gating.activation == "clamped_swiglu":
+        return lambda x: _clamped_swiglu(x, gating)
+    act = _ACTIVATIONS[gating.activation]
+    return act if not gating.gated else lambda x: _gated(act, *_gate_and_up(x, gating))
+
+
+def _gate_and_up(x: Tensor, gating: Gating) -> tuple[Tensor, Tensor]:
+    if gating.interleaved:
+        return x[:, ::2], x[:, 1::2]
+    gate, up = x.chunk(2, dim=1)
+    return gate, up
+
+
+def _gated(act: Activate, gate: Tensor, up: Tensor) -> Tensor:
+    return act(gate) * up
+
+
+def _candidates(module: Any) -> Iterator[Gating]:
+    for name in _ACTIVATIONS:
+        yield from (Gating(name, gated=False), Gating(name), Gating(name, interleaved=True))
     alpha, limit = getattr(module, "alpha", None), getattr(module, "limit", None)
     if isinstance(alpha, float) and isinstance(limit, int | float):
         for interleaved in (True, False):
-            clamped = Gating("clamped_swiglu", interleaved=interleaved, alpha=alpha, limit=float(limit))
-            yield clamped, lambda x, clamped=clamped: _clamped_swiglu(x, clamped)  # type: ignore[misc]
+            yield Gating("clamped_swiglu", interleaved=interleaved, alpha=alpha, limit=float(limit))
 
 
 def _clamped_swiglu(x: Tensor, gating: Gating) -> Tensor:
-    gate, up = (x[:, ::2], x[:, 1::2]) if gating.interleaved else x.chunk(2, dim=1)
+    gate, up = _gate_and_up(x, gating)
     gate, up = gate.clamp(max=gating.limit), up.clamp(-gating.limit, gating.limit)
     return (up + 1) * gate * torch.sigmoid(gate * gating.alpha)

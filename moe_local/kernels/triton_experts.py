@@ -32,6 +32,11 @@ class TritonExperts:
         self._launchers: dict[object, Launcher] = {}
         self._only = next(iter(layouts.values())) if len(layouts) == 1 else None
 
+    @property
+    def run_from_table(self) -> bool:
+        """Whether `run` can be used."""
+        return self._only is not None
+
     def start(self, hidden: Tensor, index: Tensor, experts: int) -> TritonPass:
         """The pass of hidden [T, H] through those of `experts` that index [T, k] names; waits for the index."""
         work = self._work(hidden, index, experts)

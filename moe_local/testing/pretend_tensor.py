@@ -172,7 +172,7 @@ def _count(name: str, gpu: Gpu, operands: Sequence[Tensor], args: Sequence[Any],
     gpu.streams.step()
 
 
-def _launch(gpu: Gpu, name: str, operands: Iterable[Tensor]) -> None:
+def launch(gpu: Gpu, name: str, operands: Iterable[Tensor]) -> None:
     """Counts a launch, which uses its operands' memory."""
     gpu.meter.launch(name)
     if gpu.streams.used:
@@ -196,7 +196,7 @@ def _wrapped(
     name = func.overloadpacket.__name__
     written = [args[at] if at < len(args) else kwargs.get(key) for at, key in _writes(func)]
     if written:
-        _launch(gpu, name, operands)
+        launch(gpu, name, operands)
         for each in (each for each in written if each is not None):
             if each.shape != each.numbers.shape or each.stride() != each.numbers.stride():
                 raise NotImplementedError(f"{name} changes the shape of a tensor of the pretend device in place")
@@ -206,7 +206,7 @@ def _wrapped(
     }
     made = any(each.numel() and each.untyped_storage()._cdata not in known for each in _tensors(out))
     if made and name not in _NO_WORK:
-        _launch(gpu, name, operands)
+        launch(gpu, name, operands)
     return _wrap(out, gpu, known)
 
 
@@ -229,7 +229,7 @@ def _copied(func: Any, gpu: Gpu, args: Sequence[Any], kwargs: dict[str, Any]) ->
         gpu.meter.sync("copy to the host")
         return out
     if out.numel():
-        _launch(gpu, "_to_copy", [source])
+        launch(gpu, "_to_copy", [source])
     return PretendTensor(out, gpu)
 
 
@@ -241,7 +241,7 @@ def _copied_into(gpu: Gpu, target: Tensor, source: Tensor, *, blocking: bool) ->
         target.copy_(_inner(source))
         return target
     if isinstance(source, PretendTensor):
-        _launch(gpu, "copy_", [target, source])
+        launch(gpu, "copy_", [target, source])
         target.numbers.copy_(source.numbers)
         return target
     if blocking or not gpu.streams.is_pinned(span(source)):
@@ -268,7 +268,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     operands = list(_tensors((query, key, value, args, kwargs)))
     _refuse_other_devices("scaled_dot_product_attention", operands, ())
     gpu = _device_of(operands)
-    _launch(gpu, "scaled_dot_product_attention", operands)
+    launch(gpu, "scaled_dot_product_attention", operands)
     plain = {name: _inner(each) for name, each in kwargs.items()}
     with torch.no_grad():
         out = F.scaled_dot_product_attention(_inner(query), _inner(key), _inner(value), *map(_inner, args), **plain)

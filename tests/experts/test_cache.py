@@ -100,7 +100,7 @@ def _cache(
     elif below is not None and mover == STREAMS:
         below.slab.pin(gpu)
         moves = mover_to(gpu, below.slab, above.slab)
-    return ExpertCache(
+    made = ExpertCache(
         _catalog(file),
         RecordReader(read_at),
         above,
@@ -108,6 +108,8 @@ def _cache(
         mover=moves,
         capacity_for=room if host is None else None,
     )
+    made.keep_table()
+    return made
 
 
 @pytest.fixture
@@ -130,6 +132,7 @@ def _assert_settled(cache: ExpertCache) -> None:
     """Only what is kept, and what was read ahead, has a slot."""
     loader = cache._loader
     assert cache._underway is None
+    _assert_table_right(cache)
     assert not loader.waiting
     while loader._sources:
         loader._release(wait=True)
@@ -138,6 +141,18 @@ def _assert_settled(cache: ExpertCache) -> None:
             assert all((number, expert) in tier.slots for expert in layer)
         ahead = len(loader._transfers) if tier is loader._lower else 0
         assert tier.slots.available == tier.slots.limit - sum(len(list(layer)) for layer in tier.layers) - ahead
+
+
+def _assert_table_right(cache: ExpertCache) -> None:
+    """The device's table has the experts that are kept, each in its slot, whole; and those only."""
+    assert cache._table is not None
+    slots = cache._device.slots
+    for layer, kept in enumerate(cache.residents()):
+        row: Any = cache._table.row(layer) + 0  # as compute would read it
+        found = getattr(row, "numbers", row).tolist()
+        assert found == [slots[layer, expert] if expert in kept else -1 for expert in range(EXPERTS)]
+        for expert in kept:
+            _assert_right(cache, layer, expert, found[expert])
 
 
 @pytest.fixture(autouse=True)
@@ -244,6 +259,8 @@ def test_an_interrupt_between_any_two_instructions(
                 _assert_right(cache, layer, expert, slot)
             assert sorted(got) == sorted(wanted)
         interrupted += len(struck)
+        if not struck:
+            _assert_table_right(cache)
     assert interrupted > 40
     cache.close()
 
@@ -326,4 +343,40 @@ def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
     assert first == [3, 7]
     assert sorted(rest) == [[1], [5]]
     assert (cache.counters.hits, cache.counters.misses) == (2, 4)
+    cache.close()
+
+
+def test_a_layer_that_is_there_whole_is_not_fetched(file: Path, files: FileReader) -> None:
+    cache = _cache(file, files, EXPERTS, EXPERTS)
+    index = torch.tensor([[1, 2], [2, EXPERTS]])  # of which one stands for no expert
+    assert cache.found_all(0, index) is None
+    cache.warm(0, range(EXPERTS))
+    slots = cache.found_all(0, index)
+    assert slots is not None
+    for expert, slot in enumerate(slots.tolist()):
+        _assert_right(cache, 0, expert, slot)
+    assert cache.found_all(1, index) is None
+    assert (cache.counters.layer_hits, cache.counters.misses, cache.counters.forwards) == ([2, 0, 0], 0, 1)
+    assert cache.snapshot().hits == cache.counters.hits == 2
+    cache.close()
+    assert cache.found_all(0, index) is None
+
+
+def test_a_layer_that_others_take_slots_from_is_fetched(file: Path, files: FileReader) -> None:
+    """Its policy has to learn, and after a fetch that did not end its books are not believed."""
+    cache = _cache(file, files, EXPERTS, None)
+    index = torch.tensor([[1, 2]])
+    for layer in (0, 1):
+        cache.warm(layer, range(EXPERTS))
+    assert cache.found_all(1, index) is not None
+    fetching = cache.fetch(0, [1])
+    next(fetching)
+    assert cache.found_all(1, index) is None
+    list(fetching)
+    assert cache.found_all(1, index) is not None
+    cache.resize_for(5)
+    cache.resize_for(1)
+    for layer in (0, 1):
+        cache.warm(layer, range(EXPERTS))
+    assert cache.found_all(1, index) is None
     cache.close()

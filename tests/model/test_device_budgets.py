@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from moe_local.engine import Engine, load
+from moe_local.generation.batch import Request
+from moe_local.generation.sampling import Sampling
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.options import Options
 from moe_local.testing.pretend_cuda import PretendCuda, Tally, can_pretend, pretend_cuda
+from moe_local.testing.pretend_triton import pretend_triton
 
 pytestmark = pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")
 
@@ -65,3 +69,88 @@ def test_misses_are_not_waited_for_on_the_host(gpu: PretendCuda, qwen: Path) -> 
         assert engine.stats()["bytes_uploaded"] > before
         layers = engine.model.config.num_hidden_layers
     assert seen.syncs == layers, seen.told()
+
+
+OWN_SYNCS = 3  # of transformers and of a stream of text, a token
+GREEDY = Sampling(max_new_tokens=6, temperature=0)
+RESIDENT = Options(device="cuda", context=128, dtype="float32")
+
+
+def test_experts_that_are_all_there_are_run_without_the_host(gpu: PretendCuda, qwen: Path) -> None:
+    with pretend_triton(), load(qwen, RESIDENT) as engine:
+        _warm(engine)
+        seen = _token(gpu, engine)
+        layers = engine.model.config.num_hidden_layers
+    assert seen.syncs == 0, seen.told()
+    ours = {at: count for at, count in seen.by_launch.items() if at[0].startswith("experts/")}
+    assert ours, seen.told()
+    assert sum(ours.values()) <= 5 * layers, seen.told()
+
+
+def test_a_token_waits_for_what_transformers_waits_for(gpu: PretendCuda, qwen: Path) -> None:
+    """Beside that, at most once a token."""
+    with load(qwen, Options(device="cpu", context=128, dtype="float32")) as engine:
+        wanted = engine.generate([5, 6, 7], GREEDY)
+    syncs = []
+    with pretend_triton(), load(qwen, RESIDENT) as engine:
+        _warm(engine)
+        for tokens in (3, 6):
+            with gpu.watch() as seen:
+                found = engine.generate([5, 6, 7], Sampling(max_new_tokens=tokens, temperature=0))
+            syncs.append(seen.syncs)
+    assert syncs[1] - syncs[0] <= (OWN_SYNCS + 1) * 3, seen.told()
+    assert found.token_ids == wanted.token_ids
+    assert (found.counters.lookups, found.counters.misses) == (wanted.counters.lookups, 0)
+    assert found.counters.forwards == wanted.counters.forwards
+
+
+def test_what_is_not_there_yet_is_fetched_and_then_run_without_the_host(gpu: PretendCuda, qwen: Path) -> None:
+    prompt = [5, 6, 7]
+    with load(qwen, Options(device="cpu", context=128, dtype="float32")) as engine:
+        wanted = [engine.generate(prompt, GREEDY), engine.generate(prompt, GREEDY)]
+    with pretend_triton(), load(qwen, RESIDENT) as engine:
+        found = [engine.generate(prompt, GREEDY)]
+        _warm(engine)
+        found.append(engine.generate(prompt, GREEDY))
+    assert [each.token_ids for each in found] == [each.token_ids for each in wanted]
+    assert found[0].counters.misses == wanted[0].counters.misses
+    assert [each.counters.lookups for each in found] == [each.counters.lookups for each in wanted]
+
+
+def test_who_looks_at_the_routing_sees_it_beside_the_table(gpu: PretendCuda, qwen: Path) -> None:
+    looked: list[tuple[int, int]] = []
+
+    def tap(layer: int, index: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        looked.append((layer, len(index)))
+        return index, weights
+
+    with pretend_triton(), load(qwen, RESIDENT) as engine:
+        _warm(engine)
+        engine.tap(tap)
+        seen = _token(gpu, engine)
+        layers = engine.model.config.num_hidden_layers
+    assert looked == [(layer, tokens) for tokens in (3, 1, 1) for layer in range(layers)]
+    assert seen.syncs == 0, seen.told()
+
+
+def test_a_batch_over_the_table_says_what_one_after_the_other_does(gpu: PretendCuda, qwen: Path) -> None:
+    """With the padding of its prompts taken out, in what is multiplied and in what is counted."""
+    prompts = ([11, 12, 13], [21, 22, 23, 24, 25], [31])
+    options = Options(device="cuda", context=128, dtype="float32", max_sequences=3)
+    found = []
+    for triton in (nullcontext(), pretend_triton()):
+        with triton, load(qwen, options) as engine:
+            _warm(engine)
+            before = engine.stats()["hits"]
+            answers = engine.batch([Request(prompt, GREEDY, tag=tag) for tag, prompt in enumerate(prompts)])
+            said = sorted((answer.request.tag, tuple(answer.token_ids), answer.error) for answer in answers)
+            found.append((said, engine.stats()["hits"] - before))
+    assert found[0] == found[1]
+
+
+def test_layers_that_are_not_there_whole_go_by_the_host(gpu: PretendCuda, qwen: Path) -> None:
+    tiers = Options(device="cuda", context=128, dtype="float32", experts=0.5, host_experts=0.75)
+    with pretend_triton(), load(qwen, tiers) as engine:
+        found = engine.generate([5, 6, 7], GREEDY)
+    with load(qwen, Options(device="cpu", context=128, dtype="float32")) as engine:
+        assert found.token_ids == engine.generate([5, 6, 7], GREEDY).token_ids
