@@ -7,7 +7,8 @@
     python benchmarks/versus_llama_cpp.py run STORE MODEL.gguf [--prompt 4096] [--rounds 5]
 
 `convert` writes a GGUF file of a Qwen3-MoE checkpoint and quantises it to Q4_K_M. `run` measures one-token decode and
-the prefill of 512 tokens, or of `--prompt`; llama.cpp with its weights repacked and not, the better of the two being what counts.
+the prefill of 512 tokens, or of `--prompt`; llama.cpp with its weights repacked and not, the better of the two being
+what counts.
 """
 
 from __future__ import annotations
