@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -97,8 +98,7 @@ def _decode(say: Say, engine: Engine, scale: Scale, dense: int, speeds: Mapping[
 
 
 def _median_gap(result: Generation) -> float:
-    times = result.token_times
-    return statistics.median(after - before for before, after in zip(times, times[1:], strict=False))
+    return statistics.median(after - before for before, after in pairwise(result.token_times))
 
 
 def limit(carried: Mapping[str, float], speeds: Mapping[str, float | None], reached: float) -> dict[str, Any]:
@@ -161,6 +161,7 @@ def _forward(engine: Engine, token: Tensor, cache: Any) -> float:
 
 def _profile(engine: Engine, token: Tensor, cache: Any, count: int) -> dict[str, tuple[int, float]]:
     """Calls and microseconds by name, with all of the time as "wall" and that of kernels as "kernels"."""
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
@@ -169,6 +170,6 @@ def _profile(engine: Engine, token: Tensor, cache: Any, count: int) -> dict[str,
             engine.model(token, **{CACHE: cache})
         spent = perf_counter() - began
     averages = seen.key_averages()
-    kernels = sum(event.self_device_time_total for event in averages)
+    kernels = sum(event.self_device_time_total for event in averages if event.device_type == DeviceType.CUDA)
     found = {event.key: (event.count, event.self_cpu_time_total) for event in averages}
     return {**found, "wall": (count, spent * 1e6), "kernels": (0, kernels)}

@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from time import perf_counter
@@ -40,7 +40,17 @@ class Bench:
 
     @property
     def left(self) -> float:
+        """Seconds until nothing goes on."""
         return self.seconds - (perf_counter() - self._began)
+
+    @contextmanager
+    def within(self, share: float) -> Iterator[None]:
+        """What is measured inside takes at most a share of the time that is left."""
+        until, self.seconds = self.seconds, self.seconds - (1 - share) * self.left
+        try:
+            yield
+        finally:
+            self.seconds = until
 
     def measure(self, wanted: Measurement) -> dict[str, Any]:
         """What `wanted` said, with its wall clock seconds, and `failed`: why it did not come to its end, or None."""

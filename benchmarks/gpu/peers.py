@@ -15,7 +15,7 @@ from benchmarks.gpu.measuring import Say
 from benchmarks.gpu.scale import Model, Scale
 from moe_local.units import GIB, format_size
 
-_FEW = 4  # tokens that the offloaded model decodes
+_FEW = 3  # tokens that the offloaded model decodes
 _SPARE = 2 * GIB  # of VRAM beside the weights
 
 
@@ -37,7 +37,7 @@ def resident(say: Say, model: Model, scale: Scale) -> None:
 
 
 def offloaded(say: Say, model: Model, scale: Scale) -> None:
-    """A model of fewer layers, the first half of them on the device, the others brought by accelerate for each token."""
+    """A model of fewer layers, half of them on the device, the others brought by accelerate for each token."""
     from accelerate import dispatch_model
 
     config = scale.config(model, scale.peer_layers)
@@ -52,7 +52,6 @@ def offloaded(say: Say, model: Model, scale: Scale) -> None:
     places |= {f"model.layers.{at}": DEVICE if at < layers // 2 else "cpu" for at in range(layers)}
     network = dispatch_model(network, places, main_device=DEVICE)
     say(weights_bytes=_bytes_of(config), layers=layers)
-    _generate(network, 8, 1)
     _decode(say, network, min(_FEW, scale.decoded))
 
 

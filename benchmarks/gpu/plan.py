@@ -12,15 +12,21 @@ from benchmarks.gpu import engines, kernels, links, peers, stores
 from benchmarks.gpu.measuring import Bench, Measurement
 from benchmarks.gpu.scale import FORMATS, Model, Scale
 
+_FIRST = 3  # settings before other people's software: what a short run must have
+_FOR_KERNELS = 0.3  # of the time, at most
+
 
 def run(bench: Bench, scale: Scale, models: Iterable[Model], folder: Path) -> None:
     """Measures all; results are in `bench.found`, also those of what it was interrupted in."""
     bench.measure(Measurement("machine", {}, links.machine, 60))
     speeds = _speeds(bench.measure(Measurement("links", {}, partial(links.links, scale=scale), 40)))
-    for measurement in _kernels(scale):
-        bench.measure(measurement)
-    for model in models:
-        _measure_model(bench, scale, model, folder, speeds)
+    with bench.within(_FOR_KERNELS):
+        for measurement in _kernels(scale):
+            bench.measure(measurement)
+    remaining = list(models)
+    while remaining:
+        with bench.within(remaining[0].weight / sum(model.weight for model in remaining)):
+            _measure_model(bench, scale, remaining.pop(0), folder, speeds)
 
 
 def _speeds(found: dict[str, Any]) -> dict[str, float | None]:
@@ -39,16 +45,24 @@ def _kernels(scale: Scale) -> Iterator[Measurement]:
 
 
 def _measure_model(bench: Bench, scale: Scale, model: Model, folder: Path, speeds: dict[str, float | None]) -> None:
-    about: dict[str, Any] = {"model": model.name}
-    store = folder / model.name
+    store, about = folder / model.name, {"model": model.name}
     bench.measure(Measurement("store", about, partial(stores.make, model=model, scale=scale, folder=folder), 90))
-    for device, host in scale.shares:
-        shares = {**about, "device_share": device, "host_share": host}
-        measure = partial(engines.setting, store=store, model=model, scale=scale, share=(device, host), speeds=speeds)
-        bench.measure(Measurement("engine", shares, measure, 60))
+    engine, peer = list(_engines(scale, model, store, speeds)), list(_peers(scale, model))
+    for measurement in (*engine[:_FIRST], *peer, *engine[_FIRST:]):
+        bench.measure(measurement)
     for made in (store, folder / f"{model.name}.partial", folder / f"{model.name}-hollow"):
         shutil.rmtree(made, ignore_errors=True)
-    named = {**about, "peer": "transformers, bf16, resident"}
-    bench.measure(Measurement("peer", named, partial(peers.resident, model=model, scale=scale), 40))
-    named = {**about, "peer": "accelerate, bf16, half in RAM"}
-    bench.measure(Measurement("peer", named, partial(peers.offloaded, model=model, scale=scale), 45))
+
+
+def _engines(scale: Scale, model: Model, store: Path, speeds: dict[str, float | None]) -> Iterator[Measurement]:
+    for share in scale.shares:
+        about = {"model": model.name, "device_share": share[0], "host_share": share[1]}
+        measure = partial(engines.setting, store=store, model=model, scale=scale, share=share, speeds=speeds)
+        yield Measurement("engine", about, measure, 60)
+
+
+def _peers(scale: Scale, model: Model) -> Iterator[Measurement]:
+    about = {"model": model.name, "peer": "transformers, bf16, resident"}
+    yield Measurement("peer", about, partial(peers.resident, model=model, scale=scale), 40)
+    about = {"model": model.name, "peer": "accelerate, bf16, half in RAM"}
+    yield Measurement("peer", about, partial(peers.offloaded, model=model, scale=scale), 45)

@@ -23,6 +23,7 @@ class Model:
     shape: str
     layers: int | None
     formats: Formats
+    weight: float  # of the time for all models
     prototypes: int = 4  # different experts in a layer's file: the others repeat them
 
 
@@ -31,6 +32,7 @@ class Scale:
     """Sizes of everything that is measured. Shares are of the experts: (on the device, in RAM)."""
 
     tiny: bool
+    noise: int  # random numbers that weights are made of; odd, so that no two rows are the same
     shares: tuple[tuple[float, float], ...]
     prompts: tuple[int, ...]  # tokens
     decoded: int  # tokens
@@ -67,12 +69,14 @@ class Scale:
 FORMATS = ("int4", "int8", "mxfp4", "nf4", "nvfp4", "fp8")
 SHARES = ((1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (0.125, 1.0), (0.5, 0.5), (0.25, 0.5), (0.125, 0.5))
 REAL = Scale(
-    tiny=False, shares=SHARES, prompts=(512, 4096), decoded=64, forwards=16, copied=2 * GIB, repeats=20,
+    tiny=False, noise=(1 << 26) - 5,
+    shares=SHARES, prompts=(512, 4096), decoded=64, forwards=16, copied=2 * GIB, repeats=20,
     matrix=(8192, 4096), ring=512 * MIB, rows=(1, 4, 16, 512, 4096), crossing=(1, 2, 4, 8, 16, 32, 64),
-    expert=(128, 8, 2048, 768), peer_layers=12, graphs=True,
+    expert=(128, 8, 2048, 768), peer_layers=8, graphs=True,
 )  # fmt: skip
 PRETENDED = Scale(
-    tiny=True, shares=((1.0, 1.0), (0.5, 1.0), (0.5, 0.5)), prompts=(16, 40), decoded=6, forwards=2, copied=MIB,
+    tiny=True, noise=(1 << 16) - 5,
+    shares=((1.0, 1.0), (0.5, 1.0), (0.5, 0.5)), prompts=(16, 40), decoded=6, forwards=2, copied=MIB,
     repeats=2, matrix=(64, 128), ring=64 << 10, rows=(1, 4, 24), crossing=(1, 8), expert=(8, 2, 64, 64),
     peer_layers=2, graphs=False,
 )  # fmt: skip
@@ -81,7 +85,9 @@ PRETENDED = Scale(
 def models(layers: int) -> tuple[Model, ...]:
     """The models; `layers` of Qwen3-30B-A3B."""
     return (
-        Model("qwen3-30b-a3b", "qwen3_moe", "Qwen/Qwen3-30B-A3B", layers, Formats("int4", 64, "int8")),
-        Model("gpt-oss-20b", "gpt_oss", "openai/gpt-oss-20b", None, Formats("mxfp4", 64, "int8")),
-        Model("mixtral-8x7b", "mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1", 8, Formats("int4", 64, "int8"), 2),
+        Model("qwen3-30b-a3b", "qwen3_moe", "Qwen/Qwen3-30B-A3B", layers, Formats("int4", 64, "int8"), 2.0),
+        Model("gpt-oss-20b", "gpt_oss", "openai/gpt-oss-20b", None, Formats("mxfp4", 64, "int8"), 1.5),
+        Model(
+            "mixtral-8x7b", "mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1", 8, Formats("int4", 64, "int8"), 1.0, 2
+        ),
     )
