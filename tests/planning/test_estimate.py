@@ -194,8 +194,8 @@ def test_a_host_waits_only_where_there_are_routers() -> None:
     assert host_seconds(half, CPU, misses=3) == (0.0, 4 * PER_LAYER)
 
 
-# Tokens/s that others report, with experts in two memories: on the RTX 3060 of Qwen3.6-35B-A3B, for which Qwen3-30B-A3B
-# stands here; of which model on the other card is not known.
+# Tokens/s that others report, with experts in two memories: on the RTX 3060 of Qwen3.6-35B-A3B, for which
+# Qwen3-30B-A3B stands here; of which model on the other card is not known.
 OTHERS = [
     ("rtx-3060-12gb", 42),  # llama.cpp, experts on the CPU
     ("rtx-3060-12gb", 51),  # hot experts on the GPU, always the same
