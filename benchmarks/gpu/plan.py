@@ -46,7 +46,7 @@ def _kernels(scale: Scale) -> Iterator[Measurement]:
 
 def _measure_model(bench: Bench, scale: Scale, model: Model, folder: Path, speeds: dict[str, float | None]) -> None:
     store, about = folder / model.name, {"model": model.name}
-    bench.measure(Measurement("store", about, partial(stores.make, model=model, scale=scale, folder=folder), 90))
+    bench.measure(Measurement("store", about, partial(stores.make, model=model, scale=scale, folder=folder), 120))
     engine, peer = list(_engines(scale, model, store, speeds)), list(_peers(scale, model))
     for measurement in (*engine[:_FIRST], *peer, *engine[_FIRST:]):
         bench.measure(measurement)

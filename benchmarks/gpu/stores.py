@@ -16,7 +16,7 @@ from moe_local.store import pack
 from moe_local.store.encode import encode_record
 from moe_local.store.first_use import choose, plan
 from moe_local.store.job import Job
-from moe_local.store.manifest import DENSE
+from moe_local.store.manifest import DENSE, StoredMatrix
 from moe_local.store.packer import experts_file
 from moe_local.store.progress import Journal
 from moe_local.store.writer import Planned, written_whole
@@ -90,15 +90,22 @@ def _record(source: Layout, target: Layout, noise: Noise) -> Tensor:
 
 
 def _write_dense(job: Job, partial: Path, journal: Journal, noise: Noise) -> None:
+    made: dict[object, list[Tensor]] = {}  # layers have the same encoded matrices; routers and norms are their own
+
+    def encoded(name: str, matrix: StoredMatrix) -> list[Tensor]:
+        key = matrix.encoding, matrix.shape
+        if key not in made:
+            arrays = packable(matrix.encoding).encode(_dense(name, matrix.shape, noise))
+            made[key] = [array.contiguous() for array in arrays.values()]
+        return made[key]
+
     with written_whole(partial / DENSE, job.dense_tensors) as writer:
         for name, source in job.catalog.dense.items():
-            matrices = job.dense.matrices.get(name)
-            tensor = _dense(name, tuple(source.shape), noise)
-            for matrix in matrices or ():
-                for array in packable(matrix.encoding).encode(tensor).values():
-                    writer.write(array.contiguous())
-            if matrices is None:
-                writer.write(tensor.to(job.dense_tensors[name].dtype))
+            for matrix in job.dense.matrices.get(name, ()):
+                for array in encoded(name, matrix):
+                    writer.write(array)
+            if name not in job.dense.matrices:
+                writer.write(_dense(name, tuple(source.shape), noise).to(job.dense_tensors[name].dtype))
     journal.add(DENSE, writer.checksums)
 
 
