@@ -117,7 +117,8 @@ def plan(
     """Estimate what a model would do on a machine you do not have: what fits where, tokens/s, what limits it.
 
     Arithmetic on sizes and bandwidths: no weights, no network, under a second. Tokens/s are a range: from nothing
-    overlapping to the slowest link alone deciding. On the machine itself, `moe-local inspect` plans exactly.
+    overlapping to the slowest link alone deciding, or the host that a GPU waits for. GPUs are taken to have Triton's
+    kernels; without them see tokens/s of decoding. On the machine itself, `moe-local inspect` plans exactly.
 
     Every machine that moe-local knows: `moe-local plan openai/gpt-oss-120b`.
 
@@ -142,7 +143,8 @@ def plan(
         show(described)
 
 
-Row = tuple[Estimate, dict[str, Estimate]]  # the machine's, and with twice as much of each memory
+# The machine's, with twice as much of each memory, and without Triton's kernels where that is slower.
+Row = tuple[Estimate, dict[str, Estimate], Estimate | None]
 
 
 def _estimate(
@@ -152,7 +154,9 @@ def _estimate(
         found = estimate(sizes, machine, formats, context, curve)
     except BudgetError as error:
         return error
-    return found, {what: estimate(sizes, more, formats, context, curve) for what, more in doubled(machine).items()}
+    larger = {what: estimate(sizes, more, formats, context, curve) for what, more in doubled(machine).items()}
+    decoding = estimate(sizes, machine, formats, context, curve, kernels=False)
+    return found, larger, decoding if decoding.bytes != found.bytes else None
 
 
 def describe(sizes: ModelSizes, formats: Formats, context: int, curve: Locality, *, gpu: bool) -> dict[str, Any]:
@@ -193,9 +197,10 @@ def _describe_row(machine: Machine, row: Row | BudgetError) -> dict[str, Any]:
     }
     if isinstance(row, BudgetError):
         return {**_NOTHING, **about, "refused": row.message, "remedy": row.remedy, "least_bytes": row.minimum}
-    found, more = row
+    found, more, decoding = row
     figures = {
         "tokens_per_second": _range(found),
+        "tokens_per_second_decoding": None if decoding is None else _range(decoding),
         "bound_by": found.bound_by,
         "device_share": found.device_share,
         "host_share": found.host_share,
@@ -213,8 +218,9 @@ def _describe_row(machine: Machine, row: Row | BudgetError) -> dict[str, Any]:
 
 
 _NOTHING: dict[str, Any] = dict.fromkeys((
-    "profile", "title", "ram", "vram", "fits", "tokens_per_second", "bound_by", "device_share", "host_share",
-    "disk_only_share", "device_hit_rate", "host_hit_rate", "memory_bytes_per_token", "pcie_bytes_per_token",
+    "profile", "title", "ram", "vram", "fits", "tokens_per_second", "tokens_per_second_decoding", "bound_by",
+    "device_share", "host_share", "disk_only_share", "device_hit_rate", "host_hit_rate",
+    "memory_bytes_per_token", "pcie_bytes_per_token",
     "disk_bytes_per_token", "load_seconds", "warm_seconds", "tokens_per_second_twice_vram",
     "tokens_per_second_twice_ram", "refused", "remedy", "least_bytes",
 ))  # fmt: skip

@@ -8,14 +8,19 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.planning.estimate import PER_LAYER, REACHED
+from moe_local.planning.estimate import LAUNCH, PER_LAYER, REACHED, ROUTER_WAIT
 from moe_local.planning.machines import SYSTEM
 from moe_local.units import format_size
 
 from .output import Console
 
 _WIDTH = 100
-_NAMES = {"vram": "VRAM", "ram": "RAM", "pcie": "PCIe", "disk": "disk"}
+_GPU = (
+    "GPUs are taken to have Triton's kernels. Once a layer the host waits for the router, at best"
+    f" {ROUTER_WAIT[0] * 1e3:g} ms, at worst {ROUTER_WAIT[1] * 1e3:g} (others' figures), and a launch takes"
+    f" {LAUNCH * 1e6:.0f} us (reckoned): no GPU has measured this yet"
+)
+_NAMES = {"vram": "VRAM", "ram": "RAM", "pcie": "PCIe", "disk": "disk", "host": "host"}
 
 
 def show(d: dict[str, Any]) -> None:
@@ -51,9 +56,8 @@ def _misfits(machines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _caveats(d: dict[str, Any]) -> list[str]:
-    decoded = any(m["vram"] is not None for m in d["machines"]) and d["format"] not in ("bf16", "fp16", "fp32")
     return [
-        *([f"a GPU decodes {d['format']} at every use, for now: that takes time which is not counted"] * decoded),
+        *([_GPU] if any(m["vram"] is not None for m in d["machines"]) else []),
         "this is decoding with warm caches. At the low end nothing overlaps, memory gives"
         f" {REACHED:.0%} of its rated bandwidth, and Python takes {PER_LAYER * 1e3} ms a layer, as measured on a slow"
         " core; at the high end the slowest link alone decides",
@@ -111,12 +115,17 @@ def _lines(m: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("machine", f"{m['title']}: {memory}{format_size(m['ram'])} of RAM"),
         ("tokens/s", f"{_speed(m['tokens_per_second'])}, limited by {_NAMES[m['bound_by']]}"),
+        *([("without Triton", _decoding(m))] if m["tokens_per_second_decoding"] else []),
         ("experts held", f"{shares}, {m['disk_only_share']:.0%} on disk alone"),
         ("experts found", hits),
         ("bytes a token", ", ".join(carried)),
         ("loading", f"{_time(m['load_seconds'])}, and {_time(m['warm_seconds'])} of reading until caches are full"),
         *[(f"twice the {_NAMES[what]}", _gain(m, what)) for what in ("vram", "ram") if m[what] is not None],
     ]
+
+
+def _decoding(m: dict[str, Any]) -> str:
+    return f"{_speed(m['tokens_per_second_decoding'])} tokens/s: weights are decoded at every use"
 
 
 def _gain(m: dict[str, Any], what: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_local.bench.replay import Replay
-from moe_local.planning.estimate import PER_LAYER, speed_range
+from moe_local.planning.estimate import host_seconds, speed_range
 from moe_local.planning.known_models import find_sizes
 from moe_local.planning.machines import Machine, get_profile
 from moe_local.planning.sizes import ModelSizes
@@ -39,7 +39,9 @@ class Forecast:
         return self.formats.experts
 
     def tokens_per_second(self, replay: Replay) -> tuple[float, float]:
-        """From nothing overlapping to the slowest link alone. Without a host tier, a GPU's misses are in RAM."""
+        """From nothing overlapping to the slowest link alone, or on a GPU, with Triton's kernels, the waits for the
+        routers. Without a host tier, a GPU's misses are in RAM.
+        """
         needs = needs_of(self.sizes, self.formats, _CONTEXT)
         device = self.machine.device_memory
         seconds = {device: computed_bytes(self.sizes, self.formats, needs) / self.machine.bandwidth(device) / _GIGA}
@@ -48,5 +50,5 @@ class Forecast:
             seconds["pcie"] = replay.decode.misses * needs.slot / self.machine.bandwidth("pcie") / _GIGA
         if not gpu or replay.host_slots is not None:
             seconds["disk"] = replay.decode.host_misses * needs.slot / self.machine.bandwidth("disk") / _GIGA
-        low, high = speed_range(seconds, device, self.sizes.layers * PER_LAYER)
+        low, high = speed_range(seconds, device, host_seconds(self.sizes, self.machine, replay.decode.misses))
         return round(low, 3), round(high, 3)

@@ -2,6 +2,9 @@
 
 A token reads the dense part, the KV cache and its experts from the device tier's memory. Experts that are not there
 come from RAM over PCIe, and those that RAM has not come from the disk first. How often, a locality curve says.
+
+On a GPU the host launches each layer's kernels, and waits once a layer for the router's choice. With Triton's kernels
+weights are read once, as they are held; without them they are decoded at every use.
 """
 
 from __future__ import annotations
@@ -15,11 +18,18 @@ from moe_local.planning.machines import DRIVER, SYSTEM, Machine
 from moe_local.planning.needs import Needs
 from moe_local.planning.placement import Plan, make_plan
 from moe_local.planning.sizes import ModelSizes
-from moe_local.planning.weights import Formats, computed_bytes, needs_of
+from moe_local.planning.weights import Formats, computed_bytes, decoding_traffic, needs_of
 from moe_local.units import format_size
 
 REACHED = 0.6  # of a memory's rated bandwidth: our 4-bit kernel reads 25 GB/s of RAM that gives 40
 PER_LAYER = 0.4e-3  # seconds of transformers' Python for a layer and token, measured on one slow core
+# Seconds of reading a router's choice back from a GPU, at best and at worst: others' figures, not measured here.
+ROUTER_WAIT = 0.2e-3, 0.35e-3
+LAUNCH = 1e-3 / 210  # seconds of the host's for a kernel or a small copy: reckoned, not measured
+# Launches of a layer, counted on the pretend device; of the three of Triton's kernels and a copy, all but the sum
+# are repeated for experts that come later; decoding one expert's two matrices is 20.
+LAYER_LAUNCHES, PUT_LAUNCHES, DECODING_LAUNCHES = 51, 3, 20
+HOST = "host"  # what bounds a token that no link does
 _ANY = 1 << 200  # bytes: a budget that is not in question
 
 
@@ -33,7 +43,8 @@ class Estimate:
     host_hits: float | None  # of those that the device misses; None without a host tier
     bytes: Mapping[str, float]  # over each link: vram or ram, pcie, disk
     seconds: Mapping[str, float]  # of each link alone, at its full bandwidth
-    software_seconds: float
+    host_seconds: tuple[float, float]  # that nothing can overlap, at best, and that it takes at worst
+    kernels: bool  # whether weights are read as they are held, on a GPU by Triton's kernels
 
     @property
     def device_share(self) -> float:
@@ -52,15 +63,16 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> tuple[float, float]:
-        """From low to high. Low: nothing overlaps, memory gives `REACHED` of its bandwidth, and the software takes
-        its time. High: all overlaps, and the slowest link alone decides.
+        """From low to high. Low: nothing overlaps, memory gives `REACHED` of its bandwidth, and the host takes its
+        time. High: all overlaps, and the slowest link alone decides, or on a GPU the waits for the routers.
         """
-        return speed_range(self.seconds, self.machine.device_memory, self.software_seconds)
+        return speed_range(self.seconds, self.machine.device_memory, self.host_seconds)
 
     @property
     def bound_by(self) -> str:
-        """The link that takes the most seconds a token."""
-        return max(self.seconds, key=lambda link: self.seconds[link])
+        """The link that takes the most seconds a token, or `HOST` where waiting for the routers takes more."""
+        seconds = {**self.seconds, HOST: self.host_seconds[0]}
+        return max(seconds, key=lambda link: seconds[link])
 
     @property
     def load_seconds(self) -> float:
@@ -74,14 +86,41 @@ class Estimate:
         return held / (self.machine.disk_bandwidth * 1e9)
 
 
-def speed_range(seconds: Mapping[str, float], memory: str, software: float) -> tuple[float, float]:
-    """Tokens/s from the seconds of each link, of which `memory` is the device tier's; see `Estimate`."""
-    slow = sum(seconds.values()) + seconds[memory] * (1 / REACHED - 1) + software
-    return 1 / slow, 1 / max(seconds.values())
+def speed_range(seconds: Mapping[str, float], memory: str, host: tuple[float, float]) -> tuple[float, float]:
+    """Tokens/s from the seconds of each link, `memory` being the device tier's, and of the host; see `Estimate`."""
+    least, most = host
+    slow = sum(seconds.values()) + seconds[memory] * (1 / REACHED - 1) + most
+    return 1 / slow, 1 / max(least, *seconds.values())
 
 
-def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int, locality: Locality) -> Estimate:
+def host_seconds(sizes: ModelSizes, machine: Machine, misses: float, *, kernels: bool = True) -> tuple[float, float]:
+    """Seconds a token that no link takes: those that nothing can overlap, at best, and all of them at worst.
+
+    `misses` of a token's experts are not on the device: at worst each comes alone. On a CPU nothing is waited for.
+    """
+    python, routers = sizes.layers * PER_LAYER, len(sizes.experts)
+    if machine.vram is None:
+        return 0.0, python
+    launches = sizes.layers * LAYER_LAUNCHES + PUT_LAUNCHES * misses
+    if not kernels:
+        launches += DECODING_LAUNCHES * sizes.token_set
+    best, worst = ROUTER_WAIT
+    return routers * best, python + routers * worst + launches * LAUNCH
+
+
+def estimate(
+    sizes: ModelSizes,
+    machine: Machine,
+    formats: Formats,
+    context: int,
+    locality: Locality,
+    *,
+    kernels: bool = True,
+) -> Estimate:
     """What a model does on a machine at `context` tokens, its experts used as unevenly as `locality` says.
+
+    On a GPU without `kernels`, Triton's, what is encoded is decoded at every use. What fits is reckoned with the room
+    that this takes either way.
 
     Raises BudgetError when the dense part and one token's experts do not fit the device tier, MoeLocalError for a
     context that the model does not have.
@@ -94,9 +133,12 @@ def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int
     host_share = None if plan.host_slots is None else sum(plan.host_slots) / needs.all_experts
     device_hits = locality.hit_rate(plan.share)
     held_hits = max(device_hits, locality.hit_rate(host_share or 0.0))  # in either memory
+    kernels = kernels or machine.vram is None
+    computed = computed_bytes if kernels else decoding_traffic
+    misses = (1 - device_hits) * needs.token_set
     carried = {
-        machine.device_memory: float(computed_bytes(sizes, formats, needs)),
-        "pcie": (1 - device_hits) * needs.token_set * needs.slot,  # what the disk gave goes on over it
+        machine.device_memory: float(computed(sizes, formats, needs)),
+        "pcie": misses * needs.slot,  # what the disk gave goes on over it
         "disk": (1 - held_hits) * needs.token_set * needs.slot,
     }
     if machine.vram is None:
@@ -108,7 +150,8 @@ def estimate(sizes: ModelSizes, machine: Machine, formats: Formats, context: int
         host_hits=None if host_share is None else _among(held_hits, device_hits),
         bytes=carried,
         seconds={link: amount / (machine.bandwidth(link) * 1e9) for link, amount in carried.items()},
-        software_seconds=sizes.layers * PER_LAYER,
+        host_seconds=host_seconds(sizes, machine, misses, kernels=kernels),
+        kernels=kernels,
     )
 
 

@@ -19,6 +19,9 @@ _PAGE = 4096  # bytes: what records are aligned to
 _PLAIN = ("bf16", "fp16", "fp32")  # multiplied as they are
 # A CPU multiplies by these as they lie, where rows and columns are multiples of so many; all others are decoded.
 _NATIVE = {"int4": (1, 1), "int8": (1, 1), "mxfp4": (16, 32), "nvfp4": (16, 32), "nf4": (16, 64), "fp8": (16, 64)}
+# Bytes that decoding to bf16 and multiplying moves for each number, where no kernel reads a format as it lies:
+# reckoned for int4 and int8 from the operations that decoding is, and taken to be the same for others of their width.
+_MOVED = {"int4": 21, "mxfp4": 21, "nvfp4": 21, "nf4": 21, "int8": 9, "fp8": 9}
 _DIVISIBLE = ("int4", "int8")  # that can tell rows apart, so that a large matrix is decoded in parts
 _ITEMSIZE = 2  # bytes: activations and the KV cache are in bf16
 
@@ -133,6 +136,23 @@ def decoded(sizes: ModelSizes, formats: Formats, *, gpu: bool) -> Iterator[tuple
 def computed_bytes(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:
     """Bytes that one token's arithmetic reads."""
     return dense_bytes(sizes, formats)[1] + needs.kv_cache + needs.token_set * needs.slot
+
+
+def decoding_traffic(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:
+    """Bytes that one token's arithmetic moves where what is encoded is decoded at every use; see `computed_bytes`."""
+    extra = 0
+    for matrix in sizes.expert:
+        extra += sizes.top_k * len(sizes.experts) * _extra_traffic(matrix, formats.experts, formats.group)
+    for matrix in sizes.linear:
+        if not _stays_plain(matrix, formats):
+            extra += _extra_traffic(matrix, formats.dense, formats.group)
+    return computed_bytes(sizes, formats, needs) + extra
+
+
+def _extra_traffic(matrices: Matrices, format: str, group: int) -> int:
+    """Bytes that decoding moves beside those that are held."""
+    moved = _MOVED.get(fitted(matrices, format, group))
+    return 0 if moved is None else max(0, moved * matrices.parameters - encoded_bytes(matrices, format, group))
 
 
 def embedding_bytes(sizes: ModelSizes, formats: Formats) -> int:

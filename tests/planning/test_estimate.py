@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from moe_local.errors import BudgetError, MoeLocalError
 from moe_local.formats.registry import GROUP_SIZES
-from moe_local.planning.estimate import PER_LAYER, REACHED, Estimate, estimate
+from moe_local.planning.estimate import (
+    DECODING_LAUNCHES,
+    HOST,
+    LAUNCH,
+    LAYER_LAUNCHES,
+    PER_LAYER,
+    PUT_LAUNCHES,
+    REACHED,
+    ROUTER_WAIT,
+    Estimate,
+    estimate,
+    host_seconds,
+)
 from moe_local.planning.known_models import find_sizes, shipped
 from moe_local.planning.locality import UNIFORM, Locality, get_locality, localities, nearest
 from moe_local.planning.machines import DRIVER, SYSTEM, Machine, get_profile, profiles
@@ -104,8 +116,9 @@ def test_qwen3_30b_by_hand() -> None:
     )
     over_pcie = 384 * (1 - hits) * record / 25.2e9
     assert over_pcie > (read + kv + 384 * record) / 360e9
-    assert found.bound_by == "pcie"
-    assert found.tokens_per_second[1] == pytest.approx(1 / over_pcie)
+    assert over_pcie < 48 * ROUTER_WAIT[0]
+    assert found.bound_by == HOST
+    assert found.tokens_per_second[1] == pytest.approx(1 / (48 * ROUTER_WAIT[0]))
     assert found.load_seconds == pytest.approx((read + embedding) / 3.3e9)
     assert found.warm_seconds == pytest.approx(6144 * record / 3.3e9)
 
@@ -119,7 +132,8 @@ def test_a_small_model_by_hand() -> None:
     computed, carried = 100 * MIB + 8 * MIB + 4 * RECORD, 2 * RECORD
     assert found.bytes == {"vram": computed, "pcie": carried, "disk": 0.0}
     times = computed / 100e9, carried / 10e9
-    assert found.tokens_per_second[0] == pytest.approx(1 / (times[0] / REACHED + times[1] + 2 * PER_LAYER))
+    host = 2 * (PER_LAYER + ROUTER_WAIT[1] + LAYER_LAUNCHES * LAUNCH) + 2 * PUT_LAUNCHES * LAUNCH
+    assert found.tokens_per_second[0] == pytest.approx(1 / (times[0] / REACHED + times[1] + host))
     assert found.tokens_per_second[1] == pytest.approx(1 / max(times))
 
 
@@ -143,6 +157,68 @@ def test_without_a_gpu_ram_is_the_device() -> None:
     assert (found.plan.needs.dense, found.plan.needs.embedding_rows_on_disk) == (100 * MIB, 100 * MIB)
     assert (found.device_share, found.host_share, found.host_hits) == (0.25, None, None)
     assert found.bytes == {"ram": 108 * MIB + 4 * RECORD, "disk": 3 * RECORD}
+    slow = (108 * MIB + 4 * RECORD) / 100e9 / REACHED + 3 * RECORD / 1e9 + 2 * PER_LAYER
+    assert found.tokens_per_second[0] == pytest.approx(1 / slow)  # nothing is launched or waited for
+
+
+def test_decoding_at_every_use_by_hand() -> None:
+    """Without Triton's kernels, on an RTX 3060 with memory for all: 38 GB for the experts, 11 for dense weights."""
+    machine = Machine.of(get_profile("rtx-3060-12gb"), vram=24 * GIB)
+    found, decoding = (
+        estimate(QWEN, machine, Formats(), 4096, BY_HAND, kernels=with_them) for with_them in (True, False)
+    )
+    assert found.device_share == decoding.device_share == 1.0
+    assert found.bytes["pcie"] == decoding.bytes["pcie"] == 0.0
+    read_once = found.bytes["vram"] - needs_of(QWEN, Formats(), 4096, gpu=True).kv_cache
+    assert read_once / 1e9 == pytest.approx(1.0 + 1.2, abs=0.1)
+    numbers = 384 * 3 * 2048 * 768
+    dense = sum(matrix.parameters for matrix in QWEN.linear)
+    extra = 21 * numbers - 384 * found.plan.needs.slot + 9 * dense - dense
+    assert decoding.bytes["vram"] - found.bytes["vram"] == pytest.approx(extra, rel=1e-3)
+    assert decoding.tokens_per_second[1] == pytest.approx(7, abs=0.5)
+    assert decoding.host_seconds[1] - found.host_seconds[1] == pytest.approx(384 * DECODING_LAUNCHES * LAUNCH)
+
+
+def test_plain_weights_are_never_decoded() -> None:
+    kept = estimate(SMALL, GPU, PLAIN, CONTEXT, UNIFORMLY)
+    assert estimate(SMALL, GPU, PLAIN, CONTEXT, UNIFORMLY, kernels=False).bytes == kept.bytes
+    assert estimate(SMALL, CPU, PLAIN, CONTEXT, UNIFORMLY, kernels=False).kernels
+
+
+def test_a_host_waits_only_where_there_are_routers() -> None:
+    half = replace(SMALL, layers=4)  # two of the layers have no experts
+    best, worst = host_seconds(half, GPU, misses=3)
+    assert best == 2 * ROUTER_WAIT[0]
+    launches = 4 * LAYER_LAUNCHES + 3 * PUT_LAUNCHES
+    assert worst == pytest.approx(4 * PER_LAYER + 2 * ROUTER_WAIT[1] + launches * LAUNCH)
+    assert host_seconds(half, CPU, misses=3) == (0.0, 4 * PER_LAYER)
+
+
+# Tokens/s that others report, with experts in two memories: on the RTX 3060 of Qwen3.6-35B-A3B, for which
+# Qwen3-30B-A3B stands here; of which model on the other card is not known.
+OTHERS = [
+    ("rtx-3060-12gb", 42),  # llama.cpp, experts on the CPU
+    ("rtx-3060-12gb", 51),  # hot experts on the GPU, always the same
+    ("rtx-3060-12gb", 72),  # the same, beside it misses on the CPU
+    ("rtx-5070-ti", 46),  # llama.cpp
+    ("rtx-5070-ti", 119),  # half of the experts on the GPU, a step in one graph
+]
+
+
+@pytest.mark.parametrize(("profile", "reported"), OTHERS)
+def test_what_others_report_is_near_the_range(profile: str, reported: float) -> None:
+    found = estimate(QWEN, Machine.of(get_profile(profile)), Formats(), 4096, BY_HAND)
+    low, high = found.tokens_per_second
+    assert low / 1.5 <= reported <= high * 1.5
+
+
+@pytest.mark.parametrize("profile", [name for name, profile in profiles().items() if profile.vram])
+def test_no_gpu_is_faster_than_its_routers_are_waited_for(profile: str) -> None:
+    machine = Machine.of(get_profile(profile), vram=80 * GIB)
+    low, high = estimate(QWEN, machine, Formats(), 4096, BY_HAND).tokens_per_second
+    assert high <= 1 / (48 * ROUTER_WAIT[0]) < 105
+    slow = 48 * (ROUTER_WAIT[1] + PER_LAYER + LAYER_LAUNCHES * LAUNCH)
+    assert low < 1 / slow < 1 / (48 * ROUTER_WAIT[1])
 
 
 def test_a_tied_embedding_is_read_and_held_once() -> None:
@@ -232,7 +308,8 @@ def test_what_holds_of_every_estimate(
     assert (found.plan.vram_used or 0) <= (machine.vram or 0)
     assert min(found.bytes.values()) >= 0
     assert found.bytes.get("pcie", found.bytes["disk"]) >= found.bytes["disk"]
-    assert found.bound_by in found.bytes
+    assert found.bound_by in {*found.bytes, HOST}
+    assert found.bound_by != HOST or machine.vram is not None
 
 
 @given(
