@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -26,14 +26,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    # A pretend device leaves its mark on torch, most of all where an interrupt struck while it was there: what comes
-    # later in the process may be left without gradients.
-    items.sort(key=lambda item: _mark_left(vars(getattr(item, "module", None) or object)))
-
-
-def _mark_left(names: Mapping[str, object]) -> int:
-    """0 for a test file that leaves torch as it was."""
-    return ("pretend_cuda" in names) * (1 + any("interrupt" in name for name in names))
 
 
 def pytest_configure(config: pytest.Config) -> None:

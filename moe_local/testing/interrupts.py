@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from torch.autograd import grad_mode
+
+# In torch's own switches an interrupt would leave them as they are, for all that comes later in the process.
+_SPARED = (__file__, contextlib.__file__, grad_mode.__file__)
+
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[list[bool]]:
@@ -19,7 +24,7 @@ def interrupted_after(seconds: float) -> Iterator[list[bool]]:
     armed = [True]
 
     def strike(number: int, frame: FrameType | None) -> None:
-        inside = frame is not None and frame.f_code.co_filename in (__file__, contextlib.__file__)
+        inside = frame is not None and frame.f_code.co_filename in _SPARED
         if armed and not inside:
             armed.clear()
             struck.append(True)

@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import library as torch_library
 from torch.utils._device import _device_constructors as constructors
 
 from moe_local.testing.pretend_memory import Gpu, Memory, Meter, Tally
@@ -31,6 +32,7 @@ __all__ = ["PretendCuda", "PretendTensor", "Tally", "pretend_cuda"]
 NAME = "Pretend GPU"
 _REFUSED = 2  # cudaErrorMemoryAllocation
 _torch: Any = torch  # parts of it have no types
+_Library: Any = torch_library.Library
 # Factories that torch makes of others by changing a tensor's shape in place.
 _RESHAPED = (
     "arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm", "randperm.generator",
@@ -151,7 +153,7 @@ def can_pretend() -> bool:
 
 def _libraries() -> list[Any]:
     """Has everything that torch would ask a CUDA device for, in whichever thread, come to the pretend one."""
-    every, aten = _torch.library.Library("_", "IMPL"), _torch.library.Library("aten", "IMPL")
+    every, aten = _Library("_", "IMPL"), _Library("aten", "IMPL")
     every.fallback(lambda op, *args, **kwargs: execute(op, args, kwargs), "CUDA")
     for name in _RESHAPED:
         packet, _, overload = name.partition(".")
