@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moe_local.testing.architectures import Architecture, architecture, architectures, whole_architectures
-from moe_local.testing.interrupts import interrupted_after
 from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
     from moe_local.testing.disks import FailingDisk, SlowDisk
+    from moe_local.testing.interrupts import interrupted_after
     from moe_local.testing.late_mover import LateMover
     from moe_local.testing.shrunk_config import tiny_config
     from moe_local.testing.tiny import tiny_inputs, tiny_model, write_tiny_checkpoint
@@ -38,6 +38,7 @@ _HOMES = {
     "FailingDisk": "disks",
     "LateMover": "late_mover",
     "SlowDisk": "disks",
+    "interrupted_after": "interrupts",
     **dict.fromkeys(("tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
     "tiny_config": "shrunk_config",
 }
