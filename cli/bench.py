@@ -53,9 +53,9 @@ def live(
     stalls, memory against its budget.
 
     One pass warms up from a cold cache, then --repeat passes are timed; figures are medians with their range. --ram,
-    --vram, --experts, --policy and --format take lists, like `--ram 4GiB,8GiB --policy lru,lfru`: each combination is
-    measured in a process of its own. Examples: `moe-local bench --experts 25%,50%,100%`, `moe-local bench
-    Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by category --html report.html`.
+    --vram, --experts, --policy, --misses and --format take lists, like `--ram 4GiB,8GiB --policy lru,lfru`: each
+    combination is measured in a process of its own. Examples: `moe-local bench --experts 25%,50%,100%`, `moe-local
+    bench Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by category --html report.html`.
     """
     asked = Asked(model, workload, pack)
     chosen = configurations(flags, format)

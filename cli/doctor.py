@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,7 +19,7 @@ from moe_local.paths import cache_dir
 from moe_local.units import GIB, MIB, format_size
 
 from . import options as opt
-from .output import Console, echo_json
+from .output import Console, echo, echo_json
 from .versions import PACKAGES, installed, notes
 
 if TYPE_CHECKING:
@@ -26,11 +28,24 @@ if TYPE_CHECKING:
 _TRIAL = 256 * MIB  # bytes written and read back to measure the disk
 
 
-def doctor(as_json: opt.Json = False) -> None:
+def doctor(
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure what experts that a GPU lacks cost, uploaded and on the CPU, for --misses auto.",
+        ),
+    ] = False,
+    as_json: opt.Json = False,
+) -> None:
     """Check the machine: devices, memory, disk speed, versions, and what would be chosen.
 
-    Writes a temporary file of 256 MiB into the cache folder to measure its disk.
+    Writes a temporary file of 256 MiB into the cache folder to measure its disk. With --calibrate instead measures
+    each GPU, for some seconds, and keeps the figures in the cache folder.
     """
+    if calibrate:
+        _calibrate(as_json=as_json)
+        return
     found = examine()
     if as_json:
         echo_json(found)
@@ -72,6 +87,29 @@ def examine() -> dict[str, Any]:
         },
         "profiles": list(profiles()),
     }
+
+
+def _calibrate(*, as_json: bool) -> None:
+    """Measures and writes down what misses cost on each GPU. Raises UnsupportedError where there is none."""
+    from moe_local.bench.calibrate import calibrate
+    from moe_local.memory.accelerator import find, gpus
+    from moe_local.planning.calibration import write_calibration
+
+    from .session import progress
+
+    found = []
+    for each in gpus() or [find("cpu")]:
+        with progress() as report:
+            found.append(calibrate(each, report))
+        file = write_calibration(found[-1])
+    if as_json:
+        echo_json([asdict(one) for one in found])
+        return
+    for one in found:
+        rows = ", ".join(f"{1e-9 / each:.1f} at {rows}" for rows, each in one.multiply.items())
+        echo(f"{one.device}: uploads {1e-9 / one.upload:.1f} GB/s; a round trip {one.round_trip * 1e6:.0f} us")
+        echo(f"CPU, {one.threads} threads: multiplies by experts at GB/s (rows): {rows}")
+    echo(f"kept in {file}")
 
 
 def _kernels() -> dict[str, Any]:

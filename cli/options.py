@@ -116,7 +116,14 @@ class LoadFlags:
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
     ] = "auto"
-
+    misses: Annotated[
+        str,
+        typer.Option(
+            help="Experts that are in RAM and not on the GPU: upload them, multiply by them on the cpu, or auto: what"
+            " costs less, once `doctor --calibrate` has measured that (upload before).",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto"
     activations: Annotated[
         str,
         typer.Option(
@@ -140,6 +147,7 @@ class LoadFlags:
             policy=self.policy,
             prefetch=self.prefetch,
             io=self.io,
+            misses=self.misses,
             activations=self.activations,
             warm=self.warm,
             threads=self.threads,

@@ -18,7 +18,7 @@ from .workload import WorkloadFlags
 if TYPE_CHECKING:
     from moe_local.planning.options import Options
 
-_SWEPT = ("ram", "vram", "experts", "policy", "prefetch", "io")
+_SWEPT = ("ram", "vram", "experts", "policy", "prefetch", "io", "misses")
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def _config(options: Options) -> dict[str, Any]:
         "policy": options.policy,
         "prefetch": options.prefetch,
         "io": options.io,
+        "misses": options.misses,
         "context": options.context,
         "device": options.device,
         "dtype": options.dtype,

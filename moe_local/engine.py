@@ -18,11 +18,9 @@ from moe_local.checkpoint.tokenizer import load_tokenizer, no_tokenizer
 from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.experts.cache import ExpertCache
 from moe_local.experts.layer import ExpertLayer, Paged
-from moe_local.experts.mover import mover_to
 from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import PaddingMask, RoutingHook
-from moe_local.experts.tier import Tier
 from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
 from moe_local.generation.chat import ChatSession
@@ -36,15 +34,12 @@ from moe_local.kernels.expert import ExpertKernel
 from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.pages import free_caches
-from moe_local.memory.pinned import host_slab
-from moe_local.memory.records import RecordReader
-from moe_local.memory.slab import Slab
 from moe_local.model.build import load_dense
 from moe_local.model.hooks import register_forward_hook
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan
 from moe_local.planning.plan_load import LoadPlan, plan_load
-from moe_local.policies import POLICIES
+from moe_local.planning.tiers import make_cache, miss_policy
 from moe_local.prediction import PREDICTORS
 from moe_local.store.open import ModelFiles
 
@@ -114,11 +109,9 @@ class Engine:
         self.load_seconds = load_seconds
         self._tokenizer = tokenizer
         self._generator: TextGenerator | None = None
-        self._cache = cache
-        self._kernel = ExpertKernel(cache.slab, exact=load_plan.exact)
-        self._prefetcher = self._make_prefetcher()
+        self._misses = miss_policy(load_plan)
+        self._run_over(cache)
         register_forward_hook(model, self._resize_for)
-        self.tap(None)
 
     def _resize_for(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
@@ -129,9 +122,14 @@ class Engine:
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._cache.close()
-        self._cache, self._kernel = cache, ExpertKernel(cache.slab, exact=self.load_plan.exact)
+        self._run_over(cache)
         if self._generator is not None:
             self._generator.counters = cache
+
+    def _run_over(self, cache: ExpertCache) -> None:
+        exact, below = self.load_plan.exact, cache.host_slab
+        self._cache, self._kernel = cache, ExpertKernel(cache.slab, exact=exact)
+        self._in_ram = None if below is None else ExpertKernel(below, exact=exact)
         self._prefetcher = self._make_prefetcher()
         self.tap(None)
 
@@ -150,7 +148,10 @@ class Engine:
             layer = self.load_plan.catalog.layer_of[path]
             held = self.load_plan.catalog.layers[layer]
             assert isinstance(module, ExpertLayer)
-            paged = Paged(self._cache, self._kernel, layer, held.experts, held.kinds, tap, self._prefetcher)
+            paged = Paged(
+                self._cache, self._kernel, layer, held.experts, held.kinds, tap, self._prefetcher,
+                self._in_ram, self._misses,
+            )  # fmt: skip
             module.connect(paged)
 
     @property
@@ -265,7 +266,8 @@ class Engine:
         """Frees the weights, the expert cache and the files at once; conversations with it can only be read."""
         if self.load_plan.options.warm and not self._cache.closed:
             remember(self._cache, self.load_plan.warm_file)
-        self._kernel.close()
+        for kernel in filter(None, (self._kernel, self._in_ram)):
+            kernel.close()
         self._cache.close()
         self.files.close()
         if self._generator is not None:
@@ -280,20 +282,3 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def make_cache(load_plan: LoadPlan, reader: ReadAt, note: Callable[[str], None] = lambda text: None) -> ExpertCache:
-    """The tiers of a plan, empty, over a reader of the checkpoint's files; `note` is told what a user should know."""
-    plan, policy, accelerator = load_plan.plan, POLICIES.named(load_plan.options.policy), load_plan.accelerator
-    slot, experts = plan.needs.slot, plan.needs.experts
-    slab = Slab(plan.device_experts + plan.device_spare, slot, load_plan.device)
-    device, host, mover = Tier.make(slab, experts, plan.device_slots, policy), None, None
-    if plan.host_slots is not None:
-        below = host_slab(sum(plan.host_slots) + plan.host_spare, slot, accelerator, note)
-        host, mover = Tier.make(below, experts, plan.host_slots, policy), mover_to(accelerator, below, slab)
-    reserve = (plan.device_spare if host is None else plan.host_spare) // 2
-    capacity_for = plan.capacity if plan.capacities else None
-    reading = RecordReader(reader)
-    return ExpertCache(
-        load_plan.catalog, reading, device, host, mover=mover, reserve=reserve, capacity_for=capacity_for
-    )

@@ -14,6 +14,7 @@ class Counters:
     layer_hits: list[int] = field(default_factory=list)  # experts needed and found in the device tier, of each layer
     layer_misses: list[int] = field(default_factory=list)  # needed and not there
     layer_host_hits: list[int] = field(default_factory=list)  # misses of the device tier that the host tier had
+    computed_in_ram: int = 0  # misses that a CPU multiplied by in the host tier, beside the device
     bytes_read: int = 0  # from disk
     bytes_uploaded: int = 0  # host tier -> device tier
     stall_seconds: float = 0.0  # compute waited for a miss

@@ -10,11 +10,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_local import Options, Request, Sampling, load
 from moe_local.bench import live
 from moe_local.bench.workload import Prompt
 from moe_local.engine import Engine
+from moe_local.experts.misses import AUTO, UPLOAD
+from moe_local.experts.misses import CPU as MULTIPLY
+from moe_local.memory.accelerator import find
+from moe_local.planning.calibration import Calibration, write_calibration
+from moe_local.store import first_use, pack
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 from moe_local.units import MIB
@@ -27,20 +33,35 @@ CPU = Options(device="cpu", context=256, dtype="float32", max_sequences=3)
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(architecture(request.param), tmp_path_factory.mktemp("models") / request.param)
+    """With experts that every kind of device multiplies by in float32."""
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint = write_tiny_checkpoint(architecture(request.param), folder / request.param)
+    return pack(first_use.plan(checkpoint, first_use.choose("int8", dense="keep")), folder / "store")
 
 
 PRETENDED = pytest.param("pretended", marks=pytest.mark.skipif(not can_pretend(), reason="torch has CUDA's kernels"))
 
 
 @pytest.fixture(params=["cpu", PRETENDED, pytest.param("cuda", marks=pytest.mark.gpu)])
-def tiers(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
-    """Device, host and disk."""
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
     with pretend_cuda() if request.param == "pretended" else nullcontext():
-        yield from _tiers("cpu" if request.param == "cpu" else "cuda", model)
+        yield "cpu" if request.param == "cpu" else "cuda"
 
 
-def _tiers(device: str, model: Path) -> Iterator[Engine]:
+@pytest.fixture(params=[UPLOAD, MULTIPLY, AUTO])
+def tiers(
+    request: pytest.FixtureRequest, device: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
+    """Device, host and disk; misses are uploaded, or multiplied by in RAM, or some of them."""
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path))
+    if request.param == AUTO:
+        if device == "cpu":
+            pytest.skip("on a CPU nothing is uploaded to")
+        write_calibration(Calibration(find(device).name, torch.get_num_threads(), 1e-6, 1e-6, {1: 1e-6, 4: 2e-6}))
+    yield from _tiers(device, model, request.param)
+
+
+def _tiers(device: str, model: Path, misses: str) -> Iterator[Engine]:
     vram = {"vram": 512 * MIB} if device == "cpu" else {}
     options = Options(
         device=device,
@@ -49,11 +70,15 @@ def _tiers(device: str, model: Path) -> Iterator[Engine]:
         max_sequences=3,
         experts=0.5,
         host_experts=0.5,
+        misses=misses,
         **vram,  # type: ignore[arg-type]
     )
     with load(model, options) as engine:
         assert engine.plan.host_slots is not None
         yield engine
+        stats = engine.stats()
+        assert (stats["computed_in_ram"] > 0) == (misses != UPLOAD)
+        assert stats["bytes_uploaded"] == (stats["misses"] - stats["computed_in_ram"]) * engine.plan.needs.slot
 
 
 def test_a_chat_says_the_same(model: Path, tiers: Engine) -> None:

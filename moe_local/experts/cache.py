@@ -28,14 +28,20 @@ from moe_local.telemetry import Counters, Span
 
 
 class Ready(NamedTuple):
-    """Experts of one layer and one layout, and the slots of the device tier that they lie in."""
+    """Experts of one layer and one layout, and the slots that they lie in, of the device tier or of the host tier."""
 
     layout: Layout
     experts: Sequence[int]
     slots: Sequence[int]
+    in_ram: bool = False  # the host tier's slots
 
 
 _NONE = Decision([], [], frozenset())
+
+
+def nothing() -> Iterable[Key]:
+    """No candidates."""
+    return ()
 
 
 class ExpertCache:
@@ -79,22 +85,25 @@ class ExpertCache:
         layer: int,
         experts: Sequence[int],
         weights: Sequence[float] | None = None,
-        candidates: Callable[[], Iterable[Key]] = lambda: (),
+        candidates: Callable[[], Iterable[Key]] = nothing,
+        admits: Callable[[int], int] | None = None,
     ) -> Iterator[Ready]:
         """Yields `experts` (distinct) with their slots as soon as they are there: all hits, then each arrival.
 
         What is yielded may be used until more is asked for. `weights` are the router's, for policies that look at
         them. `candidates` is asked once everything has been requested: keys of later layers, the likeliest first, to
-        read into spare slots meanwhile. Raises StorageError when a read fails that was needed.
+        read into spare slots meanwhile. `admits` says how many of so many misses are to come into the device tier,
+        where the others can be used in the host tier; None: all. Raises StorageError when a read fails that was
+        needed.
         """
         self._recover()
         self._underway = layer
-        device, host = self._decide(layer, experts, weights)
+        device, host = self._decide(layer, experts, weights, admits)
         loader = self._loader
         if self._host is None:
             missing = loader.claim(layer, device.misses)
         else:
-            missing = loader.claim(layer, host.misses, host.hits, host.evicted)
+            missing = loader.claim(layer, host.misses, host.hits, host.evicted, device.outside)
         ready = [*device.hits, *loader.arrived()]
         later: Iterator[Key] | None = None
         while ready or missing or loader.waiting:
@@ -105,7 +114,7 @@ class ExpertCache:
             ready = ready or loader.arrived() or loader.wait()
             if ready:
                 began = perf_counter()
-                yield from self._located(layer, ready)
+                yield from self._located(layer, ready, device.outside)
                 self._retire(layer, ready, device.evicted, began)
             ready = []
         loader.look_ahead(later or iter(candidates()))
@@ -114,10 +123,14 @@ class ExpertCache:
         self._underway = None
 
     def _decide(
-        self, layer: int, experts: Sequence[int], weights: Sequence[float] | None
+        self,
+        layer: int,
+        experts: Sequence[int],
+        weights: Sequence[float] | None,
+        admits: Callable[[int], int] | None,
     ) -> tuple[Decision, Decision]:
         """What the device tier finds and keeps, and then the host tier of what is missing there."""
-        device, host = self._device.access(layer, experts, weights), _NONE
+        device, host = self._device.access(layer, experts, weights, admits if self._host else None), _NONE
         if self._host is not None and device.misses:
             self._loader.settle_sources(layer)
             known = dict(zip(experts, weights or (), strict=False))
@@ -127,18 +140,25 @@ class ExpertCache:
         counters.layer_hits[layer] += len(device.hits)
         counters.layer_misses[layer] += len(device.misses)
         counters.layer_host_hits[layer] += len(host.hits)
+        counters.computed_in_ram += len(device.outside)
         return device, host
 
-    def _located(self, layer: int, experts: Sequence[int]) -> Iterator[Ready]:
-        """Where these are in the device tier, those of one layout together."""
-        slots, kinds = self._device.slots, self._kinds[layer]
-        if len(kinds) == 1:
-            yield Ready(kinds[0], experts, [slots[layer, expert] for expert in experts])
+    def _located(self, layer: int, experts: Sequence[int], outside: frozenset[int]) -> Iterator[Ready]:
+        """Where these are: first those in the device tier, which goes on by itself, then those `outside` of it."""
+        if not outside or self._host is None:
+            yield from self._alike(layer, experts, self._device)
             return
+        yield from self._alike(layer, [expert for expert in experts if expert not in outside], self._device)
+        yield from self._alike(layer, [expert for expert in experts if expert in outside], self._host)
+
+    def _alike(self, layer: int, experts: Sequence[int], tier: Tier) -> Iterator[Ready]:
+        """Where these are in a tier, those of one layout together."""
+        slots, kinds, in_ram = tier.slots, self._kinds[layer], tier is self._host
         layouts = self._catalog.layers[layer].layouts
         for kind in kinds:
-            if alike := [expert for expert in experts if layouts[expert] is kind]:
-                yield Ready(kind, alike, [slots[layer, expert] for expert in alike])
+            alike = experts if len(kinds) == 1 else [expert for expert in experts if layouts[expert] is kind]
+            if alike:
+                yield Ready(kind, alike, [slots[layer, expert] for expert in alike], in_ram)
 
     def _retire(self, layer: int, experts: Sequence[int], evicted: frozenset[int], began: float) -> None:
         """Compute that reads these, since `began`, has been issued: slots of those that are not kept fall free."""
@@ -244,6 +264,11 @@ class ExpertCache:
     def slab(self) -> Slab:
         """The device tier's memory."""
         return self._device.slab
+
+    @property
+    def host_slab(self) -> Slab | None:
+        """The host tier's memory; None where there is no such tier."""
+        return None if self._host is None else self._host.slab
 
     @property
     def uses_router_weights(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from moe_local.checkpoint.record import Layout
-from moe_local.experts.cache import ExpertCache, Ready
+from moe_local.experts.beside import Beside
+from moe_local.experts.cache import ExpertCache, Ready, nothing
+from moe_local.experts.misses import MissPolicy
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook, greatest_weights, route
 from moe_local.kernels.expert import ExpertKernel
-from moe_local.kernels.gating import recognise
+from moe_local.kernels.gating import Gating, recognise
+from moe_local.kernels.native_experts import NativeExperts
 from moe_local.kernels.triton_experts import TritonExperts
 
 
@@ -29,13 +32,22 @@ class Paged:
     layouts: Sequence[Layout]  # that the layer's records have
     hook: RoutingHook | None = None
     prefetcher: Prefetcher | None = None
+    in_ram: ExpertKernel | None = None  # of the host tier, for misses that a CPU multiplies by
+    misses: MissPolicy | None = None  # who of them; None: nobody
 
-    def fetch(self, hidden: Tensor, experts: Sequence[int], index: Tensor, weights: Tensor) -> Iterator[Ready]:
+    def fetch(
+        self,
+        hidden: Tensor,
+        experts: Sequence[int],
+        index: Tensor,
+        weights: Tensor,
+        admits: Callable[[int], int] | None,
+    ) -> Iterator[Ready]:
         """`experts` as soon as they are there; see `ExpertCache.fetch`."""
         valued = greatest_weights(experts, index, weights, self.experts) if self.cache.uses_router_weights else None
-        if self.prefetcher is None:
-            return self.cache.fetch(self.layer, experts, valued)
-        return self.cache.fetch(self.layer, experts, valued, self.prefetcher.candidates(self.layer, hidden, experts))
+        ahead = self.prefetcher
+        candidates = nothing if ahead is None else ahead.candidates(self.layer, hidden, experts)
+        return self.cache.fetch(self.layer, experts, valued, candidates, admits)
 
 
 class Pass(Protocol):
@@ -47,6 +59,9 @@ class Pass(Protocol):
 
     def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Multiplies by these experts, whose records of `layout` lie in `slots`."""
+
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        """Takes what others multiplied: outputs [n, H] of the choices at `places` of the flattened index, in RAM."""
 
     def sum(self, weights: Tensor) -> Tensor:
         """weights [T, k] -> [T, H]."""
@@ -74,6 +89,7 @@ class ExpertLayer(nn.Module):
     paged: Paged  # once it is connected
     all_at_once: AllAtOnce | None  # where kernels have all that this layer needs
     from_table: FromTable | None  # where they can do so without the host
+    beside: Beside | None  # where a CPU can multiply by what is not on the device
 
     def connect(self, paged: Paged) -> None:
         """From now on runs over `paged`."""
@@ -83,6 +99,7 @@ class ExpertLayer(nn.Module):
         own["paged"] = paged
         kernels = own["all_at_once"] = paged.kernel.all_at_once(paged.layouts, own["gating"])
         own["from_table"] = None
+        own["beside"] = _beside(paged, own["gating"])
         if isinstance(kernels, TritonExperts) and kernels.run_from_table and paged.prefetcher is None:
             own["from_table"] = kernels
             paged.cache.keep_table()
@@ -99,9 +116,22 @@ class ExpertLayer(nn.Module):
             index, weights = paged.hook(paged.layer, index, weights)
         if self.from_table is not None and (slots := paged.cache.found_all(paged.layer, index)) is not None:
             return self.from_table.run(hidden_states, index, weights, slots)
+        if self.beside is not None:
+            return self._run_beside(self.beside, hidden_states, index, weights)
         step = self._start(hidden_states, index)
-        for ready in paged.fetch(hidden_states, step.experts, index, weights):
+        for ready in paged.fetch(hidden_states, step.experts, index, weights, None):
             step.put(ready.layout, ready.experts, ready.slots)
+        return step.sum(weights)
+
+    def _run_beside(self, beside: Beside, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """The same, where a CPU multiplies by some of what the device does not have."""
+        cpu = beside.start(hidden, index, self.paged.experts)
+        step = self._start(hidden, index)
+        for ready in self.paged.fetch(hidden, step.experts, index, weights, cpu.admits):
+            if ready.in_ram:
+                step.place(*cpu.run(ready.layout, ready.experts, ready.slots))
+            else:
+                step.put(ready.layout, ready.experts, ready.slots)
         return step.sum(weights)
 
     def _start(self, hidden: Tensor, index: Tensor) -> Pass:
@@ -123,6 +153,13 @@ class ExpertLayer(nn.Module):
         return [module.post_expert_norm(output) for output in outputs]
 
 
+def _beside(paged: Paged, gating: Gating | None) -> Beside | None:
+    if paged.in_ram is None or paged.misses is None:
+        return None
+    kernels = paged.in_ram.all_at_once(paged.layouts, gating)
+    return Beside(kernels, paged.misses) if isinstance(kernels, NativeExperts) else None
+
+
 class OneByOne:
     """A pass that multiplies by one expert after the other: for every format, device and activation."""
 
@@ -136,6 +173,9 @@ class OneByOne:
         layer, groups = self._layer, self._routing.groups(experts)
         outputs = layer.paged.kernel.run(layout, slots, self._hidden, groups, layer._activate)
         self._routing.put(experts, layer._normed(outputs))
+
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        self._routing.place(places, outputs)
 
     def sum(self, weights: Tensor) -> Tensor:
         weighted = self._routing.outputs() * weights.reshape(-1, 1)

@@ -44,6 +44,7 @@ class Loader:
         self._transfers = Transfers()
         self._sources: dict[Key, bool] = {}  # of uploads not released yet: whether the slot is free afterwards
         self._passing: frozenset[int] = frozenset()  # experts of the layer under way that the host tier does not keep
+        self._staying: frozenset[int] = frozenset()  # and those that are used there, not on the device
         self._spans: list[Span] | None = None
 
     @property
@@ -57,20 +58,25 @@ class Loader:
             self._release(wait=True)
 
     def claim(
-        self, layer: int, misses: Sequence[int], in_ram: Sequence[int] = (), passing: frozenset[int] = frozenset()
+        self,
+        layer: int,
+        misses: Sequence[int],
+        in_ram: Sequence[int] = (),
+        passing: frozenset[int] = frozenset(),
+        staying: frozenset[int] = frozenset(),
     ) -> deque[Key]:
         """Demands the `misses` of a layer that are on their way, and those `in_ram`; -> those still to be requested.
 
         What was prefetched for the layer and is no miss falls free, or will when its reading ends. `passing` are the
-        experts that the host tier does not keep.
+        experts that the host tier does not keep, `staying` those that are used there instead of being uploaded.
         """
-        self._passing = passing
+        self._passing, self._staying = passing, staying
         if not (misses or in_ram or self._transfers):
             return deque()
         for arrival in self._reader.arrivals():
             self._landed(arrival)
         for expert in in_ram:
-            self._transfers.found_in_ram((layer, expert))
+            self._transfers.found_in_ram((layer, expert), stays=expert in staying)
         wanted = dict.fromkeys((layer, expert) for expert in misses)
         for transfer in self._transfers.prefetched(layer):
             if transfer.key not in wanted:
@@ -127,9 +133,12 @@ class Loader:
         return self.arrived()
 
     def used(self, layer: int, experts: Sequence[int]) -> None:
-        """All compute that reads these has been issued."""
+        """All compute that reads these has been issued, and a CPU's is over."""
         if self._transfers:
             self._transfers.used((layer, expert) for expert in experts)
+        if self._staying and self._host is not None:
+            for expert in self._staying.intersection(self._passing, experts):
+                self._host.slots.free((layer, expert))
 
     def give_up(self) -> None:
         """Withdraws all that is prefetched, and waits until nothing moves."""
@@ -158,7 +167,7 @@ class Loader:
     def _read(self, key: Key, *, demanded: bool) -> None:
         self._counters.bytes_read += self._size(key)
         target = self._lower.slab.memory(self._lower.slots.allocate(key))
-        self._transfers.read(key, demanded=demanded)
+        self._transfers.read(key, demanded=demanded, stays=demanded and key[1] in self._staying)
         self._reader.start(key, self._catalog.layers[key[0]].records[key[1]], target, urgent=demanded)
 
     def _demand(self, key: Key) -> None:
@@ -168,7 +177,7 @@ class Loader:
         if state in (State.CANCELLED, State.READING):
             self._reader.promote(key)
         self._counters.prefetch_hits += 1
-        self._transfers.demand(key)
+        self._transfers.demand(key, stays=key[1] in self._staying)
 
     def _withdraw_all(self) -> None:
         for transfer in self._transfers.prefetched():
@@ -199,10 +208,10 @@ class Loader:
             self._transfers.withdraw(key)  # it is read again if it is needed
             self._lower.slots.free(key)
             return
-        state = self._transfers.landed(key, in_ram=self._host is not None).state
-        if state is State.ENDED:
+        landed = self._transfers.landed(key, in_ram=self._host is not None)
+        if landed.state is State.ENDED:
             self._lower.slots.free(key)
-        elif state is State.THERE and began is not None:
+        elif landed.usable and began is not None:
             self._note("stall", key, began)
 
     def _upload(self, mover: Mover, host: Tier) -> None:

@@ -5,7 +5,7 @@ Only the thread that runs the forward pass touches it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from moe_local.keys import Key
 from moe_local.policies.base import Policy
 
+Experts = NDArray[np.int64]
+
 
 class Decision(NamedTuple):
     """What one forward pass finds and leaves behind."""
@@ -21,6 +23,7 @@ class Decision(NamedTuple):
     hits: list[int]
     misses: list[int]
     evicted: frozenset[int]  # experts that are not kept: residents, or misses that only pass through
+    outside: frozenset[int] = frozenset()  # misses that do not come in at all
 
 
 class LayerResidency:
@@ -50,11 +53,17 @@ class LayerResidency:
     def __iter__(self) -> Iterator[int]:
         return iter(np.flatnonzero(self._resident).tolist())
 
-    def access(self, experts: Sequence[int], weights: Sequence[float] | None = None) -> Decision:
+    def access(
+        self,
+        experts: Sequence[int],
+        weights: Sequence[float] | None = None,
+        admits: Callable[[int], int] | None = None,
+    ) -> Decision:
         """`experts` (distinct) are needed together, with their routers' weights; decides which are kept afterwards.
 
         Of those there and those that come, the `capacity` that the policy values most. Among equals one that is there
-        goes before one that would have to be read.
+        goes before one that would have to be read. `admits` says how many of so many misses come in, at least those
+        that there is room for; of the misses, those that the policy values most. None: all.
         """
         self._now += 1
         keys = np.array(experts, dtype=np.int64)
@@ -64,28 +73,36 @@ class LayerResidency:
         resident = self._resident[keys]
         if resident.all():
             return Decision(list(experts), [], frozenset())
-        missing = keys[~resident]
-        candidates = np.concatenate([missing, np.flatnonzero(self._resident)])
-        excess = len(candidates) - self.capacity
-        evicted = candidates[:0]
-        if excess > 0:
+        missing, there = keys[~resident], np.flatnonzero(self._resident)
+        if len(missing) + len(there) > self.capacity:
             self._policy.prepare(self._state, keys, self._now)
-            worth = self._policy.score(self._state, candidates, self._now)
-            evicted = candidates[np.argsort(worth, kind="stable")[:excess]]
-        self._resident[missing] = True
+        coming = missing
+        if admits is not None:
+            coming = self._best(missing, max(self.capacity - len(there), admits(len(missing))))
+        candidates = np.concatenate([coming, there])
+        evicted = self._worst(candidates, len(candidates) - self.capacity)
+        self._resident[coming] = True
         self._resident[evicted] = False
-        return Decision(keys[resident].tolist(), missing.tolist(), frozenset(evicted.tolist()))
+        outside = frozenset(missing.tolist()).difference(coming.tolist())
+        return Decision(keys[resident].tolist(), missing.tolist(), frozenset(evicted.tolist()), outside)
+
+    def _best(self, experts: Experts, most: int) -> Experts:
+        """At most so many, in the order they are in, without those that the policy values least."""
+        return experts[~np.isin(experts, self._worst(experts, len(experts) - most))]
+
+    def _worst(self, experts: Experts, count: int) -> Experts:
+        """So many that the policy values least; none where that is not even one."""
+        if count <= 0:
+            return experts[:0]
+        worth = self._policy.score(self._state, experts, self._now)
+        return experts[np.argsort(worth, kind="stable")[:count]]
 
     def resize(self, capacity: int) -> list[int]:
         """Keeps at most `capacity` experts from now on; those that leave."""
         self.capacity = capacity
         self._learns = self._learns or capacity < self._experts
         there = np.flatnonzero(self._resident)
-        excess = len(there) - capacity
-        if excess <= 0:
-            return []
-        worth = self._policy.score(self._state, there, self._now)
-        evicted: list[int] = there[np.argsort(worth, kind="stable")[:excess]].tolist()
+        evicted: list[int] = self._worst(there, len(there) - capacity).tolist()
         self._resident[evicted] = False
         return evicted
 

@@ -46,6 +46,9 @@ class Routing(Protocol):
     def put(self, experts: Sequence[int], outputs: Sequence[Tensor]) -> None:
         """Takes the outputs of some experts, in any order of arrival: for each [rows, H]."""
 
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        """Takes outputs [n, H] of the choices at `places` in the flattened index, int64 [n] in RAM."""
+
     def outputs(self) -> Tensor:
         """All outputs in the order of the choices, [T * k, H]; zeros for a choice of no expert."""
 
@@ -70,6 +73,9 @@ class OneToken:
     def put(self, experts: Sequence[int], outputs: Sequence[Tensor]) -> None:
         self._outputs.update(zip(experts, outputs, strict=True))
 
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        self.put([self._chosen[place] for place in places.tolist()], torch.split(outputs, 1))
+
     def outputs(self) -> Tensor:
         found = self._outputs
         return torch.cat([found[e] if e in found else torch.zeros_like(self._hidden) for e in self._chosen])
@@ -90,6 +96,9 @@ class ManyTokens:
     def put(self, experts: Sequence[int], outputs: Sequence[Tensor]) -> None:
         for expert, output in zip(experts, outputs, strict=True):
             self._outputs[self._places[expert]] = output
+
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        self._outputs[places.to(outputs.device)] = outputs.to(self._outputs.dtype)
 
     def outputs(self) -> Tensor:
         return self._outputs

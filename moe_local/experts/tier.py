@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moe_local.experts.capacity import TierCapacity
@@ -26,9 +26,15 @@ class Tier:
         layers = [LayerResidency(count, most, policy) for count, most in zip(experts, capacities, strict=True)]
         return cls(slab, SlotTable(len(slab), len(layers)), layers, policy.uses_router_weights)
 
-    def access(self, layer: int, experts: Sequence[int], weights: Sequence[float] | None) -> Decision:
+    def access(
+        self,
+        layer: int,
+        experts: Sequence[int],
+        weights: Sequence[float] | None,
+        admits: Callable[[int], int] | None = None,
+    ) -> Decision:
         """As `LayerResidency.access`; slots of residents that are evicted and not needed fall free."""
-        decision = self.layers[layer].access(experts, weights)
+        decision = self.layers[layer].access(experts, weights, admits)
         for expert in decision.evicted.difference(experts):
             self.slots.free((layer, expert))
         return decision

@@ -12,12 +12,13 @@ Reads go into the lower of the two tiers, the host tier where there is one. A tr
 - *cancelled*: the same, but nobody wants it any more. A read that has begun cannot be taken back, so the slot falls
   free when the read ends, unless the expert is demanded before;
 - *in RAM*: its slot of the host tier is whole. It waits for a slot of the device tier, or, prefetched, to be
-  demanded;
+  demanded; one that *stays* there, because a CPU multiplies by it as it lies, waits for nothing more;
 - *uploading*: the mover reads its slot of the host tier and writes the one of the device tier. Neither may be
   touched: the first until the mover has released it, the second until the upload has arrived;
 - *there*: its slot of the device tier is whole;
-- *in use*: compute reads that slot. It is not freed, whatever has been decided of the expert, until all compute that
-  reads it has been issued: until the layer asks for more.
+- *in use*: compute reads that slot, or the host tier's if it stays there. It is not freed, whatever has been decided
+  of the expert, until all compute that reads it has been issued (a CPU's is over by then): until the layer asks for
+  more.
 
 Experts that were there all along have no transfer. What a layer keeps is decided once, when its experts are asked
 for, so it does not depend on the order in which reads end. Residents that leave and are not needed free their slots
@@ -71,7 +72,7 @@ class State(Enum):
 STEPS: dict[State, frozenset[State]] = {
     State.READING: frozenset({State.IN_RAM, State.THERE, State.CANCELLED, State.ENDED}),
     State.CANCELLED: frozenset({State.READING, State.ENDED}),
-    State.IN_RAM: frozenset({State.UPLOADING, State.ENDED}),
+    State.IN_RAM: frozenset({State.UPLOADING, State.IN_USE, State.ENDED}),
     State.UPLOADING: frozenset({State.THERE}),
     State.THERE: frozenset({State.IN_USE, State.ENDED}),
     State.IN_USE: frozenset({State.ENDED}),
@@ -87,6 +88,12 @@ class Transfer:
     key: Key
     state: State
     demanded: bool
+    stays: bool = False  # in the host tier
+
+    @property
+    def usable(self) -> bool:
+        """Whether its slot is whole in the tier that it is to be used in."""
+        return self.state is State.THERE or (self.state is State.IN_RAM and self.stays)
 
     def step(self, to: State) -> None:
         """Raises RuntimeError for a step that is not allowed."""
@@ -131,21 +138,21 @@ class Transfers:
             if not each.demanded and each.state is not State.CANCELLED and layer in (None, each.key[0])
         ]
 
-    def read(self, key: Key, *, demanded: bool) -> None:
+    def read(self, key: Key, *, demanded: bool, stays: bool = False) -> None:
         """A read of the expert begins."""
-        self._by_key[key] = Transfer(key, State.READING, demanded)
+        self._by_key[key] = Transfer(key, State.READING, demanded, stays)
 
-    def found_in_ram(self, key: Key) -> None:
+    def found_in_ram(self, key: Key, *, stays: bool = False) -> None:
         """The host tier keeps an expert that is demanded."""
-        found = self._by_key[key] = Transfer(key, State.IN_RAM, demanded=True)
-        self._to_upload.append(found)
+        found = self._by_key[key] = Transfer(key, State.IN_RAM, demanded=True, stays=stays)
+        self._queue(found)
 
-    def demand(self, key: Key) -> Transfer:
+    def demand(self, key: Key, *, stays: bool = False) -> Transfer:
         """A prefetched transfer, cancelled or not, is demanded from now on."""
         found = self._by_key[key]
         if found.state is State.CANCELLED:
             found.step(State.READING)
-        found.demanded = True
+        found.demanded, found.stays = True, stays
         self._queue(found)
         return found
 
@@ -181,7 +188,7 @@ class Transfers:
         self._queue(found)
 
     def use(self) -> list[Key]:
-        """Those that have arrived and are demanded: compute reads them from now on."""
+        """Those that are demanded and where they are to be used: compute reads them from now on."""
         using, self._to_use = self._to_use, []
         for each in using:
             each.step(State.IN_USE)
@@ -198,10 +205,12 @@ class Transfers:
         self._by_key, self._to_upload, self._to_use = {}, deque(), []
 
     def _queue(self, transfer: Transfer) -> None:
-        if transfer.demanded and transfer.state is State.IN_RAM:
-            self._to_upload.append(transfer)
-        elif transfer.demanded and transfer.state is State.THERE:
+        if not transfer.demanded:
+            return
+        if transfer.usable:
             self._to_use.append(transfer)
+        elif transfer.state is State.IN_RAM:
+            self._to_upload.append(transfer)
 
     def _end(self, transfer: Transfer) -> Transfer:
         transfer.step(State.ENDED)

@@ -49,24 +49,28 @@ class NativePass:
         tokens, choices = index.shape
         self._routing = _native.Routing(index.data_ptr(), index.nbytes, tokens, choices, experts)
         self.experts: Sequence[int] = self._routing.chosen
-        self._outputs = self._hidden.new_empty(tokens * choices, owner._width)
+        self.outputs = self._hidden.new_empty(tokens * choices, owner._width)  # of each choice, once it is put
 
     def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Multiplies by the experts of `layout` that lie in `slots`."""
         from moe_local.kernels.native._native import run_experts
 
-        own, x, y = self._owner, self._hidden, self._outputs
+        own, x, y = self._owner, self._hidden, self.outputs
         run_experts(
             native.machine(), own._layouts[id(layout)], self._routing, own._exact,
             experts, own._slab.addresses(slots), own._slab.slot_size,
             x.data_ptr(), x.nbytes, native.TYPES[x.dtype], y.data_ptr(), y.nbytes, native.TYPES[y.dtype],
         )  # fmt: skip
 
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        """Takes what others multiplied: outputs [n, H] of the choices at `places`, int64 [n]."""
+        self.outputs[places] = outputs.to(self.outputs.dtype)
+
     def sum(self, weights: Tensor) -> Tensor:
         """What each token's experts gave, by weights [T, k] and in the order of its choices -> [T, H]."""
         from moe_local.kernels.native._native import sum_choices
 
-        parts, by = self._outputs, native.multipliable(weights)
+        parts, by = self.outputs, native.multipliable(weights)
         out = parts.new_empty(by.shape[0], parts.shape[1])
         sum_choices(
             native.machine(), self._routing, parts.shape[1], parts.data_ptr(), parts.nbytes,

@@ -145,6 +145,11 @@ class _Work:
         slot = torch.where(there, slots[expert].long(), -1)
         return order, torch.stack([slot, first, ends[expert]], dim=1).to(torch.int32)
 
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        """Takes what others multiplied: outputs [n, H], here, of the choices at `places`, int64 [n] in RAM."""
+        there = places.to(self._outputs.device, non_blocking=True)
+        self._outputs.index_copy_(0, there, outputs.to(self._outputs.dtype))
+
     def sum(self, weights: Tensor, slots: Tensor | None) -> Tensor:
         """What came of the choices by weights [T, k] -> [T, H] in the type of the hidden states.
 
@@ -175,6 +180,10 @@ class TritonPass(ABC):
     @abstractmethod
     def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Multiplies by the experts of `layout` that lie in `slots`: one small copy to the device, two launches."""
+
+    def place(self, places: Tensor, outputs: Tensor) -> None:
+        """Takes what others multiplied: outputs [n, H], here, of the choices at `places`, int64 [n] in RAM."""
+        self._work.place(places, outputs)
 
     def sum(self, weights: Tensor) -> Tensor:
         """What each token's experts gave, by weights [T, k] and in the order of its choices -> [T, H]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_local.errors import MoeLocalError
+from moe_local.experts.misses import MISSES
 from moe_local.policies import DEFAULT_POLICY, POLICIES
 from moe_local.prediction import PREDICTORS
 
@@ -31,6 +32,9 @@ class Options:
     prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
     activations: str = "int8"  # rounded to 8 bits where a CPU's kernels gain by it; "bf16": as they are
+    misses: str = (
+        "auto"  # experts that a GPU lacks: "upload" them, "cpu": multiply by them in RAM, or what costs less
+    )
     warm: bool = False  # begin with the experts that the last run of this kind ended with
     other_machine: bool = False  # plan for another machine: what this one has does not bound the budgets
     max_sequences: int = 1  # that `Engine.batch` generates at once, at most
@@ -46,6 +50,8 @@ class Options:
             raise MoeLocalError(
                 f"--activations {self.activations} is unknown", remedy=f"use {', '.join(ACTIVATIONS)}"
             )
+        if self.misses not in MISSES:
+            raise MoeLocalError(f"--misses {self.misses} is unknown", remedy=f"use {', '.join(MISSES)}")
         if self.prefetch != "off":
             PREDICTORS.named(self.prefetch)
         if self.max_sequences < 1 or self.tokens_per_sequence < 1:

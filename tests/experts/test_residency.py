@@ -31,6 +31,33 @@ def test_a_share_is_never_over_its_capacity_and_says_what_changes(
         assert len(resident) == min(capacity, len(candidates)) or not decision.misses
 
 
+@given(NEEDED, st.integers(0, EXPERTS), st.sampled_from(sorted(POLICIES)), st.data())
+def test_of_misses_only_so_many_come_in_and_those_the_best(
+    needed: list[list[int]], capacity: int, policy: str, data: st.DataObject
+) -> None:
+    residency = LayerResidency(EXPERTS, capacity, POLICIES[policy])
+    resident: set[int] = set()
+    for experts in needed:
+        most = data.draw(st.integers(0, len(experts)))
+        decision = residency.access(experts, [0.5] * len(experts), lambda misses, most=most: min(misses, most))
+        assert decision.misses == [e for e in experts if e not in resident]
+        assert decision.outside <= set(decision.misses)
+        coming = set(decision.misses) - decision.outside
+        assert len(coming) == min(len(decision.misses), max(most, capacity - len(resident)))
+        assert decision.evicted <= resident | coming
+        resident = (resident | coming) - decision.evicted
+        assert set(residency) == resident and len(resident) <= capacity
+
+
+def test_misses_that_were_used_more_come_in_first() -> None:
+    residency = LayerResidency(EXPERTS, 2, POLICIES["lfu"])
+    for experts in ([0, 1], [0, 1], [0, 1], [3], [3, 4], [5]):
+        residency.access(experts, admits=lambda misses: 0)
+    assert set(residency) == {0, 1}
+    decision = residency.access([4, 3, 5], admits=lambda misses: 1)
+    assert (decision.misses, decision.outside) == ([4, 3, 5], {4, 5})
+
+
 @given(NEEDED, st.integers(1, EXPERTS))
 def test_lru_keeps_what_was_needed_last(needed: list[list[int]], capacity: int) -> None:
     residency = LayerResidency(EXPERTS, capacity, LRU)

@@ -22,6 +22,7 @@ class TransferMachine(RuleBasedStateMachine):
         self.transfers = Transfers()
         self.states: dict[Key, State] = {}
         self.demanded: set[Key] = set()
+        self.staying: set[Key] = set()  # used in the host tier
 
     def _in(self, *states: State, demanded: bool | None = None) -> list[Key]:
         return sorted(
@@ -34,28 +35,36 @@ class TransferMachine(RuleBasedStateMachine):
     def _end(self, key: Key) -> None:
         del self.states[key]
         self.demanded.discard(key)
+        self.staying.discard(key)
 
-    @rule(key=KEYS, demanded=st.booleans())
-    def read(self, key: Key, demanded: bool) -> None:
+    def _demand(self, key: Key, stays: bool) -> None:
+        self.demanded.add(key)
+        self.staying |= {key} if stays else set()
+
+    @rule(key=KEYS, demanded=st.booleans(), stays=st.booleans())
+    def read(self, key: Key, demanded: bool, stays: bool) -> None:
         if key not in self.states:
-            self.transfers.read(key, demanded=demanded)
+            stays = stays and demanded and self.in_ram
+            self.transfers.read(key, demanded=demanded, stays=stays)
             self.states[key] = State.READING
-            self.demanded |= {key} if demanded else set()
+            if demanded:
+                self._demand(key, stays)
 
     @precondition(lambda self: self.in_ram)
-    @rule(key=KEYS)
-    def find_in_ram(self, key: Key) -> None:
+    @rule(key=KEYS, stays=st.booleans())
+    def find_in_ram(self, key: Key, stays: bool) -> None:
         if key not in self.states:
-            self.transfers.found_in_ram(key)
+            self.transfers.found_in_ram(key, stays=stays)
             self.states[key] = State.IN_RAM
-            self.demanded.add(key)
+            self._demand(key, stays)
 
     @precondition(lambda self: self._in(*UNDER_WAY, State.CANCELLED, demanded=False))
-    @rule(data=st.data())
-    def demand(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), stays=st.booleans())
+    def demand(self, data: st.DataObject, stays: bool) -> None:
         key = self._draw(data, *UNDER_WAY, State.CANCELLED, demanded=False)
-        self.transfers.demand(key)
-        self.demanded.add(key)
+        stays = stays and self.in_ram
+        self.transfers.demand(key, stays=stays)
+        self._demand(key, stays)
         if self.states[key] is State.CANCELLED:
             self.states[key] = State.READING
 
@@ -85,12 +94,15 @@ class TransferMachine(RuleBasedStateMachine):
         self.transfers.withdraw(key)
         self._end(key)
 
+    def _to_upload(self) -> set[Key]:
+        return set(self._in(State.IN_RAM, demanded=True)) - self.staying
+
     @rule()
     def upload(self) -> None:
         key = self.transfers.next_upload()
-        assert (key is None) == (not self._in(State.IN_RAM, demanded=True))
+        assert (key is None) == (not self._to_upload())
         if key is not None:
-            assert self.states[key] is State.IN_RAM and key in self.demanded
+            assert key in self._to_upload()
             self.states[key] = State.UPLOADING
 
     @precondition(lambda self: self._in(State.UPLOADING))
@@ -103,7 +115,8 @@ class TransferMachine(RuleBasedStateMachine):
     @rule()
     def use(self) -> None:
         using = self.transfers.use()
-        assert sorted(using) == self._in(State.THERE, demanded=True)
+        in_ram = self.staying.intersection(self._in(State.IN_RAM, demanded=True))
+        assert sorted(using) == sorted([*self._in(State.THERE, demanded=True), *in_ram])
         self.states |= dict.fromkeys(using, State.IN_USE)
 
     @rule()

@@ -17,11 +17,12 @@ from packaging.version import Version
 from torch import Tensor
 
 from moe_local.checkpoint.architecture import experts_modules
-from moe_local.engine import Engine, load, make_cache
+from moe_local.engine import Engine, load
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan, make_plan
+from moe_local.planning.tiers import make_cache
 from moe_local.testing import (
     Architecture,
     architectures,
