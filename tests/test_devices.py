@@ -109,3 +109,14 @@ def test_a_bench_measures_it(tiers: Engine) -> None:
     request = live.Request(prompts=(Prompt("one", "the hen and"),), new_tokens=6, repeat=1)
     report = live.measure(tiers, request, lambda stage, fraction: None)
     assert report["summary"]["decode_tokens_per_second"]["median"] > 0
+
+
+def test_experts_that_the_cpu_has_no_kernels_for_are_uploaded_and_that_is_said(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    plain = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path_factory.mktemp("plain"))
+    options = Options(device="cpu", context=128, experts=0.5, vram=512 * MIB, misses=MULTIPLY)
+    with load(plain, options) as engine:
+        assert any("no kernels for this model's experts" in note for note in engine.notes)
+        engine.generate("the hen", GREEDY)
+        assert engine.stats()["computed_in_ram"] == 0 < engine.stats()["bytes_uploaded"]

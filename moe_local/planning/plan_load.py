@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from moe_local.errors import MoeLocalError
+from moe_local.experts.misses import CPU, UPLOAD
+from moe_local.kernels import native
 from moe_local.kernels.triton_probe import trouble
 from moe_local.memory.accelerator import AUTO, Accelerator, find
 from moe_local.memory.limits import memory_available, memory_limit, process_memory
@@ -16,6 +18,7 @@ from moe_local.memory.pages import can_release
 from moe_local.model.buffers import columns
 from moe_local.model.embeddings import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.paths import cache_dir
+from moe_local.planning.calibration import read_calibration
 from moe_local.planning.footprint import measure, prefill_chunk
 from moe_local.planning.machines import DRIVER, SYSTEM
 from moe_local.planning.needs import Needs
@@ -99,6 +102,7 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     # An encoder's passes are not seen before they begin.
     elastic = accelerator.is_cpu and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
     plan = _plan(needs, accelerator, options, notes, elastic=elastic)
+    notes += _about_misses(plan, accelerator, options)
     sequences = plan.needs.sequences
     if plan.needs.embedding_rows_on_disk:
         files = replace(files, catalog=leave_on_disk(files.catalog, rows))
@@ -204,6 +208,22 @@ def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[
     if plan.too_small_to_cache:
         notes.append(_too_small(plan, options))
     return plan
+
+
+def _about_misses(plan: Plan, accelerator: Accelerator, options: Options) -> list[str]:
+    """What to say of experts that a device lacks, where a CPU could multiply by them and does not."""
+    if plan.host_slots is None or options.misses == UPLOAD or options.other_machine:
+        return []
+    if why_not := native.missing():
+        told = f"this CPU has no kernels to multiply with ({why_not}): what the device lacks is uploaded"
+        return [told] if options.misses == CPU else []
+    measured = not accelerator.has_own_memory or read_calibration(accelerator.name, torch.get_num_threads())
+    if options.misses == CPU or measured or plan.share == 1:
+        return []
+    return [
+        "experts that the GPU lacks are uploaded; whether this CPU would be faster at some of them,"
+        " `moe-local doctor --calibrate` measures, once"
+    ]
 
 
 def _too_small(plan: Plan, options: Options) -> str:

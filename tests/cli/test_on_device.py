@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_local.kernels import native
 from moe_local.testing.pretend_cuda import PretendCuda, can_pretend, pretend_cuda
 from moe_local.units import GIB, MIB
 
@@ -49,3 +50,21 @@ def test_a_dtype_does_not_keep_from_packing(run: Run, qwen: Path, dtype: str) ->
 def test_float32_reads_the_original(run: Run, qwen: Path) -> None:
     assert run("generate", qwen, "-p", "hello", "-n", "4", "--dtype", "float32").exit_code == 0
     assert json.loads(run("stores", "--json").stdout) == []
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="needs kernels for the CPU")
+def test_a_calibration_is_shown_and_then_chosen_by(gpu: PretendCuda, run: Run, qwen: Path) -> None:
+    shown = run("doctor", "--calibrate")
+    assert shown.exit_code == 0, shown.stderr
+    assert "uploads" in shown.stdout and "GB/s" in shown.stdout and "calibration.json" in shown.stdout
+    given = ("generate", qwen, "-p", "hello", "-n", "4", "--experts", "50%", "--json")
+    assert run(*given).exit_code == 0
+    for misses in ("upload", "cpu"):
+        assert run(*given, "--misses", misses).exit_code == 0
+    refused = run(*given, "--misses", "gpu")
+    assert refused.exit_code != 0 and "use auto, upload, cpu" in refused.stderr
+
+
+def test_a_calibration_needs_a_gpu(run: Run) -> None:
+    result = run("doctor", "--calibrate")
+    assert result.exit_code != 0 and "no GPU" in result.stderr
