@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,10 +112,8 @@ class Engine:
         self._misses = miss_policy(load_plan)
         self._run_over(cache)
         register_forward_hook(model, self._resize_for)
-        if self._misses is not None and not any(layer.beside for layer in self._layers()):
-            self.notes += (
-                "the CPU has no kernels for this model's experts: those that the device lacks are uploaded",
-            )
+        if self._misses is not None and not any(layer.beside for layer in experts_modules(model).values()):
+            self.notes += ("the CPU has no kernels for this model's experts: what the device lacks is uploaded",)
 
     def _resize_for(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
@@ -148,20 +146,15 @@ class Engine:
 
     def tap(self, tap: RoutingHook | None) -> None:
         """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""
-        for layer, module in enumerate(self._layers()):
+        for path, module in experts_modules(self.model).items():
+            layer = self.load_plan.catalog.layer_of[path]
             held = self.load_plan.catalog.layers[layer]
+            assert isinstance(module, ExpertLayer)
             paged = Paged(
                 self._cache, self._kernel, layer, held.experts, held.kinds, tap, self._prefetcher,
                 self._in_ram, self._misses,
             )  # fmt: skip
             module.connect(paged)
-
-    def _layers(self) -> list[ExpertLayer]:
-        """The experts modules, in the catalog's order."""
-        found = experts_modules(self.model)
-        made = [found[layer.path] for layer in self.load_plan.catalog.layers]
-        assert all(isinstance(module, ExpertLayer) for module in made)
-        return cast(list[ExpertLayer], made)
 
     @property
     def model(self) -> PreTrainedModel:
