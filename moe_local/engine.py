@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.tokenizer import load_tokenizer, no_tokenizer
-from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.errors import UnsupportedError
 from moe_local.experts.cache import ExpertCache
-from moe_local.experts.layer import ExpertLayer, Paged
-from moe_local.experts.next_router import next_routers
-from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import PaddingMask, RoutingHook
 from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
@@ -30,17 +26,16 @@ from moe_local.generation.generate import Generation, TextGenerator
 from moe_local.generation.prompt import is_chat, prompt_ids
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
-from moe_local.kernels.expert import ExpertKernel
 from moe_local.memory.files import FileReader, ReadAt
 from moe_local.memory.limits import peak_memory, process_memory
 from moe_local.memory.pages import free_caches
 from moe_local.model.build import load_dense
 from moe_local.model.hooks import register_forward_hook
+from moe_local.paging import PagedExperts
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan
 from moe_local.planning.plan_load import LoadPlan, plan_load
-from moe_local.planning.tiers import make_cache, miss_policy
-from moe_local.prediction import PREDICTORS
+from moe_local.planning.tiers import make_cache
 from moe_local.store.open import ModelFiles
 
 Report = Callable[[str, float], None]  # (stage, fraction done)
@@ -103,70 +98,56 @@ class Engine:
         load_seconds: float,
     ) -> None:
         self.load_plan = load_plan
-        self._model: PreTrainedModel | None = model
         self.files = files
         self.notes = notes  # for the user: what is not as it was asked for
         self.load_seconds = load_seconds
         self._tokenizer = tokenizer
         self._generator: TextGenerator | None = None
-        self._misses = miss_policy(load_plan)
-        self._run_over(cache)
+        self._experts = PagedExperts(load_plan, model, cache)
+        self.notes += self._experts.doubts
         register_forward_hook(model, self._resize_for)
-        if self._misses is not None and not any(layer.beside for layer in experts_modules(model).values()):
-            self.notes += ("the CPU has no kernels for this model's experts: what the device lacks is uploaded",)
 
     def _resize_for(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
         given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args]
         ids = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
-        self._cache.resize_for(self.load_plan.context if ids is None else ids.shape[0] * ids.shape[1])
+        self.cache.resize_for(self.load_plan.context if ids is None else ids.shape[0] * ids.shape[1])
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
-        self._cache.close()
-        self._run_over(cache)
+        self._experts.use(cache)
+        self._count_by_cache()
+
+    def resize(self, *, vram: int) -> None:
+        """Gives the device tier another budget, in bytes, from now on: memory goes back to the device, or is taken.
+
+        Dense weights and conversations stay; the experts that are worth most are brought in again. Raises BudgetError
+        for a budget that is too small, MoeLocalError where experts are in RAM alone, and goes on with the former one
+        where memory cannot be had.
+        """
+        try:
+            self._experts.resize(vram, self.files)
+        finally:
+            self.load_plan = self._experts.load_plan
+            self._count_by_cache()
+
+    def _count_by_cache(self) -> None:
         if self._generator is not None:
-            self._generator.counters = cache
-
-    def _run_over(self, cache: ExpertCache) -> None:
-        exact, below = self.load_plan.exact, cache.host_slab
-        self._cache, self._kernel = cache, ExpertKernel(cache.slab, exact=exact)
-        self._in_ram = None if below is None else ExpertKernel(below, exact=exact)
-        self._prefetcher = self._make_prefetcher()
-        self.tap(None)
-
-    def _make_prefetcher(self) -> Prefetcher | None:
-        """None where it was not asked for, or all experts fit."""
-        needs, predictor = self.plan.needs, self.load_plan.options.prefetch
-        if predictor == "off" or needs.all_experts in (self.plan.device_experts, sum(self.plan.host_slots or ())):
-            return None
-        routers = next_routers(self.model, self.load_plan.catalog)
-        made = PREDICTORS.named(predictor)(routers, needs.experts)
-        return Prefetcher(made, needs.experts, needs.top_k, self._cache.counters)
+            self._generator.counters = self.cache
 
     def tap(self, tap: RoutingHook | None) -> None:
         """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""
-        for path, module in experts_modules(self.model).items():
-            layer = self.load_plan.catalog.layer_of[path]
-            held = self.load_plan.catalog.layers[layer]
-            assert isinstance(module, ExpertLayer)
-            paged = Paged(
-                self._cache, self._kernel, layer, held.experts, held.kinds, tap, self._prefetcher,
-                self._in_ram, self._misses,
-            )  # fmt: skip
-            module.connect(paged)
+        self._experts.tap(tap)
 
     @property
     def model(self) -> PreTrainedModel:
         """transformers' model, with our experts. Raises MoeLocalError once the engine is closed."""
-        if self._model is None:
-            raise MoeLocalError("this engine is closed", remedy="load the model again")
-        return self._model
+        return self._experts.model
 
     @property
     def cache(self) -> ExpertCache:
         """What brings in the experts, with its counters."""
-        return self._cache
+        return self._experts.cache
 
     @property
     def plan(self) -> Plan:
@@ -189,7 +170,7 @@ class Engine:
         made = TextGenerator(
             self.model,
             self._tokenizer,
-            self._cache,
+            self.cache,
             self.load_plan.context,
             prefill_chunk=self.load_plan.prefill_chunk,
         )
@@ -237,7 +218,7 @@ class Engine:
 
     def batch_generator(self) -> BatchGenerator:
         """What `batch` runs, for those that want to watch its progress."""
-        padding = PaddingMask(self._cache.experts)
+        padding = PaddingMask(self.cache.experts)
         self.tap(padding)
         return BatchGenerator(
             self.generator,
@@ -248,7 +229,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Totals since loading, and memory against its budget (bytes)."""
-        counters = self._cache.counters
+        counters = self.cache.counters
         return {
             **vars(counters),
             "hits": counters.hits,
@@ -266,15 +247,12 @@ class Engine:
 
     def close(self) -> None:
         """Frees the weights, the expert cache and the files at once; conversations with it can only be read."""
-        if self.load_plan.options.warm and not self._cache.closed:
-            remember(self._cache, self.load_plan.warm_file)
-        for kernel in filter(None, (self._kernel, self._in_ram)):
-            kernel.close()
-        self._cache.close()
+        if self.load_plan.options.warm and not self.cache.closed:
+            remember(self.cache, self.load_plan.warm_file)
+        self._experts.close()
         self.files.close()
         if self._generator is not None:
             self._generator.close()
-        self._model = self._prefetcher = None
         free_caches(self.load_plan.accelerator)
 
     def __enter__(self) -> Engine:

@@ -9,9 +9,11 @@ import re
 import shutil
 import threading
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +22,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import moe_local
-from moe_local import Sampling
+from moe_local import Sampling, paging
 from moe_local.engine import Engine, load
 from moe_local.errors import BudgetError, CheckpointError, MoeLocalError, StorageError
+from moe_local.planning.machines import DRIVER
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
 from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
-from moe_local.units import MIB
+from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
+from moe_local.units import GIB, MIB
 
+PRETENDED = pytest.param("pretended", marks=pytest.mark.skipif(not can_pretend(), reason="torch has CUDA's kernels"))
 PROMPT = "The quick brown fox"
 GREEDY = Sampling(max_new_tokens=16, temperature=0)
 SEEDED = Sampling(max_new_tokens=16, temperature=1.0, top_k=50, seed=7)
@@ -156,6 +161,57 @@ def test_a_closed_engine_frees_its_memory_at_once(qwen: Path, options: Options) 
     assert session.messages[0]["content"] == "Hello"
     with pytest.raises(MoeLocalError, match="closed"):
         session.send("Still there?")
+
+
+@pytest.mark.parametrize("device", ["cpu", PRETENDED])
+def test_another_budget_for_the_device_while_a_conversation_goes_on(qwen: Path, device: str) -> None:
+    large = 1500 * MIB
+    with pretend_cuda(memory=4 * GIB) if device == "pretended" else nullcontext():
+        options = Options(device="cpu" if device == "cpu" else "cuda", context=128, dtype="float32", vram=large)
+        needs = plan_load(qwen, options).plan.needs
+        small = needs.resident_bytes + (needs.all_experts - 4) * needs.slot + (0 if device == "cpu" else DRIVER)
+        with load(qwen, options) as engine:
+            assert engine.plan.share == 1
+            session, alone = engine.chat(GREEDY), engine.chat(GREEDY)
+            wanted = [alone.send(each).token_ids for each in ("the hen", "why", "and then")]
+            found = [session.send("the hen").token_ids]
+            before = engine.stats()["misses"]
+            engine.resize(vram=small)
+            assert 0.3 < engine.plan.share < 1 and engine.plan.vram == small
+            assert sum(map(len, engine.cache.residents())) == engine.plan.device_experts
+            assert engine.stats()["misses"] == before  # bringing them in again is nobody's miss
+            found.append(session.send("why").token_ids)
+            assert engine.stats()["misses"] > before
+            with pytest.raises(BudgetError, match="--vram"):
+                engine.resize(vram=MIB)
+            engine.resize(vram=large)
+            assert engine.plan.share == 1
+            found.append(session.send("and then").token_ids)
+    assert found == wanted
+
+
+def test_where_experts_are_in_ram_alone_there_is_no_device_to_resize(qwen: Path) -> None:
+    with load(qwen, Options(context=128)) as engine, pytest.raises(MoeLocalError, match="no memory of a device"):
+        engine.resize(vram=512 * MIB)
+
+
+def test_memory_that_cannot_be_had_leaves_the_former_budget(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(context=128, dtype="float32", experts=0.5, vram=512 * MIB)
+    with load(qwen, options) as engine:
+        wanted, plan = engine.generate("the hen", GREEDY).token_ids, engine.plan
+        made, tried = paging.make_cache, []
+
+        def refused(*given: Any, **named: Any) -> Any:
+            tried.append(given)
+            if len(tried) == 1:
+                raise KeyboardInterrupt
+            return made(*given, **named)
+
+        monkeypatch.setattr(paging, "make_cache", refused)
+        with pytest.raises(KeyboardInterrupt):
+            engine.resize(vram=400 * MIB)
+        assert engine.plan == plan
+        assert engine.generate("the hen", GREEDY).token_ids == wanted
 
 
 def test_a_warm_start_is_not_cold(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"cli"},
     {"bench", "jobs"},
-    {"engine", "evaluation"},
+    {"engine", "evaluation", "paging"},
     {"generation"},
     {"planning"},
     {"model"},

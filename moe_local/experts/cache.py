@@ -39,11 +39,6 @@ class Ready(NamedTuple):
 _NONE = Decision([], [], frozenset())
 
 
-def nothing() -> Iterable[Key]:
-    """No candidates."""
-    return ()
-
-
 class ExpertCache:
     """The device tier over an optional host tier over the disk."""
 
@@ -85,7 +80,7 @@ class ExpertCache:
         layer: int,
         experts: Sequence[int],
         weights: Sequence[float] | None = None,
-        candidates: Callable[[], Iterable[Key]] = nothing,
+        candidates: Callable[[], Iterable[Key]] = tuple,
         admits: Callable[[int], int] | None = None,
     ) -> Iterator[Ready]:
         """Yields `experts` (distinct) with their slots as soon as they are there: all hits, then each arrival.
@@ -188,6 +183,18 @@ class ExpertCache:
         self._write_down(*range(len(self._device.layers)))
         self._capacity, self._resizing = capacity, False
 
+    def hand_over(self, kept: Sequence[int]) -> tuple[Tier | None, list[list[int]]]:
+        """Closes all but the host tier, for another cache to go on with.
+
+        -> it, and of each layer what was on the device: as many as `kept` says, those that the policy values most.
+        """
+        self._recover()
+        self._loader.give_up()
+        host, best = self._host, self._device.best(kept)
+        self._host = None
+        self.close()
+        return host, best
+
     def _recover(self) -> None:
         """Empties the layer of a fetch that did not end, or all of them if it was `resize_for` that did not."""
         if self._closed:
@@ -272,7 +279,6 @@ class ExpertCache:
 
     @property
     def uses_router_weights(self) -> bool:
-        """Whether the policy looks at the routers' weights."""
         return self._device.uses_router_weights
 
     @property

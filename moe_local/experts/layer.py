@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_local.checkpoint.record import Layout
 from moe_local.experts.beside import Beside
-from moe_local.experts.cache import ExpertCache, Ready, nothing
+from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.misses import MissPolicy
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook, greatest_weights, route
@@ -46,7 +46,7 @@ class Paged:
         """`experts` as soon as they are there; see `ExpertCache.fetch`."""
         valued = greatest_weights(experts, index, weights, self.experts) if self.cache.uses_router_weights else None
         ahead = self.prefetcher
-        candidates = nothing if ahead is None else ahead.candidates(self.layer, hidden, experts)
+        candidates = tuple if ahead is None else ahead.candidates(self.layer, hidden, experts)
         return self.cache.fetch(self.layer, experts, valued, candidates, admits)
 
 

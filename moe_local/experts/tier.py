@@ -50,6 +50,12 @@ class Tier:
         for source, target in self.slots.shrink(capacity.slots):
             self.slab.copy(source, target)
 
+    def best(self, kept: Sequence[int]) -> list[list[int]]:
+        """Of each layer as many as `kept` says of the experts that are kept: those that the policy values most."""
+        for layer, most in zip(self.layers, kept, strict=True):
+            layer.resize(most)
+        return [list(layer) for layer in self.layers]
+
     def empty(self, layer: int) -> None:
         """Forgets a layer, and whatever lies in slots that no layer keeps."""
         self.layers[layer].clear()

@@ -64,6 +64,11 @@ class Plan:
         )
 
     @property
+    def below(self) -> tuple[tuple[int, ...] | None, int]:
+        """What the host tier keeps of each layer, and its spare slots."""
+        return self.host_slots, self.host_spare
+
+    @property
     def host_bytes(self) -> int:
         """Bytes of the host tier's slots."""
         return (sum(self.host_slots or ()) + self.host_spare) * self.needs.slot

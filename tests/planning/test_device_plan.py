@@ -70,7 +70,7 @@ def test_experts_that_the_device_holds_are_not_held_twice(gpu: PretendCuda, qwen
         assert plan.device_slots == plan.needs.experts
         assert plan.host_slots == (0,) * len(plan.needs.experts)
         assert gpu.pinned_bytes == plan.host_bytes == plan.host_spare * plan.needs.slot > 0
-        assert engine._prefetcher is None
+        assert engine._experts._prefetcher is None
         engine.generate("the hen", GREEDY)
         read = engine.stats()["bytes_read"]
         engine.generate("the hen", GREEDY)

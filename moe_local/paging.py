@@ -1,0 +1,111 @@
+"""A model's experts while it runs: the tiers they are in, who multiplies by them, and what is read ahead."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from moe_local.checkpoint.architecture import experts_modules
+from moe_local.errors import MoeLocalError
+from moe_local.experts.cache import ExpertCache
+from moe_local.experts.layer import ExpertLayer, Paged
+from moe_local.experts.next_router import next_routers
+from moe_local.experts.prefetch import Prefetcher
+from moe_local.experts.routing import RoutingHook
+from moe_local.kernels.expert import ExpertKernel
+from moe_local.memory.files import FileReader
+from moe_local.memory.pages import free_caches
+from moe_local.planning.plan_load import LoadPlan
+from moe_local.planning.tiers import make_cache, miss_policy, with_vram
+from moe_local.prediction import PREDICTORS
+
+
+class PagedExperts:
+    """Connects a model's experts modules with an expert cache, which can be another one later."""
+
+    def __init__(self, load_plan: LoadPlan, model: PreTrainedModel, cache: ExpertCache) -> None:
+        self.load_plan = load_plan
+        self._model: PreTrainedModel | None = model
+        self._misses = miss_policy(load_plan)
+        self._run_over(cache)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Raises MoeLocalError once it is closed."""
+        if self._model is None:
+            raise MoeLocalError("this engine is closed", remedy="load the model again")
+        return self._model
+
+    def _run_over(self, cache: ExpertCache) -> None:
+        exact, below = self.load_plan.exact, cache.host_slab
+        self.cache = cache
+        self._kernels = [ExpertKernel(slab, exact=exact) for slab in (cache.slab, below) if slab is not None]
+        self._prefetcher = self._make_prefetcher()
+        self.tap(None)
+
+    def _make_prefetcher(self) -> Prefetcher | None:
+        """None where it was not asked for, or all experts fit."""
+        plan, predictor = self.load_plan.plan, self.load_plan.options.prefetch
+        needs = plan.needs
+        if predictor == "off" or needs.all_experts in (plan.device_experts, sum(plan.host_slots or ())):
+            return None
+        routers = next_routers(self.model, self.load_plan.catalog)
+        made = PREDICTORS.named(predictor)(routers, needs.experts)
+        return Prefetcher(made, needs.experts, needs.top_k, self.cache.counters)
+
+    def tap(self, tap: RoutingHook | None) -> None:
+        """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""
+        kernel, in_ram = self._kernels[0], self._kernels[1] if len(self._kernels) > 1 else None
+        for path, module in experts_modules(self.model).items():
+            layer = self.load_plan.catalog.layer_of[path]
+            held = self.load_plan.catalog.layers[layer]
+            assert isinstance(module, ExpertLayer)
+            paged = Paged(
+                self.cache, kernel, layer, held.experts, held.kinds, tap, self._prefetcher, in_ram, self._misses
+            )
+            module.connect(paged)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """For the user: what is not as it was asked for."""
+        if self._misses is None or any(module.beside for module in experts_modules(self.model).values()):
+            return ()
+        return ("the CPU has no kernels for this model's experts: what the device lacks is uploaded",)
+
+    def use(self, cache: ExpertCache) -> None:
+        """Runs over another cache of the same checkpoint from now on; the former one is closed."""
+        self.cache.close()
+        self._run_over(cache)
+
+    def resize(self, vram: int, files: FileReader) -> None:
+        """Another budget for the device tier, in bytes; what is worth most is brought in again, from RAM and `files`.
+
+        The host tier stays, unless it is to hold more or less now. Raises as `with_vram`; goes on with the former
+        budget where memory cannot be had.
+        """
+        former, resized = self.load_plan, with_vram(self.load_plan, vram)
+        totals = self.cache.snapshot()
+        host, best = self.cache.hand_over(resized.plan.device_slots)
+        for kernel in self._kernels:
+            kernel.close()
+        if host is not None and resized.plan.below != former.plan.below:
+            host.slab.close()
+            host = None
+        free_caches(former.accelerator)
+        try:
+            self.load_plan = resized
+            self.use(make_cache(resized, files, host=host))
+        except BaseException:
+            self.load_plan = former
+            self.use(make_cache(former, files, host=host))
+            raise
+        finally:
+            vars(self.cache.counters).update(vars(totals))
+        for layer, experts in enumerate(best):
+            self.cache.warm(layer, experts)
+
+    def close(self) -> None:
+        """Frees the tiers and everything that reads them."""
+        for kernel in self._kernels:
+            kernel.close()
+        self.cache.close()
+        self._model = self._prefetcher = None
