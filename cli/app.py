@@ -23,6 +23,7 @@ from .output import echo
 from .pack import pack, stores, verify
 from .plan import plan
 from .pull import pull
+from .recommend import recommend
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +31,7 @@ app = typer.Typer(
     help="Run Mixture-of-Experts language models that do not fit in memory.\n\n"
     "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
 )
-for command in (chat, generate, batch, inspect, plan, pack, verify, stores, pull, doctor):
+for command in (chat, generate, batch, inspect, plan, recommend, pack, verify, stores, pull, doctor):
     app.command()(guarded(spread(command)))
 app.add_typer(bench, name="bench")
 app.command("eval")(guarded(spread(evaluate)))

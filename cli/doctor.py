@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.errors import MoeLocalError, StorageError
+from moe_local.errors import MoeLocalError
 from moe_local.paths import cache_dir
-from moe_local.units import GIB, MIB, format_size
+from moe_local.units import GIB, format_size
 
 from . import options as opt
 from .output import Console, echo, echo_json
@@ -24,8 +22,6 @@ from .versions import PACKAGES, installed, notes
 
 if TYPE_CHECKING:
     from moe_local.memory.accelerator import Accelerator
-
-_TRIAL = 256 * MIB  # bytes written and read back to measure the disk
 
 
 def doctor(
@@ -159,46 +155,12 @@ def _gpu(gpu: Accelerator) -> dict[str, Any]:
 
 
 def _disk(folder: Path) -> dict[str, Any]:
-    """Free space, and the speed of writing and of reading uncached, where the system lets us drop its cache."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = _free(folder)
-        if free < 2 * _TRIAL:
-            return {"free": free, "write": None, "read": None, "note": "too full to measure"}
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="disk-trial-") as file:
-            write = _write_speed(file.fileno())
-            read = _read_speed(file.fileno())
-    except OSError as error:
-        raise StorageError(
-            f"the cache folder {folder} cannot be used: {error.strerror}",
-            remedy="set MOE_LOCAL_HOME to another folder",
-        ) from error
-    return {"free": free, "write": round(write, 3), "read": round(read, 3), "note": None}
+    from moe_local.bench.machine import measure_disk
 
-
-def _free(folder: Path) -> int:
-    import shutil
-
-    return shutil.disk_usage(folder).free
-
-
-def _write_speed(descriptor: int) -> float:
-    block = os.urandom(8 * MIB)
-    began = perf_counter()
-    for _ in range(_TRIAL // len(block)):
-        os.write(descriptor, block)
-    os.fsync(descriptor)
-    return _TRIAL / (perf_counter() - began) / 1e9
-
-
-def _read_speed(descriptor: int) -> float:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    began = perf_counter()
-    while os.read(descriptor, 8 * MIB):
-        pass
-    return _TRIAL / (perf_counter() - began) / 1e9
+    disk = measure_disk(folder)
+    if disk.read is None or disk.write is None:
+        return {"free": disk.free, "write": None, "read": None, "note": "too full to measure"}
+    return {"free": disk.free, "write": round(disk.write, 3), "read": round(disk.read, 3), "note": None}
 
 
 def _show(found: dict[str, Any]) -> None:

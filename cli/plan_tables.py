@@ -14,7 +14,7 @@ from moe_local.units import format_size
 
 from .output import Console
 
-_WIDTH = 100
+WIDTH = 100
 _GPU = (
     "GPUs are taken to have Triton's kernels. Once a layer the host waits for the router, at best"
     f" {ROUTER_WAIT[0] * 1e3:g} ms, at worst {ROUTER_WAIT[1] * 1e3:g} (others' figures), and a launch takes"
@@ -25,7 +25,7 @@ _NAMES = {"vram": "VRAM", "ram": "RAM", "pcie": "PCIe", "disk": "disk", "host": 
 
 def show(d: dict[str, Any]) -> None:
     console = Console()
-    console = Console(width=min(console.width, _WIDTH) if console.is_terminal else _WIDTH)
+    console = Console(width=min(console.width, WIDTH) if console.is_terminal else WIDTH)
     console.print(f"[bold]Estimate[/], from sizes and bandwidths alone: {escape(d['model'])}")
     console.print(_model_line(d), markup=False)
     console.print()
@@ -46,6 +46,11 @@ def _model_line(d: dict[str, Any]) -> str:
         f" KV cache {format_size(d['kv_cache_bytes'])} at {d['context']} tokens, activations"
         f" {format_size(d['workspace_bytes'])}."
     )
+
+
+def gpu_caveat() -> str:
+    """What estimates for GPUs take for granted."""
+    return _GPU
 
 
 def _misfits(machines: Sequence[dict[str, Any]]) -> list[str]:
@@ -80,7 +85,7 @@ def _table(machines: Sequence[dict[str, Any]]) -> Table:
 def _cells(m: dict[str, Any]) -> list[str]:
     gpu = m["vram"] is not None
     return [
-        _speed(m["tokens_per_second"]),
+        speed(m["tokens_per_second"]),
         _NAMES[m["bound_by"]],
         f"{m['device_share']:.0%}" if gpu else "",
         f"{m['host_share'] if gpu else m['device_share']:.0%}",
@@ -114,7 +119,7 @@ def _lines(m: dict[str, Any]) -> list[tuple[str, str]]:
     carried.append(f"{format_size(m['disk_bytes_per_token'])} from disk")
     return [
         ("machine", f"{m['title']}: {memory}{format_size(m['ram'])} of RAM"),
-        ("tokens/s", f"{_speed(m['tokens_per_second'])}, limited by {_NAMES[m['bound_by']]}"),
+        ("tokens/s", f"{speed(m['tokens_per_second'])}, limited by {_NAMES[m['bound_by']]}"),
         *([("without Triton", _decoding(m))] if m["tokens_per_second_decoding"] else []),
         ("experts held", f"{shares}, {m['disk_only_share']:.0%} on disk alone"),
         ("experts found", hits),
@@ -125,7 +130,7 @@ def _lines(m: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _decoding(m: dict[str, Any]) -> str:
-    return f"{_speed(m['tokens_per_second_decoding'])} tokens/s: weights are decoded at every use"
+    return f"{speed(m['tokens_per_second_decoding'])} tokens/s: weights are decoded at every use"
 
 
 def _gain(m: dict[str, Any], what: str) -> str:
@@ -134,10 +139,10 @@ def _gain(m: dict[str, Any], what: str) -> str:
     size = format_size(2 * m[what])
     if then[0] < 1.02 * now[0] and then[1] < 1.02 * now[1]:
         return f"{size}: nothing"
-    return f"{size}: {_speed(then)} tokens/s"
+    return f"{size}: {speed(then)} tokens/s"
 
 
-def _speed(ends: Sequence[float]) -> str:
+def speed(ends: Sequence[float]) -> str:
     low, high = (f"{end:.0f}" if end >= 10 else f"{end:.1f}" for end in ends)
     return low if low == high else f"{low} to {high}"
 

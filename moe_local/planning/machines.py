@@ -6,7 +6,7 @@ Profiles are TOML files shipped with the package.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 
@@ -124,6 +124,19 @@ class Machine:
             profile.name, profile.title, profile.ram if ram is None else ram, vram or None, bandwidth,
             profile.pcie_bandwidth, profile.disk_bandwidth,
         )  # fmt: skip
+
+    def with_memory(self, *, ram: int | None = None, vram: int | None = None) -> Machine:
+        """The same machine with other amounts of memory where given, in bytes.
+
+        Raises MoeLocalError for VRAM where there is none: its speed is not known.
+        """
+        if vram is not None and self.vram is None and vram:
+            raise MoeLocalError(f"{self.name} has no GPU", remedy="leave out --vram, or choose a --profile")
+        if vram == 0 and self.vram is not None:
+            raise MoeLocalError(
+                f"how fast the RAM of {self.name} is was not measured", remedy="give --profile cpu-only"
+            )
+        return replace(self, ram=ram or self.ram, vram=vram or self.vram)
 
     @property
     def device_memory(self) -> str:
