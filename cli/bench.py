@@ -13,6 +13,7 @@ from moe_local.errors import MoeLocalError
 
 from . import options as opt
 from .bench_output import OutputFlags
+from .commands import Command
 from .failure import guarded
 from .options import spread
 from .output import echo_json
@@ -27,7 +28,7 @@ class _LiveByDefault(TyperGroup):
     """`bench MODEL` is `bench live MODEL`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = [_LIVE, *args]
         return super().parse_args(ctx, args)
 
@@ -113,4 +114,4 @@ def compare(
 
 
 for command in (live, replay, compare):
-    app.command()(guarded(spread(command)))
+    app.command(cls=Command)(guarded(spread(command)))

@@ -15,11 +15,14 @@ from moe_local.errors import MoeLocalError
 from moe_local.files import read_text
 from moe_local.policies import DEFAULT_POLICY, POLICIES
 from moe_local.prediction import PREDICTORS
-from moe_local.units import parse_share, parse_size
+from moe_local.units import parse_budget, parse_share
+
+from .completion import complete_model
+from .failure import UsageError
 
 if TYPE_CHECKING:
     from moe_local.generation.sampling import Sampling
-    from moe_local.generation.template import TemplateSettings
+    from moe_local.generation.template_settings import TemplateSettings
     from moe_local.planning.options import Options
 
 MODEL = "Model"
@@ -27,6 +30,7 @@ MEMORY = "Memory"
 SAMPLING = "Sampling"
 TEMPLATE = "Chat template"
 MOST_TEMPLATE = 1 << 20  # characters
+_OPTION, _WORDS = "named_model", "words"  # parameters: --model, and the words of a prompt
 _PYTHON = {"True": True, "False": False, "None": None}  # as documentations of models write them
 
 Model = Annotated[
@@ -35,7 +39,19 @@ Model = Annotated[
         help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, with @REVISION or"
         " :QUANT if you like, or a link. Without one, a small demo model.",
         show_default=False,
+        autocompletion=complete_model,
     ),
+]
+NeededModel = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, or a link.",
+        autocompletion=complete_model,
+    ),
+]
+_ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="The same as MODEL.", rich_help_panel=MODEL, autocompletion=complete_model),
 ]
 Pack = Annotated[
     bool,
@@ -55,22 +71,26 @@ class LoadFlags:
     ram: Annotated[
         str | None,
         typer.Option(
-            help="Most RAM that the whole process may use, like 6GiB. Default: what is free.",
+            help="Most RAM that the whole process may use, like 6GiB or 50% of the machine's. Default: what is free.",
             rich_help_panel=MEMORY,
         ),
     ] = None
     vram: Annotated[
         str | None,
         typer.Option(
-            help="Most GPU memory, like 8GiB. Default: what is free. With --device cpu it bounds a device tier in RAM"
-            " (RAM is then the tier below).",
+            help="Most GPU memory, like 8GiB or 50% of the card's. Default: what is free. With --device cpu it bounds"
+            " a device tier in RAM (RAM is then the tier below).",
             rich_help_panel=MEMORY,
         ),
     ] = None
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of context to reserve memory for. Default: 4096, or the model's.", rich_help_panel=MEMORY
+            "--context",
+            "--ctx-size",
+            "-c",
+            help="Tokens of context to reserve memory for. Default: 4096, or the model's.",
+            rich_help_panel=MEMORY,
         ),
     ] = None
     experts: Annotated[
@@ -106,6 +126,8 @@ class LoadFlags:
     threads: Annotated[
         int | None,
         typer.Option(
+            "--threads",
+            "-t",
             help="Threads that compute. Default: one for each core; fewer where other programs need some.",
             rich_help_panel=MODEL,
         ),
@@ -132,8 +154,8 @@ class LoadFlags:
 
         return Options(
             device=self.device,
-            ram=None if self.ram is None else parse_size(self.ram),
-            vram=None if self.vram is None else parse_size(self.vram),
+            ram=None if self.ram is None else parse_budget(self.ram, _all_ram),
+            vram=None if self.vram is None else parse_budget(self.vram, lambda: _all_vram(self.device)),
             context=self.context,
             dtype=self.dtype,
             experts=parse_share(self.experts),
@@ -146,6 +168,20 @@ class LoadFlags:
         )
 
 
+def _all_ram() -> int:
+    from moe_local.memory.limits import memory_limit
+
+    return memory_limit()
+
+
+def _all_vram(device: str) -> int:
+    """Bytes of a device's memory; on a CPU of RAM, where its device tier is."""
+    from moe_local.memory.accelerator import find
+
+    accelerator = find(device)
+    return accelerator.memory()[1] if accelerator.has_own_memory else _all_ram()
+
+
 @dataclass(frozen=True)
 class SamplingFlags:
     """How tokens are chosen, as typed."""
@@ -154,6 +190,7 @@ class SamplingFlags:
         int | None,
         typer.Option(
             "--max-new-tokens",
+            "--max-tokens",
             "-n",
             help="Most tokens to write. Default: the model's, or to the end of the context.",
             rich_help_panel=SAMPLING,
@@ -161,7 +198,12 @@ class SamplingFlags:
     ] = None
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 is greedy; higher is more random. Default: the model's.", rich_help_panel=SAMPLING),
+        typer.Option(
+            "--temperature",
+            "--temp",
+            help="0 is greedy; higher is more random. Default: the model's.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
     top_p: Annotated[
         float | None,
@@ -218,7 +260,7 @@ class TemplateFlags:
 
     def settings(self) -> TemplateSettings:
         """What was typed, understood. Raises MoeLocalError naming what is wrong."""
-        from moe_local.generation.template import TemplateSettings
+        from moe_local.generation.template_settings import TemplateSettings
 
         return TemplateSettings(
             source=None if self.chat_template is None else _read_template(self.chat_template),
@@ -247,16 +289,25 @@ def _read_template(file: Path) -> str:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with each parameter that is a class of flags replaced by an option for each of its fields."""
+    """The command with each parameter that is a class of flags replaced by an option for each of its fields.
+
+    One that takes a MODEL takes it as --model, too.
+    """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    typed = inspect.signature(command).parameters
     parameters = [
         parameter
-        for name, given in inspect.signature(command).parameters.items()
+        for name, given in typed.items()
         for parameter in (_fields(groups[name]) if name in groups else [given.replace(annotation=hints[name])])
     ]
+    takes_model = "model" in typed
+    if takes_model:
+        parameters = _with_model_option(parameters)
 
     def run(**given: Any) -> None:
+        if takes_model:
+            _take_model(given, needed=typed["model"].default is inspect.Parameter.empty)
         for name, kind in groups.items():
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
         command(**given)
@@ -265,6 +316,29 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(run)["__signature__"] = inspect.Signature(parameters)
     return run
+
+
+def _with_model_option(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """The parameters with a MODEL that may be left out, and --model."""
+    option = inspect.Parameter(_OPTION, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_ModelOption)
+    optional = [each.replace(default=None) if each.name == "model" else each for each in parameters]
+    return [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in optional), option]
+
+
+def _take_model(given: dict[str, Any], *, needed: bool) -> None:
+    """Puts what --model says into MODEL's place; what stood there is then the first word of a prompt.
+
+    Raises UsageError where there are two, or none though one is `needed`.
+    """
+    named, word = given.pop(_OPTION), given["model"]
+    if named is not None:
+        given["model"] = named
+        if word is not None and _WORDS not in given:
+            raise UsageError(f"both {word} and --model {named} were given", remedy="give one of them")
+        if word is not None:
+            given[_WORDS] = [word, *(given[_WORDS] or [])]
+    if needed and given["model"] is None:
+        raise UsageError("there is no MODEL", remedy="name one; `moe-local list` shows those that are here")
 
 
 def _fields(kind: Any) -> list[inspect.Parameter]:

@@ -11,10 +11,10 @@ from moe_local.errors import BudgetError
 from moe_local.formats.registry import GROUP_SIZES
 from moe_local.planning.estimate import Estimate, doubled, estimate
 from moe_local.planning.locality import Locality, get_locality, nearest
-from moe_local.planning.machines import Machine, get_profile, profiles
+from moe_local.planning.machines import Machine, Profile, get_profile, profiles
 from moe_local.planning.sizes import ModelSizes
 from moe_local.planning.weights import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, needs_of
-from moe_local.units import parse_size
+from moe_local.units import parse_budget
 
 from . import options as opt
 from .output import echo_json
@@ -57,7 +57,11 @@ class PlanFlags:
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of context to reserve memory for. Default: 4096, or the model's.", rich_help_panel=opt.MEMORY
+            "--context",
+            "--ctx-size",
+            "-c",
+            help="Tokens of context to reserve memory for. Default: 4096, or the model's.",
+            rich_help_panel=opt.MEMORY,
         ),
     ] = None
     vram: Annotated[
@@ -94,11 +98,14 @@ class PlanFlags:
         """The machines asked for, each once; all that are known where none is."""
         asked = [name.strip() for given in self.profile or () for name in given.split(",") if name.strip()]
         known = [get_profile(name) for name in dict.fromkeys(asked)] or list(profiles().values())
-        ram = None if self.ram is None else parse_size(self.ram)
-        vram = None if self.vram is None else parse_size(self.vram)
-        if vram and not asked:
+        if self.vram and not asked and parse_budget(self.vram, lambda: 1):
             known = [profile for profile in known if profile.vram]
-        return [Machine.of(profile, ram=ram, vram=vram) for profile in known]
+        return [self._machine(profile) for profile in known]
+
+    def _machine(self, profile: Profile) -> Machine:
+        ram = None if self.ram is None else parse_budget(self.ram, lambda: profile.ram)
+        vram = None if self.vram is None else parse_budget(self.vram, lambda: profile.vram)
+        return Machine.of(profile, ram=ram, vram=vram)
 
 
 def plan(

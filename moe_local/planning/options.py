@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from moe_local.errors import MoeLocalError
 from moe_local.policies import DEFAULT_POLICY, POLICIES
 from moe_local.prediction import PREDICTORS
+from moe_local.registry import choice
 
 IO_MODES = ("auto", "direct", "buffered")
 ACTIVATIONS = ("int8", "bf16")
@@ -41,10 +42,10 @@ class Options:
     def __post_init__(self) -> None:
         POLICIES.named(self.policy)
         if self.io not in IO_MODES:
-            raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
+            raise MoeLocalError(f"--io {self.io} is unknown", remedy=choice(self.io, IO_MODES))
         if self.activations not in ACTIVATIONS:
             raise MoeLocalError(
-                f"--activations {self.activations} is unknown", remedy=f"use {', '.join(ACTIVATIONS)}"
+                f"--activations {self.activations} is unknown", remedy=choice(self.activations, ACTIVATIONS)
             )
         if self.prefetch != "off":
             PREDICTORS.named(self.prefetch)
