@@ -58,7 +58,10 @@ def live(
     measured in a process of its own. Examples: `moe-local bench --experts 25%,50%,100%`, `moe-local bench
     Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by category --html report.html`.
     """
-    asked = Asked(model, workload, pack)
+    from .session import resolve
+
+    named = None if model is None else str(resolve(model, stores=pack and format is None))
+    asked = Asked(named, workload, pack)
     chosen = configurations(flags, format)
     if len(chosen) == 1:
         report = measured(asked, *chosen[0])

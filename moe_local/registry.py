@@ -41,12 +41,21 @@ class Registry(Mapping[str, T]):
         """Raises MoeLocalError saying what there is to choose from."""
         return named(self, name, self._what, others=self._others)
 
+    def assert_named(self, name: str) -> None:
+        """The same without importing what the name stands for."""
+        if name not in self:
+            raise _unknown(self, name, self._what, self._others)
+
 
 def named(known: Mapping[str, T], name: str, what: str, *, others: Sequence[str] = ()) -> T:
     """What a user means by a name. Raises MoeLocalError saying what there is to choose from, and `others`."""
     if name not in known:
-        raise MoeLocalError(f"there is no {what} {name!r}", remedy=choice(name, [*others, *known], "choose one of"))
+        raise _unknown(known, name, what, others)
     return known[name]
+
+
+def _unknown(known: Iterable[str], name: str, what: str, others: Sequence[str]) -> MoeLocalError:
+    return MoeLocalError(f"there is no {what} {name!r}", remedy=choice(name, [*others, *known], "choose one of"))
 
 
 def choice(name: str, known: Iterable[str], use: str = "use") -> str:

@@ -45,14 +45,21 @@ def shipped_names() -> list[str]:
 
 
 def _shipped(model: str) -> dict[str, Any] | None:
-    """What comes with moe-local of a hub's model; also by its name without an owner, or the one that begins so."""
+    """What comes with moe-local of a hub's model; also by its name without an owner, or by the beginning of that.
+
+    Raises CheckpointError where several begin so.
+    """
     name, known = parse_hub_name(model), shipped()
     if name is not None:
         return known.get(name.repo.lower())
     begun = model.lower()
     called = [each for each in known if each.rpartition("/")[2] == begun]
     found = called or [each for each in known if begun and each.rpartition("/")[2].startswith(begun)]
-    return known[found[0]] if len(found) == 1 else None
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{model} may be {' or '.join(known[each]['name'] for each in found)}", remedy="write more of the name"
+        )
+    return known[found[0]] if found else None
 
 
 def _local(model: str) -> Path | None:

@@ -40,7 +40,7 @@ class Options:
     logits_per_pass: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
-        POLICIES.named(self.policy)
+        POLICIES.assert_named(self.policy)
         if self.io not in IO_MODES:
             raise MoeLocalError(f"--io {self.io} is unknown", remedy=choice(self.io, IO_MODES))
         if self.activations not in ACTIVATIONS:
@@ -48,7 +48,7 @@ class Options:
                 f"--activations {self.activations} is unknown", remedy=choice(self.activations, ACTIVATIONS)
             )
         if self.prefetch != "off":
-            PREDICTORS.named(self.prefetch)
+            PREDICTORS.assert_named(self.prefetch)
         if self.max_sequences < 1 or self.tokens_per_sequence < 1:
             raise MoeLocalError(
                 f"{self.max_sequences} sequences of {self.tokens_per_sequence} tokens cannot be generated"

@@ -18,7 +18,7 @@ from moe_local.paths import cache_dir
 from moe_local.store.store_index import Stored, stores
 
 if TYPE_CHECKING:
-    from huggingface_hub import CachedFileInfo, CachedRepoInfo, CachedRevisionInfo
+    from huggingface_hub import CachedFileInfo, CachedRepoInfo, CachedRevisionInfo, HFCacheInfo
 
 DOWNLOAD, STORE, GGUF, DEMO = "download", "store", "gguf", "demo"
 _PART = re.compile(r".*-\d{5}-of-(?P<count>\d{5})\.safetensors")
@@ -93,12 +93,19 @@ def _downloads() -> Iterator[Known]:
             yield from _of_repo(repo)
 
 
+def hub_cache() -> HFCacheInfo:
+    """What the hub's cache holds. Raises CacheNotFound where there is none."""
+    from huggingface_hub import constants, scan_cache_dir
+
+    return scan_cache_dir(constants.HF_HUB_CACHE)
+
+
 def cached_repos() -> list[CachedRepoInfo]:
     """The models' repositories in the hub's cache."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound
 
     try:
-        return [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.revisions]
+        return [repo for repo in hub_cache().repos if repo.repo_type == "model" and repo.revisions]
     except CacheNotFound:
         return []
 

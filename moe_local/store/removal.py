@@ -13,7 +13,17 @@ from moe_local.checkpoint.hub_files import SAFETENSORS, gguf_models
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.files import locked
 from moe_local.paths import cache_dir
-from moe_local.store.known import DOWNLOAD, GGUF, STORE, Known, cached_repos, gguf_name, in_revision, newest
+from moe_local.store.known import (
+    DOWNLOAD,
+    GGUF,
+    STORE,
+    Known,
+    cached_repos,
+    gguf_name,
+    hub_cache,
+    in_revision,
+    newest,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo
@@ -71,13 +81,11 @@ def _remove_folder(folder: Path) -> None:
 
 def _remove_download(known: Known) -> None:
     """Deletes all revisions of a repository, or the files of the one of its GGUF models that is meant."""
-    from huggingface_hub import scan_cache_dir
-
     for repo in cached_repos():
         if repo.repo_id != known.model:
             continue
         if known.name == repo.repo_id:
-            scan_cache_dir().delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
+            hub_cache().delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
             return
         files = in_revision(newest(repo))
         model = next(model for model in gguf_models(files) if gguf_name(repo.repo_id, model) == known.name)

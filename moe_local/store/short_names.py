@@ -25,7 +25,8 @@ def find_model(text: str, *, stores: bool = True, elsewhere: Callable[[], Iterab
     known = known_models()
     if name is not None:
         left = _only_stores(str(name), known) if stores else []
-        return left[0].where if left else text
+        same = next((each.name for each in known if each.name.casefold() == str(name).casefold()), text)
+        return left[0].where if left else same
     found = matching(text, known)
     if not found:
         raise CheckpointError(f"{text} does not exist", remedy=_remedy(text, known, elsewhere()))
