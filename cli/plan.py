@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_local.errors import BudgetError
 from moe_local.formats.registry import GROUP_SIZES
-from moe_local.planning.estimate import Estimate, doubled, estimate
 from moe_local.planning.locality import Locality, get_locality, nearest
 from moe_local.planning.machines import Machine, Profile, get_profile, profiles
 from moe_local.planning.sizes import ModelSizes
@@ -19,6 +18,12 @@ from moe_local.units import parse_budget
 from . import options as opt
 from .output import echo_json
 from .plan_tables import show
+
+if TYPE_CHECKING:
+    from moe_local.planning.estimate import Estimate
+
+    # The machine's, with twice as much of each memory, and without Triton's kernels where that is slower.
+    Row = tuple[Estimate, dict[str, Estimate], Estimate | None]
 
 DEFAULT_CONTEXT = 4096
 MACHINE = "Machine"
@@ -150,13 +155,11 @@ def plan(
         show(described)
 
 
-# The machine's, with twice as much of each memory, and without Triton's kernels where that is slower.
-Row = tuple[Estimate, dict[str, Estimate], Estimate | None]
-
-
 def _estimate(
     machine: Machine, sizes: ModelSizes, formats: Formats, context: int, curve: Locality
 ) -> Row | BudgetError:
+    from moe_local.planning.estimate import doubled, estimate
+
     try:
         found = estimate(sizes, machine, formats, context, curve)
     except BudgetError as error:
