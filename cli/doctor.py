@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
-import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-from rich.markup import escape
-from rich.table import Table
 
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.paths import cache_dir
@@ -40,6 +35,8 @@ def doctor(as_json: opt.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything `doctor` tells; sizes in bytes, speeds in GB/s (10^9 bytes)."""
+    import platform
+
     from moe_local.memory.accelerator import cpu_capability, gpus
     from moe_local.memory.limits import cores, memory_available, memory_limit
     from moe_local.planning.machines import detect, profiles
@@ -122,6 +119,8 @@ def _gpu(gpu: Accelerator) -> dict[str, Any]:
 
 def _disk(folder: Path) -> dict[str, Any]:
     """Free space, and the speed of writing and of reading uncached, where the system lets us drop its cache."""
+    import tempfile
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = _free(folder)
@@ -164,6 +163,9 @@ def _read_speed(descriptor: int) -> float:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()

@@ -9,18 +9,17 @@ import typer
 
 from moe_local.errors import BudgetError
 from moe_local.formats.registry import GROUP_SIZES
-from moe_local.planning.locality import Locality, get_locality, nearest
-from moe_local.planning.machines import Machine, Profile, get_profile, profiles
-from moe_local.planning.sizes import ModelSizes
 from moe_local.planning.weights import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, needs_of
 from moe_local.units import parse_budget
 
 from . import options as opt
 from .output import echo_json
-from .plan_tables import show
 
 if TYPE_CHECKING:
     from moe_local.planning.estimate import Estimate
+    from moe_local.planning.locality import Locality
+    from moe_local.planning.machines import Machine, Profile
+    from moe_local.planning.sizes import ModelSizes
 
     # The machine's, with twice as much of each memory, and without Triton's kernels where that is slower.
     Row = tuple[Estimate, dict[str, Estimate], Estimate | None]
@@ -94,6 +93,8 @@ class PlanFlags:
         return Formats(expert_format, self.group_size, self.dense_format)
 
     def curve(self, sizes: ModelSizes) -> Locality:
+        from moe_local.planning.locality import get_locality, nearest
+
         return nearest(sizes.experts[0], sizes.top_k) if self.locality == "auto" else get_locality(self.locality)
 
     def tokens(self, sizes: ModelSizes) -> int:
@@ -101,6 +102,8 @@ class PlanFlags:
 
     def machines(self) -> list[Machine]:
         """The machines asked for, each once; all that are known where none is."""
+        from moe_local.planning.machines import get_profile, profiles
+
         asked = [name.strip() for given in self.profile or () for name in given.split(",") if name.strip()]
         known = [get_profile(name) for name in dict.fromkeys(asked)] or list(profiles().values())
         if self.vram and not asked and parse_budget(self.vram, lambda: 1):
@@ -108,6 +111,8 @@ class PlanFlags:
         return [self._machine(profile) for profile in known]
 
     def _machine(self, profile: Profile) -> Machine:
+        from moe_local.planning.machines import Machine
+
         ram = None if self.ram is None else parse_budget(self.ram, lambda: profile.ram)
         vram = None if self.vram is None else parse_budget(self.vram, lambda: profile.vram)
         return Machine.of(profile, ram=ram, vram=vram)
@@ -140,6 +145,8 @@ def plan(
     --ram 64GiB --context 32768`.
     """
     from moe_local.planning.known_models import find_sizes
+
+    from .plan_tables import show
 
     sizes = find_sizes(model)
     formats, curve, tokens, machines = flags.formats(sizes), flags.curve(sizes), flags.tokens(sizes), flags.machines()
