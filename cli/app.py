@@ -20,11 +20,11 @@ from .failure import guarded, set_debug
 from .generate import generate
 from .inspect import inspect
 from .models import list_models, rm
-from .options import spread
 from .output import echo
 from .pack import pack, verify
 from .plan import plan
 from .pull import pull
+from .spread import spread
 
 app = typer.Typer(
     cls=Commands,

@@ -15,9 +15,9 @@ from . import options as opt
 from .bench_output import OutputFlags
 from .commands import Command
 from .failure import guarded
-from .options import spread
 from .output import echo_json
 from .replay_flags import ReplayFlags
+from .spread import spread
 from .sweep import Asked, configurations, measured, swept
 from .workload import WorkloadFlags
 

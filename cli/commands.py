@@ -53,7 +53,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        first = args[0].partition("=")[0] if args else ""
+        first = args[0].partition("=")[0] if args and not ctx.resilient_parsing else ""
         if first.startswith("-") and first not in _options(self) and first not in ctx.help_option_names:
             refuse(f"{first} is an option of a command, which comes first; like `moe-local chat {first} ...`")
         return super().parse_args(ctx, args)

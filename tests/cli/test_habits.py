@@ -117,6 +117,8 @@ def test_a_prompt_alone_is_for_the_demo_model(run: Run, qwen: Path, tmp_path: Pa
         result = run(command, "why so blue", *QUICK, "--json")
         assert json.loads(result.stdout)["new_tokens"] == 4
     assert [each["kind"] for each in json.loads(run("list", "--json").stdout)] == ["demo"]
+    assert "removed smollm2" in run("rm", "smol", "--yes").stdout
+    assert run("list", "--json").stdout == "[]\n"
 
 
 def test_what_is_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
