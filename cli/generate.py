@@ -19,7 +19,7 @@ from .output import echo_json
 
 def generate(
     model: opt.Model = None,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", show_default=False, help="The prompt.")] = (
+    words: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", show_default=False, help="The prompt.")] = (
         None
     ),
     prompt: Annotated[

@@ -75,7 +75,7 @@ def _ago(when: float | None) -> str:
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Models as `list` names them.", autocompletion=complete_model),
+        typer.Argument(metavar="NAME", help="Models as `list` names them.", autocompletion=complete_model),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

@@ -32,8 +32,10 @@ _PYTHON = {"True": True, "False": False, "None": None}  # as documentations of m
 Model = Annotated[
     str | None,
     typer.Argument(
+        metavar="MODEL",
         help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, with @REVISION or"
-        " :QUANT if you like, or a link. Without one, a small demo model.",
+        " :QUANT if you like, or a link; or the beginning of a name that `list` shows. Without one, a small demo"
+        " model.",
         show_default=False,
         autocompletion=complete_model,
     ),
@@ -41,6 +43,7 @@ Model = Annotated[
 NeededModel = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, or a link.",
         autocompletion=complete_model,
     ),

@@ -122,6 +122,7 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="A checkpoint or store directory, a config.json, a hub id in the Hugging Face cache, or one of the"
             " models that moe-local knows the sizes of, like Qwen/Qwen3-30B-A3B.",
             show_default=False,

@@ -19,6 +19,7 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="A hub id like Qwen/Qwen3-30B-A3B, with @REVISION or :QUANT if you like, or a link to a model.",
             autocompletion=complete_model,
         ),
