@@ -13,28 +13,47 @@ from moe_local import __version__
 from .batch import batch
 from .bench import app as bench
 from .chat import chat
+from .commands import Command, Commands
 from .doctor import doctor
 from .eval import evaluate
 from .failure import guarded, set_debug
 from .generate import generate
 from .inspect import inspect
-from .options import spread
+from .models import list_models, rm
 from .output import echo
-from .pack import pack, stores, verify
+from .pack import pack, verify
 from .plan import plan
 from .pull import pull
 from .recommend import recommend
+from .spread import spread
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Run Mixture-of-Experts language models that do not fit in memory.\n\n"
-    "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.",
+    "Start with `moe-local chat`: it makes a small demo model. `moe-local inspect MODEL` says what would fit.\n\n"
+    "`run` is chat, or generate where there is a prompt; `ls` is list, `show` is inspect.",
 )
-for command in (chat, generate, batch, inspect, plan, recommend, pack, verify, stores, pull, doctor):
-    app.command()(guarded(spread(command)))
+NAMES = {list_models: "list", evaluate: "eval"}
+for command in (
+    chat,
+    generate,
+    batch,
+    inspect,
+    plan,
+    recommend,
+    list_models,
+    pull,
+    rm,
+    pack,
+    verify,
+    doctor,
+    evaluate,
+):
+    app.command(NAMES.get(command), cls=Command)(guarded(spread(command)))
 app.add_typer(bench, name="bench")
-app.command("eval")(guarded(spread(evaluate)))
 
 
 def _version(wanted: bool) -> None:
@@ -49,7 +68,7 @@ def _common(
         bool, typer.Option("--debug", envvar="MOE_LOCAL_DEBUG", help="Show a traceback when something fails.")
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     set_debug(debug)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_local.errors import MoeLocalError
+from moe_local.registry import choice
 
 from . import options as opt
 from .output import binary_stdout, echo_json
@@ -112,7 +113,7 @@ def _format(asked: str, source: Source) -> tuple[str, LineFormat]:
 
     name = guess_format(source.name, source.first) if asked == "auto" else asked
     if name not in FORMATS:
-        raise MoeLocalError(f"--format {asked} is unknown", remedy=f"use auto, {', '.join(FORMATS)}")
+        raise MoeLocalError(f"--format {asked} is unknown", remedy=choice(asked, ["auto", *FORMATS]))
     return name, FORMATS[name]()
 
 

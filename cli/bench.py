@@ -13,10 +13,11 @@ from moe_local.errors import MoeLocalError
 
 from . import options as opt
 from .bench_output import OutputFlags
+from .commands import Command
 from .failure import guarded
-from .options import spread
 from .output import echo_json
 from .replay_flags import ReplayFlags
+from .spread import spread
 from .sweep import Asked, configurations, measured, swept
 from .workload import WorkloadFlags
 
@@ -27,7 +28,7 @@ class _LiveByDefault(TyperGroup):
     """`bench MODEL` is `bench live MODEL`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = [_LIVE, *args]
         return super().parse_args(ctx, args)
 
@@ -57,7 +58,10 @@ def live(
     combination is measured in a process of its own. Examples: `moe-local bench --experts 25%,50%,100%`, `moe-local
     bench Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by category --html report.html`.
     """
-    asked = Asked(model, workload, pack)
+    from .session import resolve
+
+    named = None if model is None else str(resolve(model, stores=pack and format is None))
+    asked = Asked(named, workload, pack)
     chosen = configurations(flags, format)
     if len(chosen) == 1:
         report = measured(asked, *chosen[0])
@@ -113,4 +117,4 @@ def compare(
 
 
 for command in (live, replay, compare):
-    app.command()(guarded(spread(command)))
+    app.command(cls=Command)(guarded(spread(command)))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from moe_local.errors import MoeLocalError
 from moe_local.paths import cache_dir
@@ -51,6 +48,8 @@ def doctor(
 
 def examine() -> dict[str, Any]:
     """Everything `doctor` tells; sizes in bytes, speeds in GB/s (10^9 bytes)."""
+    import platform
+
     from moe_local.memory.accelerator import cpu_capability, gpus
     from moe_local.memory.limits import cores, memory_available, memory_limit
     from moe_local.planning.machines import detect, profiles
@@ -164,6 +163,9 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()

@@ -33,12 +33,12 @@ _TOKENIZING = 200  # bytes of memory for a character that is turned into tokens,
 def evaluate(
     model: opt.Model = None,
     *,
-    text: Annotated[Path, typer.Option("--text", "-t", help="A UTF-8 text to predict.")],
+    text: Annotated[Path, typer.Option("--text", "-f", help="A UTF-8 text to predict.")],
     against: Annotated[
         str | None,
         typer.Option(
-            help="A reference model, whose activations are not rounded: also measure how far MODEL's predictions are"
-            " from this one's. The same MODEL: what its activations' rounding costs."
+            help="A reference model, read as it is and with activations that are not rounded: also measure how far"
+            " MODEL's predictions are from this one's. The same MODEL: what packing it and rounding cost."
         ),
     ] = None,
     window: Annotated[
@@ -49,22 +49,26 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use this many tokens of the text only.")] = None,
     as_json: opt.Json = False,
+    pack: opt.Pack = True,
     flags: opt.LoadFlags,
 ) -> None:
     """Measure the perplexity of a text, and the divergence from another model over it.
 
+    What is measured is what `chat` runs: MODEL packed, unless it is a store, or --no-pack is given.
+
     Examples: `moe-local eval Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 20000`, `moe-local eval ./packed
     --against Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 5000`.
     """
-    from .session import stderr
+    from .session import resolve, stderr
 
     if limit is not None and limit < 2:
         raise MoeLocalError(f"--limit {limit} is too few tokens to score one", remedy="give at least 2")
+    named = None if model is None else str(resolve(model, stores=pack))
     content = _read(text, None if limit is None else min(limit, _MOST) * _CHARACTERS)
-    request = _Request(content, window, stride, limit, flags.options())
+    request = _Request(content, window, stride, limit, pack, flags.options())
     with ExitStack() as stack:
         reference = None if against is None else _run_reference(against, request, stack)
-        out = _run(model, request, reference)
+        out = _run(named, request, reference)
     if as_json:
         echo_json(out)
     else:
@@ -81,6 +85,7 @@ class _Request:
     window: int | None
     stride: int | None
     limit: int | None
+    pack: bool  # MODEL on first use, as `chat` does; the reference is never packed
     options: Options
 
     def __post_init__(self) -> None:
@@ -166,7 +171,7 @@ def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[
 
     from .session import load, progress
 
-    with load(model, request.to_load(), pack=False) as engine:
+    with load(model, request.to_load(), pack=request.pack) as engine:
         ids = request.ids(engine)
         window, stride = request.sizes(engine) if reference is None else reference.sizes
         if reference is not None:

@@ -15,9 +15,16 @@ from moe_local.errors import MoeLocalError
 from .interrupts import INTERRUPTED, raising, was_interrupt
 from .output import echo, forget
 
+USAGE = 2
 INTERNAL_ERROR = 70
 
 P = ParamSpec("P")
+
+
+class UsageError(MoeLocalError):
+    """A command line that makes no sense."""
+
+    exit_code = USAGE
 
 
 class _Settings:

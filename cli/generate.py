@@ -13,13 +13,17 @@ from moe_local.errors import MoeLocalError
 from moe_local.files import MOST_PROMPT, read_text
 
 from . import options as opt
+from .commands import is_prompt
 from .output import echo_json
 
 
 def generate(
     model: opt.Model = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", show_default=False, help="The prompt.")] = (
+        None
+    ),
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The prompt. Without one, stdin is read.")
+        str | None, typer.Option("--prompt", "-p", help="The same as PROMPT. Without one, stdin is read.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a file; - is stdin.")
@@ -37,13 +41,15 @@ def generate(
 ) -> None:
     """Write one answer to a prompt, as it is generated.
 
-    Examples: `moe-local generate -p "Why is the sky blue?"`, `moe-local generate Qwen/Qwen3-30B-A3B --ram 16GiB -f
-    question.txt`, `echo "2+2?" | moe-local generate --json`. What a model reasons before its answer is shown dimmed
+    Examples: `moe-local generate "Why is the sky blue?"`, `moe-local generate Qwen/Qwen3-30B-A3B "Why?" --ram 16GiB`,
+    `moe-local generate -f question.txt`, `echo "2+2?" | moe-local generate --json`. A first word that has spaces and
+    is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
     at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
     from .session import interruptible, load, show_reasoning, status, stderr, tell, write
 
-    text = read_prompt(None if prompt is None else _typed(prompt), file)
+    model, given = _told_apart(model, words or [], prompt)
+    text = read_prompt(None if given is None else _typed(given), file)
     system = None if system is None else _typed(system)
     options, chosen, settings = flags.options(), sampling.options(), template.settings()
     with load(model, options, pack=pack, template=settings) as engine:
@@ -70,6 +76,15 @@ def generate(
         raise typer.Exit(130)
 
 
+def _told_apart(model: str | None, words: list[str], prompt: str | None) -> tuple[str | None, str | None]:
+    """The model and the prompt among what was typed. Raises MoeLocalError for two prompts."""
+    if model is not None and not words and is_prompt(model):
+        words, model = [model], None
+    if words and prompt is not None:
+        raise MoeLocalError("both PROMPT and --prompt were given", remedy="give one of them")
+    return model, " ".join(words) if words else prompt
+
+
 def _typed(argument: str) -> str:
     """What was typed, in UTF-8 also where the locale is another."""
     try:
@@ -81,11 +96,11 @@ def _typed(argument: str) -> str:
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from wherever it was given. Raises MoeLocalError when there is none, or two."""
     if prompt is not None and file is not None:
-        raise MoeLocalError("both --prompt and --file were given", remedy="give one of them")
+        raise MoeLocalError("both a prompt and --file were given", remedy="give one of them")
     if prompt is not None:
         return prompt
     if file is None and sys.stdin.isatty():
-        raise MoeLocalError("there is no prompt", remedy="give one with --prompt, --file or on stdin")
+        raise MoeLocalError("there is no prompt", remedy="write it after MODEL, or give it with --file or on stdin")
     try:
         if file is not None and str(file) != "-":
             return read_text(file, most=MOST_PROMPT)

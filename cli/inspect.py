@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.units import format_size
+from moe_local.units import format_size, parse_budget
 
 from . import options as opt
 from .output import Console, echo_json
@@ -33,16 +33,19 @@ def inspect(
     Example: `moe-local inspect Qwen/Qwen3-30B-A3B --ram 16GiB`.
     """
     from moe_local.planning.machines import get_profile
-    from moe_local.planning.plan_load import plan_load
 
     from .session import resolve
 
     machine = get_profile(profile) if profile is not None else None
     if machine is not None:
-        vram = flags.vram or (str(machine.vram) if machine.vram else None)
-        flags = replace(flags, ram=flags.ram or str(machine.ram), vram=vram)
+        ram = parse_budget(flags.ram or "100%", lambda: machine.ram)
+        vram = parse_budget(flags.vram or "100%", lambda: machine.vram)
+        flags = replace(flags, ram=str(ram), vram=str(vram) if vram else None)
     options = replace(flags.options(), other_machine=machine is not None)
-    described = describe(plan_load(resolve(model), options))
+    found = resolve(model)
+    from moe_local.planning.plan_load import plan_load
+
+    described = describe(plan_load(found, options))
     process = "interpreter and libraries"
     if machine is not None:
         described["device"] = machine.title

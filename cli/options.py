@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +13,13 @@ from moe_local.errors import MoeLocalError
 from moe_local.files import read_text
 from moe_local.policies import DEFAULT_POLICY, POLICIES
 from moe_local.prediction import PREDICTORS
-from moe_local.units import parse_share, parse_size
+from moe_local.units import parse_budget, parse_share
+
+from .completion import complete_model
 
 if TYPE_CHECKING:
     from moe_local.generation.sampling import Sampling
-    from moe_local.generation.template import TemplateSettings
+    from moe_local.generation.template_settings import TemplateSettings
     from moe_local.planning.options import Options
 
 MODEL = "Model"
@@ -32,10 +32,25 @@ _PYTHON = {"True": True, "False": False, "None": None}  # as documentations of m
 Model = Annotated[
     str | None,
     typer.Argument(
+        metavar="MODEL",
         help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, with @REVISION or"
-        " :QUANT if you like, or a link. Without one, a small demo model.",
+        " :QUANT if you like, or a link; or the beginning of a name that `list` shows. Without one, a small demo"
+        " model.",
         show_default=False,
+        autocompletion=complete_model,
     ),
+]
+NeededModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint directory, a GGUF file, or a hub's model: an id like Qwen/Qwen3-30B-A3B, or a link.",
+        autocompletion=complete_model,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="The same as MODEL.", rich_help_panel=MODEL, autocompletion=complete_model),
 ]
 Pack = Annotated[
     bool,
@@ -55,22 +70,26 @@ class LoadFlags:
     ram: Annotated[
         str | None,
         typer.Option(
-            help="Most RAM that the whole process may use, like 6GiB. Default: what is free.",
+            help="Most RAM that the whole process may use, like 6GiB or 50% of the machine's. Default: what is free.",
             rich_help_panel=MEMORY,
         ),
     ] = None
     vram: Annotated[
         str | None,
         typer.Option(
-            help="Most GPU memory, like 8GiB. Default: what is free. With --device cpu it bounds a device tier in RAM"
-            " (RAM is then the tier below).",
+            help="Most GPU memory, like 8GiB or 50% of the card's. Default: what is free. With --device cpu it bounds"
+            " a device tier in RAM (RAM is then the tier below).",
             rich_help_panel=MEMORY,
         ),
     ] = None
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of context to reserve memory for. Default: 4096, or the model's.", rich_help_panel=MEMORY
+            "--context",
+            "--ctx-size",
+            "-c",
+            help="Tokens of context to reserve memory for. Default: 4096, or the model's.",
+            rich_help_panel=MEMORY,
         ),
     ] = None
     experts: Annotated[
@@ -106,6 +125,8 @@ class LoadFlags:
     threads: Annotated[
         int | None,
         typer.Option(
+            "--threads",
+            "-t",
             help="Threads that compute. Default: one for each core; fewer where other programs need some.",
             rich_help_panel=MODEL,
         ),
@@ -139,8 +160,8 @@ class LoadFlags:
 
         return Options(
             device=self.device,
-            ram=None if self.ram is None else parse_size(self.ram),
-            vram=None if self.vram is None else parse_size(self.vram),
+            ram=None if self.ram is None else parse_budget(self.ram, _all_ram),
+            vram=None if self.vram is None else parse_budget(self.vram, lambda: _all_vram(self.device)),
             context=self.context,
             dtype=self.dtype,
             experts=parse_share(self.experts),
@@ -154,6 +175,20 @@ class LoadFlags:
         )
 
 
+def _all_ram() -> int:
+    from moe_local.memory.limits import memory_limit
+
+    return memory_limit()
+
+
+def _all_vram(device: str) -> int:
+    """Bytes of a device's memory; on a CPU of RAM, where its device tier is."""
+    from moe_local.memory.accelerator import find
+
+    accelerator = find(device)
+    return accelerator.memory()[1] if accelerator.has_own_memory else _all_ram()
+
+
 @dataclass(frozen=True)
 class SamplingFlags:
     """How tokens are chosen, as typed."""
@@ -162,6 +197,7 @@ class SamplingFlags:
         int | None,
         typer.Option(
             "--max-new-tokens",
+            "--max-tokens",
             "-n",
             help="Most tokens to write. Default: the model's, or to the end of the context.",
             rich_help_panel=SAMPLING,
@@ -169,7 +205,12 @@ class SamplingFlags:
     ] = None
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 is greedy; higher is more random. Default: the model's.", rich_help_panel=SAMPLING),
+        typer.Option(
+            "--temperature",
+            "--temp",
+            help="0 is greedy; higher is more random. Default: the model's.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
     top_p: Annotated[
         float | None,
@@ -226,7 +267,7 @@ class TemplateFlags:
 
     def settings(self) -> TemplateSettings:
         """What was typed, understood. Raises MoeLocalError naming what is wrong."""
-        from moe_local.generation.template import TemplateSettings
+        from moe_local.generation.template_settings import TemplateSettings
 
         return TemplateSettings(
             source=None if self.chat_template is None else _read_template(self.chat_template),
@@ -252,34 +293,3 @@ def _read_template(file: Path) -> str:
     if not text.strip():
         raise MoeLocalError(f"{file} is empty", remedy="give a Jinja chat template")
     return text
-
-
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with each parameter that is a class of flags replaced by an option for each of its fields."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    parameters = [
-        parameter
-        for name, given in inspect.signature(command).parameters.items()
-        for parameter in (_fields(groups[name]) if name in groups else [given.replace(annotation=hints[name])])
-    ]
-
-    def run(**given: Any) -> None:
-        for name, kind in groups.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-        command(**given)
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    vars(run)["__signature__"] = inspect.Signature(parameters)
-    return run
-
-
-def _fields(kind: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(kind)
-    ]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_local.errors import BudgetError
 from moe_local.formats.registry import GROUP_SIZES
-from moe_local.planning.estimate import Estimate, doubled, estimate
-from moe_local.planning.locality import Locality, get_locality, nearest
-from moe_local.planning.machines import Machine, get_profile, profiles
-from moe_local.planning.sizes import ModelSizes
 from moe_local.planning.weights import DENSE_FORMATS, EXPERT_FORMATS, Formats, dense_bytes, needs_of
-from moe_local.units import parse_size
+from moe_local.units import parse_budget
 
 from . import options as opt
 from .output import echo_json
-from .plan_tables import show
+
+if TYPE_CHECKING:
+    from moe_local.planning.estimate import Estimate
+    from moe_local.planning.locality import Locality
+    from moe_local.planning.machines import Machine, Profile
+    from moe_local.planning.sizes import ModelSizes
+
+    # The machine's, with twice as much of each memory, and without Triton's kernels where that is slower.
+    Row = tuple[Estimate, dict[str, Estimate], Estimate | None]
 
 DEFAULT_CONTEXT = 4096
 MACHINE = "Machine"
@@ -57,7 +61,11 @@ class PlanFlags:
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of context to reserve memory for. Default: 4096, or the model's.", rich_help_panel=opt.MEMORY
+            "--context",
+            "--ctx-size",
+            "-c",
+            help="Tokens of context to reserve memory for. Default: 4096, or the model's.",
+            rich_help_panel=opt.MEMORY,
         ),
     ] = None
     vram: Annotated[
@@ -85,6 +93,8 @@ class PlanFlags:
         return Formats(expert_format, self.group_size, self.dense_format)
 
     def curve(self, sizes: ModelSizes) -> Locality:
+        from moe_local.planning.locality import get_locality, nearest
+
         return nearest(sizes.experts[0], sizes.top_k) if self.locality == "auto" else get_locality(self.locality)
 
     def tokens(self, sizes: ModelSizes) -> int:
@@ -92,19 +102,27 @@ class PlanFlags:
 
     def machines(self) -> list[Machine]:
         """The machines asked for, each once; all that are known where none is."""
+        from moe_local.planning.machines import get_profile, profiles
+
         asked = [name.strip() for given in self.profile or () for name in given.split(",") if name.strip()]
         known = [get_profile(name) for name in dict.fromkeys(asked)] or list(profiles().values())
-        ram = None if self.ram is None else parse_size(self.ram)
-        vram = None if self.vram is None else parse_size(self.vram)
-        if vram and not asked:
+        if self.vram and not asked and parse_budget(self.vram, lambda: 1):
             known = [profile for profile in known if profile.vram]
-        return [Machine.of(profile, ram=ram, vram=vram) for profile in known]
+        return [self._machine(profile) for profile in known]
+
+    def _machine(self, profile: Profile) -> Machine:
+        from moe_local.planning.machines import Machine
+
+        ram = None if self.ram is None else parse_budget(self.ram, lambda: profile.ram)
+        vram = None if self.vram is None else parse_budget(self.vram, lambda: profile.vram)
+        return Machine.of(profile, ram=ram, vram=vram)
 
 
 def plan(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="A checkpoint or store directory, a config.json, a hub id in the Hugging Face cache, or one of the"
             " models that moe-local knows the sizes of, like Qwen/Qwen3-30B-A3B.",
             show_default=False,
@@ -129,6 +147,8 @@ def plan(
     """
     from moe_local.planning.known_models import find_sizes
 
+    from .plan_tables import show
+
     sizes = find_sizes(model)
     formats, curve, tokens, machines = flags.formats(sizes), flags.curve(sizes), flags.tokens(sizes), flags.machines()
     rows = [_estimate(machine, sizes, formats, tokens, curve) for machine in machines]
@@ -143,13 +163,11 @@ def plan(
         show(described)
 
 
-# The machine's, with twice as much of each memory, and without Triton's kernels where that is slower.
-Row = tuple[Estimate, dict[str, Estimate], Estimate | None]
-
-
 def _estimate(
     machine: Machine, sizes: ModelSizes, formats: Formats, context: int, curve: Locality
 ) -> Row | BudgetError:
+    from moe_local.planning.estimate import doubled, estimate
+
     try:
         found = estimate(sizes, machine, formats, context, curve)
     except BudgetError as error:

@@ -11,15 +11,17 @@ import typer
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.units import format_size
 
+from .completion import complete_model
 from .output import echo
 
 
 def pull(
-    repo: Annotated[
+    model: Annotated[
         str,
         typer.Argument(
             metavar="MODEL",
             help="A hub id like Qwen/Qwen3-30B-A3B, with @REVISION or :QUANT if you like, or a link to a model.",
+            autocompletion=complete_model,
         ),
     ],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. Default: the newest.")] = None,
@@ -35,13 +37,13 @@ def pull(
 
     from .session import stderr
 
-    name = parse_hub_name(repo)
-    if name is None and Path(repo).exists():
-        raise CheckpointError(f"{repo} is here already", remedy="name it as it is: chat and the others take paths")
+    name = parse_hub_name(model)
+    if name is None and Path(model).exists():
+        raise CheckpointError(f"{model} is here already", remedy="name it as it is: chat and the others take paths")
     if name is None:
-        raise CheckpointError(f"{repo} is not the name of a hub's model", remedy=f"name it like {EXAMPLE}")
+        raise CheckpointError(f"{model} is not the name of a hub's model", remedy=f"name it like {EXAMPLE}")
     if revision is not None and name.revision not in (None, revision):
-        raise MoeLocalError(f"{repo} and --revision {revision} disagree", remedy="give one of them")
+        raise MoeLocalError(f"{model} and --revision {revision} disagree", remedy="give one of them")
     found = pull_model(replace(name, revision=revision or name.revision))
     size = sum(file.stat().st_size for file in found.files)
     stderr.print(f"{name}: {len(found.files)} files, {format_size(size)}", markup=False, soft_wrap=True)

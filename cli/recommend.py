@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from moe_local.errors import BudgetError, MoeLocalError
 from moe_local.paths import cache_dir
 from moe_local.planning.machines import Machine, get_profile
-from moe_local.units import format_size, parse_size
+from moe_local.units import format_size, parse_budget
 
 from . import options as opt
 from .output import Console, echo_json
@@ -46,29 +44,31 @@ def recommend(
     """
     if context < 1:
         raise MoeLocalError(f"--context {context} is not a number of tokens")
-    machine = _machine(profile, _size(ram), _size(vram))
-    described = describe(machine, context)
+    described = describe(_machine(profile, ram, vram), context)
     if as_json:
         echo_json(described)
     else:
         _show(described)
 
 
-def _size(given: str | None) -> int | None:
-    return None if given is None else parse_size(given)
-
-
-def _machine(profile: str | None, ram: int | None, vram: int | None) -> Machine:
+def _machine(profile: str | None, ram: str | None, vram: str | None) -> Machine:
     """The machine asked for. Raises MoeLocalError for VRAM where there is no GPU."""
     if profile is not None:
-        return Machine.of(get_profile(profile), ram=ram, vram=vram)
+        known = get_profile(profile)
+        return Machine.of(known, ram=_amount(ram, known.ram), vram=_amount(vram, known.vram))
     from moe_local.bench.machine import this_machine
 
     from .session import progress
 
     with progress() as report:
         report("measuring memory and disk", 0.0)
-        return this_machine(cache_dir()).with_memory(ram=ram, vram=vram)
+        here = this_machine(cache_dir())
+    return here.with_memory(ram=_amount(ram, here.ram), vram=_amount(vram, here.vram or 0))
+
+
+def _amount(given: str | None, whole: int) -> int | None:
+    """Bytes, of a size or a share of what there is."""
+    return None if given is None else parse_budget(given, lambda: whole)
 
 
 def describe(machine: Machine, context: int) -> dict[str, Any]:
@@ -115,6 +115,9 @@ def _row(found: Suggestion) -> dict[str, Any]:
 
 
 def _show(d: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     from .plan_tables import WIDTH, gpu_caveat, speed
 
     machine, console = d["machine"], Console()

@@ -27,7 +27,7 @@ from .output import write as write
 if TYPE_CHECKING:
     from moe_local.engine import Engine
     from moe_local.generation.generate import Generation
-    from moe_local.generation.template import TemplateSettings
+    from moe_local.generation.template_settings import TemplateSettings
     from moe_local.planning.options import Options
     from moe_local.store.open import ModelFiles
 
@@ -41,10 +41,21 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
 
 
-def resolve(model: str | None) -> str | Path:
-    """The model to use: the one named, or the demo model, made on first use."""
+def resolve(model: str | None, *, stores: bool = True) -> Path:
+    """The model to use: the one named, downloaded if need be, or the demo model, made on first use. Imports no torch.
+
+    With `stores` a hub's model of which only a store is left is that store, which is said.
+    """
     if model is not None:
-        return model
+        from moe_local.checkpoint.hub import locate
+        from moe_local.planning.known_models import shipped_names
+        from moe_local.store.body import is_store
+        from moe_local.store.short_names import find_model
+
+        found = find_model(model, stores=stores, elsewhere=shipped_names)
+        if isinstance(found, Path) and is_store(found):
+            stderr.print(f"{model} is run from {found}", markup=False, soft_wrap=True)
+        return locate(str(found))
     from moe_local.demo import ensure_demo
 
     with progress() as report:
@@ -64,12 +75,13 @@ def load(
     With a `format` that is packed into, whatever MODEL is.
     """
     _quiet_libraries()
+    packs = format is not None or (pack and model is not None and options.dtype != "float32")
+    named = resolve(model, stores=packs and format is None)
     from moe_local import engine
-    from moe_local.generation.template import TemplateSettings
+    from moe_local.generation.template_settings import TemplateSettings
 
-    named = resolve(model)
     files: str | Path | ModelFiles = named
-    if format is not None or (pack and model is not None and options.dtype != "float32"):
+    if packs:
         files = _packed(named, format, options.dtype)
     with progress() as report:
         loaded = engine.load(files, options, report=report)
@@ -86,21 +98,26 @@ def tell(note: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
-def _packed(model: str | Path, format: str | None, dtype: str) -> str | Path | ModelFiles:
+def _packed(model: Path, format: str | None, dtype: str) -> Path | ModelFiles:
     """The files of the model's store, made now if need be; the model itself where there is no room for one."""
-    from moe_local.store.first_use import AUTO, ensure_packed
+    from moe_local.checkpoint.names import named_by
+    from moe_local.store.first_use import AUTO, Taken, ensure_packed
 
     try:
         with progress() as report:
-            files, made = ensure_packed(model, report, format or AUTO, dtype)
+            files, taken = ensure_packed(model, report, format or AUTO, dtype)
     except StorageError as error:
         if format is not None:
             raise
         stderr.print(f"not packed: {error.message}; the original is read", markup=False, soft_wrap=True)
         return model
-    if made:
-        store = files.checkpoint.directory
-        stderr.print(f"packed {model} once, into {store}; --no-pack reads the original", markup=False, soft_wrap=True)
+    said = {
+        Taken.PACKED: "packed {} once, into {}",
+        Taken.OTHER_STORE: "{} was packed with other settings: {} is run",
+    }
+    if taken in said:
+        told = said[taken].format(named_by(model), files.checkpoint.directory)
+        stderr.print(f"{told}; --no-pack reads the original", markup=False, soft_wrap=True)
     return files
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 PACKAGES = (
     "moe-local", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "safetensors",
@@ -24,6 +23,8 @@ TESTED_UP_TO = {
 
 def installed(package: str) -> str | None:
     """The version of a package; None where it is missing."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -37,6 +38,8 @@ def notes(versions: dict[str, str | None]) -> list[str]:
 
 
 def _note(name: str, number: str) -> str | None:
+    from packaging.version import InvalidVersion, Version
+
     try:
         given = Version(number)
     except InvalidVersion:
@@ -52,6 +55,11 @@ def _note(name: str, number: str) -> str | None:
 
 def _allowed(name: str) -> SpecifierSet:
     """What our own package's metadata allows; everything where it is not installed, or does not say."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
     try:
         given = [Requirement(line) for line in requires("moe-local") or []]
     except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -41,13 +41,36 @@ class Registry(Mapping[str, T]):
         """Raises MoeLocalError saying what there is to choose from."""
         return named(self, name, self._what, others=self._others)
 
+    def assert_named(self, name: str) -> None:
+        """The same without importing what the name stands for."""
+        if name not in self:
+            raise _unknown(self, name, self._what, self._others)
+
 
 def named(known: Mapping[str, T], name: str, what: str, *, others: Sequence[str] = ()) -> T:
     """What a user means by a name. Raises MoeLocalError saying what there is to choose from, and `others`."""
     if name not in known:
-        choice = ", ".join([*others, *known])
-        raise MoeLocalError(f"there is no {what} {name!r}", remedy=f"choose one of {choice}")
+        raise _unknown(known, name, what, others)
     return known[name]
+
+
+def _unknown(known: Iterable[str], name: str, what: str, others: Sequence[str]) -> MoeLocalError:
+    return MoeLocalError(f"there is no {what} {name!r}", remedy=choice(name, [*others, *known], "choose one of"))
+
+
+def choice(name: str, known: Iterable[str], use: str = "use") -> str:
+    """A remedy for a name that is none of those known: the one that was meant, as far as letters tell, and all."""
+    names = list(known)
+    close = closest(name, names)
+    return f"{f'did you mean {close[0]}? ' if close else ''}{use} {', '.join(names)}"
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the names that differ little from one, the nearest first; whether in capitals is no matter."""
+    from difflib import get_close_matches
+
+    spelt = {each.lower(): each for each in known}
+    return [spelt[each] for each in get_close_matches(name.lower(), spelt, n=3)]
 
 
 def load(package: str, home: str) -> Any:

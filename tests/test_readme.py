@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from moe_local.cli.commands import RUN
+from moe_local.cli.habits import ALIASES
 from moe_local.cli.main import app
 from moe_local.planning.machines import profiles
 
@@ -37,7 +39,7 @@ def test_readme_is_short() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_named_exists(name: str) -> None:
-    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    known = {*typer.main.get_command(app).commands, *ALIASES, RUN}  # type: ignore[attr-defined]
     assert set(re.findall(r"(?:`|\$ |```sh\n|&& )moe-local ([a-z]+)", TEXTS[name])) <= known
 
 

@@ -20,7 +20,9 @@ REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
 OPTIONS = {"device", "ram", "vram", "context", "experts", "dtype", "policy", "prefetch", "io", "warm"}
 METHODS = {"encode", "generate", "chat", "batch", "stats", "close"}
 COMMANDS = {
-    "chat", "generate", "batch", "bench", "plan", "inspect", "pack", "verify", "stores", "pull", "doctor", "eval",
+    "recommend",
+    "chat", "generate", "batch", "bench", "plan", "inspect", "pack", "verify", "list", "rm", "pull", "doctor",
+    "eval",
 }  # fmt: skip
 ELSEWHERE = {
     "moe_local.errors": {"MoeLocalError"},

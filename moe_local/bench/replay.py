@@ -18,6 +18,7 @@ from moe_local.memory.limits import cores
 from moe_local.policies import POLICIES
 from moe_local.policies.base import Policy
 from moe_local.policies.belady import BELADY
+from moe_local.registry import choice
 
 SCOPES = ("layer", "global")
 EVERY = "all"
@@ -65,7 +66,7 @@ def choose(names: Sequence[str]) -> list[Policy]:
         if name == EVERY:
             chosen |= POLICIES
         elif name not in known:
-            raise MoeLocalError(f"there is no policy {name!r}", remedy=f"choose of {EVERY}, {', '.join(known)}")
+            raise MoeLocalError(f"there is no policy {name!r}", remedy=choice(name, [EVERY, *known], "choose of"))
         else:
             chosen[name] = known[name]
     chosen.pop(BELADY.name, None)

@@ -12,11 +12,10 @@ from transformers.core_model_loading import WeightTransform
 from moe_local.checkpoint.gguf import SUFFIX, gguf_set, only_gguf, read_gguf
 from moe_local.checkpoint.header import TensorEntry, read_header
 from moe_local.checkpoint.json_file import read_json
+from moe_local.checkpoint.names import INDEX, SINGLE
 from moe_local.checkpoint.quantization import QUANT_FILE, quantization_of
 from moe_local.errors import CheckpointError, UnsupportedError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _LONGEST = 200  # letters of a file's name
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 

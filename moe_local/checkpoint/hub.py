@@ -9,10 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from moe_local.checkpoint.files import INDEX
 from moe_local.checkpoint.hub_files import choose_gguf, gguf_models, is_gguf, small_files, weight_files
 from moe_local.checkpoint.json_file import read_json
-from moe_local.checkpoint.names import EXAMPLE, GGUF_SUFFIX, HubName, cleaned, parse_hub_name
+from moe_local.checkpoint.names import EXAMPLE, GGUF_SUFFIX, INDEX, HubName, cleaned, parse_hub_name
 from moe_local.errors import (
     CheckpointError,
     DownloadError,
@@ -44,7 +43,7 @@ def locate(model: str) -> Path:
     """
     if not cleaned(model):
         raise CheckpointError("the model's name is empty", remedy=f"name a path or a hub id like {EXAMPLE}")
-    if (path := _local(model)) is not None:
+    if (path := local_path(model)) is not None:
         return path
     name = parse_hub_name(model)
     if name is None or _is_mistyped_path(name):
@@ -60,7 +59,7 @@ def _is_mistyped_path(name: HubName) -> bool:
     return file.endswith(GGUF_SUFFIX) and Path(file).parent.is_dir()
 
 
-def _local(model: str) -> Path | None:
+def local_path(model: str) -> Path | None:
     """The path that is meant, if there is one; `folder:QUANT` chooses among a folder's GGUF files."""
     for text in dict.fromkeys((model, cleaned(model))):
         if text.startswith("file://"):

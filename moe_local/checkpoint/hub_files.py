@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from moe_local.checkpoint.files import INDEX, SINGLE
-from moe_local.checkpoint.names import GGUF_SUFFIX, HubName
+from moe_local.checkpoint.names import GGUF_SUFFIX, INDEX, SINGLE, HubName
 from moe_local.errors import CheckpointError, UnsupportedError
 
 SAFETENSORS = ".safetensors"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from moe_local.errors import CheckpointError
 
 GGUF_SUFFIX = ".gguf"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 HOSTS = ("huggingface.co", "hf.co", "hf-mirror.com")
 EXAMPLE = "Qwen/Qwen3-30B-A3B"
 
@@ -43,6 +45,16 @@ class HubName:
 def cleaned(text: str) -> str:
     """Without what comes along when a name is copied: blanks and quotes around it."""
     return text.strip(_AROUND)
+
+
+def named_by(path: Path) -> str:
+    """What a model's folder or file is called: `owner/name` in the hub's cache, else its own name."""
+    parts = path.parts
+    if "snapshots" in parts[1:]:
+        folder = parts[parts.index("snapshots") - 1]
+        if folder.startswith("models--"):
+            return folder.removeprefix("models--").replace("--", "/", 1)
+    return path.name
 
 
 def parse_hub_name(text: str) -> HubName | None:

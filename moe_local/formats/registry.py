@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.errors import MoeLocalError
-from moe_local.registry import load
+from moe_local.registry import choice, load
 
 if TYPE_CHECKING:
     from moe_local.formats.base import Format, Packable
@@ -150,7 +150,7 @@ def dense_names() -> list[str]:
 def packed_encoding(name: str, group: int = 64) -> Encoding:
     """The encoding to pack into. Raises MoeLocalError for an unknown name or group size."""
     if name not in packable_names():
-        raise MoeLocalError(f"there is no format {name!r}", remedy=f"use {', '.join(packable_names())}")
+        raise MoeLocalError(f"there is no format {name!r}", remedy=choice(name, packable_names()))
     if group not in GROUP_SIZES:
         raise MoeLocalError(f"a group of {group} is not supported", remedy=f"use {', '.join(map(str, GROUP_SIZES))}")
     return Encoding(name, tuple(FORMATS[name].packed(group).items()))

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from moe_local.generation.template import ChatTemplate, TemplateSettings
+from moe_local.generation.template import ChatTemplate
+from moe_local.generation.template_settings import TemplateSettings
 
 # Special tokens that end a turn wherever they are used: what llama.cpp goes by where a file names none.
 _NAMES = frozenset(

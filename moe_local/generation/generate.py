@@ -18,7 +18,8 @@ from moe_local.generation.encoding import PromptEncoder
 from moe_local.generation.kv_reuse import KVState
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import AnswerStream, Halt, OnText, RefuseDamage, TokenStream
-from moe_local.generation.template import ChatTemplate, TemplateSettings
+from moe_local.generation.template import ChatTemplate
+from moe_local.generation.template_settings import TemplateSettings
 from moe_local.memory.limits import peak_memory
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.formulas import PREFILL_CHUNK

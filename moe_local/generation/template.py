@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
@@ -16,38 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from moe_local.errors import CheckpointError, MoeLocalError, first_line
 from moe_local.generation.bounded import bounded
 from moe_local.generation.channels import AnswerFormat, answer_format
+from moe_local.generation.template_settings import TemplateSettings, thinking
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}, and an answer's reasoning
 
-EFFORTS = ("low", "medium", "high")
-THINKING = ("on", "off", *EFFORTS)
-# What templates call the switch, and what they ask an earlier answer's reasoning by.
-_SWITCHES = ("enable_thinking", "thinking")
-_EFFORT = "reasoning_effort"
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _BETWEEN = "\n\n"  # texts that are joined
-
-
-def thinking(level: str | None) -> dict[str, Any]:
-    """The variables of a template that say so much thinking: on, off, low, medium or high. Raises MoeLocalError."""
-    if level is None:
-        return {}
-    if level not in THINKING:
-        raise MoeLocalError(f"--think {level} is unknown", remedy=f"use {', '.join(THINKING)}")
-    switches: dict[str, Any] = dict.fromkeys(_SWITCHES, level != "off")
-    return switches | ({_EFFORT: level} if level in EFFORTS else {})
-
-
-@dataclass(frozen=True)
-class TemplateSettings:
-    """What a user may say about chat templates."""
-
-    source: str | None = None  # in place of the model's
-    variables: Mapping[str, Any] = field(default_factory=dict)  # that it is told
-    level: str | None = None  # of thinking: on, off, low, medium or high
-
-    def __post_init__(self) -> None:
-        thinking(self.level)
 
 
 class ChatTemplate:

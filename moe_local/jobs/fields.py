@@ -10,7 +10,8 @@ from typing import Any
 
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
-from moe_local.generation.template import EFFORTS, Message, thinking
+from moe_local.generation.template import Message
+from moe_local.generation.template_settings import EFFORTS, thinking
 
 Fields = dict[str, Any]
 NUMBER, COUNT = (int, float), (int,)

@@ -20,7 +20,7 @@ from typing import Any
 
 from moe_local.errors import MoeLocalError, UnsupportedError, first_line
 from moe_local.generation.batch import Answer, Request
-from moe_local.generation.template import TemplateSettings
+from moe_local.generation.template_settings import TemplateSettings
 from moe_local.paths import cache_dir
 from moe_local.planning.options import Options
 

@@ -13,6 +13,9 @@ from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.planning.config_fields import short
 from moe_local.planning.families import model_sizes
 from moe_local.planning.sizes import ModelSizes
+from moe_local.registry import choice
+from moe_local.store.known import known_models
+from moe_local.store.short_names import find_model, matching
 
 _LARGEST_FILE = 1 << 24  # bytes: the longest published config.json has some thousands
 
@@ -25,15 +28,38 @@ def find_sizes(model: str) -> ModelSizes:
     """
     if (file := _local(model)) is not None:
         return model_sizes(read_config(file), model, str(file))
-    name = parse_hub_name(model)
-    described = shipped().get(name.repo.lower()) if name else None
-    if described is not None:
+    if (described := _shipped(model)) is not None:
         return model_sizes(described["config"], described["name"], f"{described['name']}'s configuration")
+    if parse_hub_name(model) is None and (here := matching(model, known_models())):
+        return find_sizes(str(find_model(model) if len(here) > 1 else here[0].where))
+    names = shipped_names()
     raise CheckpointError(
         f"{short(model)} is not here",
-        remedy="`moe-local pull` downloads a model; or give a config.json, or one of"
-        f" {', '.join(known['name'] for known in shipped().values())}",
+        remedy=choice(model, names, "`moe-local pull` downloads a model; or give a config.json, or one of"),
     )
+
+
+def shipped_names() -> list[str]:
+    """Hub ids of the models whose configurations come with moe-local."""
+    return [known["name"] for known in shipped().values()]
+
+
+def _shipped(model: str) -> dict[str, Any] | None:
+    """What comes with moe-local of a hub's model; also by its name without an owner, or by the beginning of that.
+
+    Raises CheckpointError where several begin so.
+    """
+    name, known = parse_hub_name(model), shipped()
+    if name is not None:
+        return known.get(name.repo.lower())
+    begun = model.lower()
+    called = [each for each in known if each.rpartition("/")[2] == begun]
+    found = called or [each for each in known if begun and each.rpartition("/")[2].startswith(begun)]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{model} may be {' or '.join(known[each]['name'] for each in found)}", remedy="write more of the name"
+        )
+    return known[found[0]] if found else None
 
 
 def _local(model: str) -> Path | None:

@@ -8,6 +8,7 @@ from moe_local.errors import MoeLocalError
 from moe_local.experts.misses import MISSES
 from moe_local.policies import DEFAULT_POLICY, POLICIES
 from moe_local.prediction import PREDICTORS
+from moe_local.registry import choice
 
 IO_MODES = ("auto", "direct", "buffered")
 ACTIVATIONS = ("int8", "bf16")
@@ -43,17 +44,17 @@ class Options:
     logits_per_pass: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 
     def __post_init__(self) -> None:
-        POLICIES.named(self.policy)
+        POLICIES.assert_named(self.policy)
         if self.io not in IO_MODES:
-            raise MoeLocalError(f"--io {self.io} is unknown", remedy=f"use {', '.join(IO_MODES)}")
+            raise MoeLocalError(f"--io {self.io} is unknown", remedy=choice(self.io, IO_MODES))
         if self.activations not in ACTIVATIONS:
             raise MoeLocalError(
-                f"--activations {self.activations} is unknown", remedy=f"use {', '.join(ACTIVATIONS)}"
+                f"--activations {self.activations} is unknown", remedy=choice(self.activations, ACTIVATIONS)
             )
         if self.misses not in MISSES:
             raise MoeLocalError(f"--misses {self.misses} is unknown", remedy=f"use {', '.join(MISSES)}")
         if self.prefetch != "off":
-            PREDICTORS.named(self.prefetch)
+            PREDICTORS.assert_named(self.prefetch)
         if self.max_sequences < 1 or self.tokens_per_sequence < 1:
             raise MoeLocalError(
                 f"{self.max_sequences} sequences of {self.tokens_per_sequence} tokens cannot be generated"

@@ -11,6 +11,7 @@ from moe_local.model.buffers import columns, rows_decoded
 from moe_local.planning.formulas import ForwardPass, decoding_bytes, kv_cache_bytes, program_bytes, router_copy_bytes
 from moe_local.planning.needs import Needs
 from moe_local.planning.sizes import Matrices, ModelSizes
+from moe_local.registry import choice
 
 EXPERT_FORMATS = tuple(packable_names())
 DENSE_FORMATS = ("keep", *dense_names())
@@ -41,7 +42,9 @@ class Formats:
             ("--dense-format", self.dense, DENSE_FORMATS),
         ):
             if value not in known:
-                raise MoeLocalError(f"{option} {value} is unknown", remedy=f"use one of {', '.join(map(str, known))}")
+                raise MoeLocalError(
+                    f"{option} {value} is unknown", remedy=choice(str(value), map(str, known), "use one of")
+                )
 
 
 def encoded_bytes(matrices: Matrices, format: str, group: int = 64) -> int:

@@ -8,11 +8,37 @@
 While it is being made it is called DIR.partial and has a journal in place of the manifest.
 """
 
-from moe_local.store.job import Packing
-from moe_local.store.manifest import MANIFEST, is_store
-from moe_local.store.packer import pack
-from moe_local.store.read import open_store
-from moe_local.store.store_index import Stored, cached_store, stores
-from moe_local.store.verify import verify
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_local.store.body import MANIFEST, is_store
+    from moe_local.store.finding import cached_store
+    from moe_local.store.job import Packing
+    from moe_local.store.packer import pack
+    from moe_local.store.read import open_store
+    from moe_local.store.store_index import Stored, stores
+    from moe_local.store.verification import verify
 
 __all__ = ["MANIFEST", "Packing", "Stored", "cached_store", "is_store", "open_store", "pack", "stores", "verify"]
+
+_HOMES = {
+    "MANIFEST": "body",
+    "is_store": "body",
+    "cached_store": "finding",
+    "Packing": "job",
+    "pack": "packer",
+    "open_store": "read",
+    "Stored": "store_index",
+    "stores": "store_index",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch and transformers only when something that needs them is asked for."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

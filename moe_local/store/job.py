@@ -16,17 +16,18 @@ from torch import Tensor
 
 from moe_local.checkpoint.catalog import Catalog, LayerCatalog, distinct, shared
 from moe_local.checkpoint.encoding import Encoding
-from moe_local.checkpoint.files import INDEX, Checkpoint
+from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import TensorEntry
+from moe_local.checkpoint.names import INDEX
 from moe_local.checkpoint.quantization import QUANT_FILE
 from moe_local.checkpoint.record import Layout, Source
 from moe_local.checkpoint.schemes import method
 from moe_local.formats.records import decode_projection
 from moe_local.formats.registry import nearest
 from moe_local.memory.files import FileReader
+from moe_local.store.body import MANIFEST, VERSION
 from moe_local.store.dense_packing import DensePlan, plan_dense
 from moe_local.store.encode import encode_record, encoded_specs, packed_layout
-from moe_local.store.manifest import MANIFEST, VERSION
 from moe_local.store.open import ModelFiles
 from moe_local.store.source import read_record
 from moe_local.store.writer import Planned

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +12,10 @@ from typing import Any, TypeVar
 import torch
 
 from moe_local.checkpoint.encoding import Encoding
-from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.record import Array, Layout, Matrix, Projection
 from moe_local.errors import CheckpointError, first_line
+from moe_local.store.body import MANIFEST, VERSION, again, digest, read_body
 
-MANIFEST = "moe-local.json"
-VERSION = 2
 DENSE = "dense.safetensors"
 _MOST = 1 << 50  # of any size, in bytes or elements
 _LONGEST = 255  # characters of a file's name
@@ -85,7 +81,7 @@ class Manifest:
             "headers": dict(self.headers),
             "files": dict(self.files),
         }
-        text = json.dumps({"digest": _digest(body), **body}, indent=1)
+        text = json.dumps({"digest": digest(body), **body}, indent=1)
         with file.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
@@ -94,33 +90,13 @@ class Manifest:
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Raises CheckpointError when it is damaged or of another version."""
-        file = directory / MANIFEST
-        again = f"delete {directory} and pack it again"
-        try:
-            body = read_json(file)
-        except CheckpointError as error:
-            raise CheckpointError(error.message, remedy=again) from error
-        if body.pop("digest", None) != _digest(body):
-            raise CheckpointError(f"{file} is damaged: its digest does not match", remedy=again)
-        if body.get("version") != VERSION:
-            raise _of_another_version(directory, body)
+        body = read_body(directory)
         try:
             return _from_json(body)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file} makes no sense ({first_line(error)})", remedy=again) from error
-
-
-class OutdatedError(CheckpointError):
-    """A store that another version of moe-local packed."""
-
-
-def _of_another_version(directory: Path, body: Mapping[str, Any]) -> OutdatedError:
-    source = body.get("source")
-    name = source.get("name") if isinstance(source, dict) else None
-    return OutdatedError(
-        f"{directory} was packed by another version of moe-local (layout {body.get('version')!r}, not {VERSION})",
-        remedy=f"pack it again: moe-local pack {shlex.quote(str(name or 'MODEL'))} -o {shlex.quote(str(directory))}",
-    )
+            raise CheckpointError(
+                f"{directory / MANIFEST} makes no sense ({first_line(error)})", remedy=again(directory)
+            ) from error
 
 
 def _from_json(body: Mapping[str, Any]) -> Manifest:
@@ -219,14 +195,6 @@ def _object(value: object, of: Callable[[object], T]) -> dict[str, T]:
 def _shape(value: object) -> tuple[int, int]:
     out, width = (_natural(count) for count in _list(value))
     return out, width
-
-
-def is_store(directory: Path) -> bool:
-    return (directory / MANIFEST).exists()
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:

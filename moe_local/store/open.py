@@ -22,7 +22,8 @@ from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.hub import locate
 from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.formats.registry import supports
-from moe_local.store.manifest import is_store
+from moe_local.registry import choice
+from moe_local.store.body import is_store
 from moe_local.store.read import open_store
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -90,7 +91,7 @@ def _dtype(name: str) -> torch.dtype | None:
     if name == "auto":
         return None
     if name not in _DTYPES:
-        raise MoeLocalError(f"--dtype {name} is unknown", remedy=f"use auto, {', '.join(_DTYPES)}")
+        raise MoeLocalError(f"--dtype {name} is unknown", remedy=choice(name, ["auto", *_DTYPES]))
     return _DTYPES[name]
 
 

@@ -24,9 +24,10 @@ from moe_local.errors import MoeLocalError, StorageError
 from moe_local.files import locked
 from moe_local.formats.registry import packable
 from moe_local.memory.files import FileReader
+from moe_local.store.body import MANIFEST, OutdatedError, is_store
 from moe_local.store.encode import encode_record, encode_tensor
 from moe_local.store.job import Job, small_files
-from moe_local.store.manifest import DENSE, MANIFEST, Manifest, OutdatedError, StoredLayer, StoredMatrix, is_store
+from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
 from moe_local.store.progress import JOURNAL, Journal
 from moe_local.store.read import header_checksum
 from moe_local.store.source import records

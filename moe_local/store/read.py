@@ -18,8 +18,9 @@ from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.record import EncodedTensor, Extent
 from moe_local.checkpoint.regular import open_regular, read_regular
 from moe_local.errors import CheckpointError, first_line
+from moe_local.store.body import MANIFEST
 from moe_local.store.checks import assert_of_model, assert_sound, assert_stored
-from moe_local.store.manifest import DENSE, MANIFEST, Manifest, StoredLayer, StoredMatrix
+from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
 
 _MOST_SMALL = 256 << 20  # bytes
 _AGAIN = "`moe-local verify` tells which parts; pack it again"

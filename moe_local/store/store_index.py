@@ -1,20 +1,16 @@
-"""The stores in the cache folder: where one of a checkpoint belongs, and which there are."""
+"""The stores in the cache folder. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_local.checkpoint.files import Checkpoint
-from moe_local.errors import CheckpointError, MoeLocalError, StorageError
+from moe_local.checkpoint.names import named_by
+from moe_local.errors import CheckpointError
 from moe_local.paths import cache_dir
-from moe_local.store.job import Job, Packing, fingerprint
-from moe_local.store.manifest import Manifest, is_store
+from moe_local.store.body import FIELDS, MANIFEST, is_store, read_body
 from moe_local.store.progress import is_unfinished
-
-_DIGITS = 8  # of a fingerprint, at the end of a store's name
 
 
 @dataclass(frozen=True)
@@ -29,43 +25,19 @@ class Stored:
 
     @property
     def whole(self) -> bool:
-        return bool(self.formats)
+        return bool(self.formats) and not self.formats.startswith(_WRONG)
+
+    @property
+    def model(self) -> str:
+        """What it was packed from, as its users call it; "" where it does not say."""
+        return named_by(Path(self.source)) if self.source else ""
+
+
+_WRONG = ("damaged: ", "cannot be read ")
 
 
 def folder() -> Path:
     return cache_dir() / "stores"
-
-
-def cached_store(job: Job) -> Path:
-    """Where the store of this packing belongs in the cache folder."""
-    name = job.checkpoint.directory.resolve().name[:80]
-    formats = f"{job.expert_formats}-dense-{job.dense_formats}".replace(" and ", "-").replace(" ", "-")
-    return folder() / f"{name}-{formats}-{job.identity['fingerprint'][:_DIGITS]}"
-
-
-@dataclass(frozen=True)
-class FoundStore:
-    """A store of a checkpoint, whole as far as its manifest says, and what packing it cost: see `relative_error`."""
-
-    directory: Path
-    error: float
-
-
-def find_store(checkpoint: Checkpoint, packing: Packing) -> FoundStore | None:
-    """The store of the cache folder that was packed from these very files when this packing was asked for.
-
-    None where there is no such store, or only one that is damaged or does not say what was asked for: what packing
-    would make, and so `cached_store`, is known once the checkpoint is understood.
-    """
-    digest, asked = fingerprint(checkpoint), packing.asked_of(checkpoint)
-    for directory in sorted(folder().glob(f"*-{digest[:_DIGITS]}")):
-        try:
-            source = Manifest.read(directory).source
-            if (source["fingerprint"], source["asked"]) == (digest, asked):
-                return FoundStore(directory, float(source["error"]))
-        except (CheckpointError, OSError, KeyError, ValueError):
-            continue
-    return None
 
 
 def stores() -> list[Stored]:
@@ -78,7 +50,9 @@ def _found() -> Iterator[Stored]:
         return
     for directory in folder().iterdir():
         try:
-            if not directory.is_dir() or not (is_store(directory) or is_unfinished(directory)):
+            if directory.name.startswith(".") or not directory.is_dir():  # the former are being removed
+                continue
+            if not (is_store(directory) or is_unfinished(directory)):
                 continue
         except OSError as error:  # of somebody else, perhaps
             yield Stored(directory.name, directory, 0, "", f"cannot be read ({error.strerror})")
@@ -98,22 +72,13 @@ def _size(directory: Path) -> int:
 def _described(directory: Path) -> tuple[str, str]:
     """Source and formats of a store; what is wrong with it in their place."""
     try:
-        manifest = Manifest.read(directory)
+        body = read_body(directory)
+        {field: body[field] for field in FIELDS}
+        told = (body["source"]["name"], body["formats"]["experts"], body["formats"]["dense"])
+        if not all(isinstance(text, str) for text in told):
+            raise TypeError("something else where a text belongs")
     except CheckpointError as error:
         return "", f"damaged: remove it ({error.message})"
-    return manifest.source["name"], f"{manifest.formats['experts']}, dense {manifest.formats['dense']}"
-
-
-def remove(name: str) -> Stored:
-    """Deletes a store of the cache folder. Raises MoeLocalError if there is none of this name."""
-    found = next((stored for stored in stores() if stored.name == name), None)
-    if found is None:
-        raise MoeLocalError(f"there is no store {name!r}", remedy="`moe-local stores` lists them")
-    try:
-        if found.directory.is_symlink():
-            found.directory.unlink()
-        else:
-            shutil.rmtree(found.directory)
-    except OSError as error:
-        raise StorageError(f"cannot remove {found.directory} ({error})", remedy="check its permissions") from error
-    return found
+    except (KeyError, TypeError) as error:
+        return "", f"damaged: remove it ({directory / MANIFEST} makes no sense: {error})"
+    return told[0], f"{told[1]}, dense {told[2]}"

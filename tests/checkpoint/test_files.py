@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_local.checkpoint.files import INDEX, Checkpoint
+from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.names import INDEX
 from moe_local.checkpoint.schemes import method
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 

@@ -22,8 +22,9 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`run("generate", path, "-p", "hi")`; keeps to a cache folder of its own."""
+    """`run("generate", path, "-p", "hi")`; keeps to cache folders of its own."""
     monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def invoke(*arguments: object, stdin: str | None = None) -> Result:
         return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)

@@ -28,7 +28,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_the_figures(run: Run, qwen: Path, text: Path) -> None:
-    result = run("eval", qwen, "--text", text, "--window", "64", "--context", "128", "--experts", "50%")
+    result = run("eval", qwen, "--text", text, "--window", "64", "--context", "128", "--experts", "50%", "--no-pack")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("perplexity ")
     assert "windows of 64, stride 32" in result.stdout
@@ -36,7 +36,9 @@ def test_the_figures(run: Run, qwen: Path, text: Path) -> None:
 
 
 def test_json(run: Run, qwen: Path, text: Path) -> None:
-    result = run("eval", qwen, "--text", text, "--limit", "100", "--json", "--window", "64", "--stride", "16")
+    result = run(
+        "eval", qwen, "--text", text, "--limit", "100", "--json", "--window", "64", "--stride", "16", "--no-pack"
+    )
     assert result.exit_code == 0, result.output
     out = json.loads(result.stdout)
     assert out["tokens"] == 99
@@ -45,6 +47,14 @@ def test_json(run: Run, qwen: Path, text: Path) -> None:
     assert out["perplexity"] > 1
     assert out["tokens_per_second"] > 0
     assert "kl_divergence" not in out
+
+
+def test_it_measures_what_chat_runs(run: Run, qwen: Path, text: Path) -> None:
+    """The packed model, unless told otherwise."""
+    short = ("-f", text, "--limit", "50", "--json")
+    packed, original = (json.loads(run("eval", qwen, *short, *extra).stdout) for extra in ((), ("--no-pack",)))
+    assert packed["expert_format"].startswith("int4")
+    assert (original["expert_format"], original["perplexity"] != packed["perplexity"]) == ("fp32", True)
 
 
 def test_defaults(run: Run, qwen: Path, text: Path) -> None:
@@ -59,7 +69,7 @@ def test_against(run: Run, qwen: Path, text: Path, tmp_path: Path) -> None:
     result = run("eval", qwen, "--against", other, "--text", text, "--json", "--limit", "100")
     assert result.exit_code == 0, result.output
     out = json.loads(result.stdout)
-    alone = json.loads(run("eval", other, "--text", text, "--json", "--limit", "100").stdout)
+    alone = json.loads(run("eval", other, "--text", text, "--json", "--limit", "100", "--no-pack").stdout)
     assert out["kl_divergence"] > 0.1
     assert 0 <= out["top1_agreement"] < 1
     assert out["reference_perplexity"] == alone["perplexity"] != out["perplexity"]

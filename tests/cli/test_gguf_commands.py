@@ -47,7 +47,9 @@ def test_eval_against_other_weights(run: Run, model: Path, tmp_path: Path) -> No
     write_tiny_gguf(architecture("qwen3_moe"), tmp_path / "original.gguf", "F32")
     write_tiny_gguf(architecture("qwen3_moe"), tmp_path / "better.gguf", "Q8_0")
     figures = [
-        json.loads(run("eval", file, "--against", tmp_path / "original.gguf", "--text", text, "--json").stdout)
+        json.loads(
+            run("eval", file, "--against", tmp_path / "original.gguf", "--text", text, "--json", "--no-pack").stdout
+        )
         for file in (model, tmp_path / "better.gguf")
     ]
     assert [figure["expert_format"] for figure in figures] == ["gguf-Q4_0", "gguf-Q8_0"]

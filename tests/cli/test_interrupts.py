@@ -91,7 +91,7 @@ def test_children_of_tests_take_ctrl_c(ignored: bool, endless: Path, monkeypatch
 
 @pytest.mark.parametrize(
     "command",
-    [("--help",), ("--version",), PLAN, (*PLAN, "--profile", "cpu-only"), (*PLAN, "--json"), ("stores",), ("doctor",),
+    [("--help",), ("--version",), PLAN, (*PLAN, "--profile", "cpu-only"), (*PLAN, "--json"), ("list",), ("doctor",),
      ("inspect", "MODEL"), ("verify", "STORE"), ("pack", "MODEL"), ("batch", "TEXT", "MODEL", "-n", "3", "--no-pack"),
      ("chat", "--help"), ("eval", "MODEL", "--text", "TEXT")],
     ids=" ".join,

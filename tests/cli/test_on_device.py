@@ -44,12 +44,12 @@ def test_memory_that_runs_out_ends_as_a_budget_that_is_too_small(gpu: PretendCud
 def test_a_dtype_does_not_keep_from_packing(run: Run, qwen: Path, dtype: str) -> None:
     result = run("generate", qwen, "-p", "hello", "-n", "4", "--dtype", dtype)
     assert result.exit_code == 0
-    assert len(json.loads(run("stores", "--json").stdout)) == 1
+    assert len(json.loads(run("list", "--json").stdout)) == 1
 
 
 def test_float32_reads_the_original(run: Run, qwen: Path) -> None:
     assert run("generate", qwen, "-p", "hello", "-n", "4", "--dtype", "float32").exit_code == 0
-    assert json.loads(run("stores", "--json").stdout) == []
+    assert json.loads(run("list", "--json").stdout) == []
 
 
 @pytest.mark.skipif(native.missing() is not None, reason="needs kernels for the CPU")

@@ -1,4 +1,4 @@
-"""`pack`, `verify`, `stores`, and packing on first use."""
+"""`pack`, `verify`, and packing on first use."""
 
 from __future__ import annotations
 
@@ -41,21 +41,15 @@ def test_first_use_packs_once(run: Run, qwen: Path) -> None:
     assert "--no-pack" in first.stderr
     assert again.stderr == ""
     assert json.loads(first.stdout)["text"] == json.loads(again.stdout)["text"]
-    (stored,) = json.loads(run("stores", "--json").stdout)
-    assert stored["whole"]
-    assert stored["source"] == str(qwen)
-    assert stored["formats"] == "int4-g64 and int8, dense int8"  # int8 where a matrix is too narrow for groups
-    assert "int8" in run("stores").stdout
-    assert "removed" in run("stores", "--remove", stored["name"]).stdout
-    assert json.loads(run("stores", "--json").stdout) == []
-    assert "no stores" in run("stores").stdout
-    expect_error(run("stores", "--remove", stored["name"]), "no store")
+    (stored,) = json.loads(run("list", "--json").stdout)
+    assert (stored["kind"], stored["whole"], stored["model"]) == ("store", True, qwen.name)
+    assert stored["format"] == "int4-g64 and int8, dense int8"  # int8 where a matrix is too narrow for groups
 
 
 def test_no_pack_reads_the_original(run: Run, qwen: Path) -> None:
     result = run("generate", qwen, "-p", "hello", "-n", "4", "--no-pack")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "no stores" in run("stores").stdout
+    assert run("list", "--json").stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

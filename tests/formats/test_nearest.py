@@ -80,9 +80,9 @@ def test_four_bit_integers_are_kept(
     job = first_use.plan(source, first_use.choose())
     assert job.expert_formats == "int4-g32"
     assert (relative_error(job) < 0.004) == lossless
-    files, now = first_use.ensure_packed(source, lambda stage, fraction: None)
+    files, taken = first_use.ensure_packed(source, lambda stage, fraction: None)
     made = files.checkpoint.directory
-    assert (now, made == source) == (lossless, not lossless)
+    assert (taken is first_use.Taken.PACKED, made == source) == (lossless, not lossless)
     if lossless:
         kept = {m.path.rpartition(".")[2] for m in open_store(made).manifest.matrices if m.encoding.format == "int4"}
         assert kept >= {"q_proj", "o_proj"}

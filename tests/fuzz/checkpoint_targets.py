@@ -12,8 +12,9 @@ import numpy as np
 
 from moe_local.checkpoint.architecture import load_config
 from moe_local.checkpoint.catalog import build_catalog
-from moe_local.checkpoint.files import INDEX, Checkpoint
+from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.header import read_header
+from moe_local.checkpoint.names import INDEX
 from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.generation.defaults import generation_defaults

@@ -8,7 +8,7 @@ from random import Random
 
 from moe_local.experts.warm import _read as read_warm
 from moe_local.store import MANIFEST, first_use, pack, verify
-from moe_local.store.manifest import _digest
+from moe_local.store.body import digest
 from moe_local.store.progress import JOURNAL, Journal
 from moe_local.testing import architecture, write_tiny_checkpoint
 from tests.fuzz.mutate import damaged, early, spoilt, spoilt_json, spoilt_lines
@@ -29,8 +29,8 @@ class StoreManifest(Target):
 
     def damage(self, random: Random) -> None:
         body = spoilt(random, self.body)
-        digest = {"digest": _digest(body)} if isinstance(body, dict) else {}
-        text = json.dumps({**digest, **body} if isinstance(body, dict) else body)
+        stamp = {"digest": digest(body)} if isinstance(body, dict) else {}
+        text = json.dumps({**stamp, **body} if isinstance(body, dict) else body)
         self.file.write_text(text if random.random() < 0.95 else damaged(random, text.encode()).decode("latin-1"))
 
     def open(self) -> None:

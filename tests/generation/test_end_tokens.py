@@ -12,7 +12,8 @@ from transformers.models.qwen3_moe import Qwen3MoeConfig
 from moe_local import Options, Sampling, load
 from moe_local.generation import channels
 from moe_local.generation.end_tokens import with_end_tokens
-from moe_local.generation.template import ChatTemplate, TemplateSettings
+from moe_local.generation.template import ChatTemplate
+from moe_local.generation.template_settings import TemplateSettings
 from moe_local.testing import architecture, tiny_tokenizer, write_tiny_checkpoint
 from tests.generation.speaking import made_to_say, tokenizer_with, write_tokenizer
 

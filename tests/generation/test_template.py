@@ -13,7 +13,8 @@ import pytest
 from moe_local import Options, Request, Sampling, load
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.bounded import bounded
-from moe_local.generation.template import ChatTemplate, TemplateSettings, thinking
+from moe_local.generation.template import ChatTemplate
+from moe_local.generation.template_settings import TemplateSettings, thinking
 from moe_local.testing import architecture, write_tiny_checkpoint
 from tests.generation.speaking import made_to_say, tokenizer_with, write_tokenizer
 

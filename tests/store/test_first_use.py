@@ -17,8 +17,10 @@ from moe_local.errors import CheckpointError
 from moe_local.planning.plan_load import plan_load
 from moe_local.store import MANIFEST, first_use, pack
 from moe_local.store import open as open_module
+from moe_local.store.finding import cached_store, find_store
+from moe_local.store.first_use import Taken
 from moe_local.store.manifest import Manifest
-from moe_local.store.store_index import cached_store, find_store, folder
+from moe_local.store.store_index import folder
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.quantised import rewrite_checkpoint
 from tests.checkpoint.schemes.test_gptq import Writer
@@ -37,8 +39,8 @@ def model(qwen: Path, tmp_path: Path) -> Path:
 
 
 def ensure(model: Path, format: str = "auto") -> tuple[Path, bool]:
-    files, made = first_use.ensure_packed(model, lambda stage, fraction: None, format)
-    return files.checkpoint.directory, made
+    files, taken = first_use.ensure_packed(model, lambda stage, fraction: None, format)
+    return files.checkpoint.directory, taken is Taken.PACKED
 
 
 def pack_by_hand(model: Path, format: str = "auto", group: int = 64) -> Path:
@@ -82,6 +84,18 @@ def test_a_store_packed_by_hand_answers_where_the_same_would_come(
     store = pack_by_hand(model, *names)
     found = find_store(Checkpoint.open(model), first_use.choose())
     assert (found is not None and found.directory == store) == answers
+
+
+def test_a_store_packed_with_other_settings_is_taken(model: Path) -> None:
+    """The newest, unless the usual one is there; a format that is asked for is packed."""
+    pack_by_hand(model, "int8")
+    newer = pack_by_hand(model, "int4", 32)
+    os.utime(newer / MANIFEST, (1e10, 1e10))
+    files, taken = first_use.ensure_packed(model, lambda stage, fraction: None)
+    assert (files.checkpoint.directory, taken) == (newer, Taken.OTHER_STORE)
+    usual, made = ensure(model, "int4")
+    assert made
+    assert ensure(model) == (usual, False)
 
 
 def foreign_file(store: Path) -> None:
@@ -166,7 +180,7 @@ def test_what_packing_would_not_make_faster_is_understood_once(
     source = rewrite_checkpoint(plain, tmp_path / "mxfp4", lambda n, t: mxfp4(n, t) or {n: t}, MXFP4)
     understood: list[object] = []
     monkeypatch.setattr(open_module, "load_config", lambda of: understood.append(of) or load_config(of))
-    files, made = first_use.ensure_packed(source, lambda stage, fraction: None)
+    files, taken = first_use.ensure_packed(source, lambda stage, fraction: None)
     load_plan = plan_load(files)
-    assert (load_plan.checkpoint.directory, made, len(understood)) == (source, False, 1)
+    assert (load_plan.checkpoint.directory, taken, len(understood)) == (source, Taken.AS_IT_IS, 1)
     assert not folder().exists()

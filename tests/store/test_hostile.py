@@ -16,7 +16,7 @@ from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
 from moe_local.store import MANIFEST, first_use, pack, stores, verify
-from moe_local.store.manifest import _digest
+from moe_local.store.body import digest
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def edit(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
     body = json.loads((store / MANIFEST).read_text())
     body.pop("digest")
     change(body)
-    (store / MANIFEST).write_text(json.dumps({"digest": _digest(body), **body}))
+    (store / MANIFEST).write_text(json.dumps({"digest": digest(body), **body}))
 
 
 def _layout(body: dict[str, Any]) -> Any:

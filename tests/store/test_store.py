@@ -21,8 +21,10 @@ from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
-from moe_local.store import first_use, is_store, manifest, open_store, pack, store_index, verify
-from moe_local.store.manifest import MANIFEST
+from moe_local.store import first_use, is_store, open_store, pack, stores, verify
+from moe_local.store.body import MANIFEST, digest
+from moe_local.store.known import known_models
+from moe_local.store.removal import remove
 from moe_local.testing import architecture, architectures, tiny_inputs, whole_architectures, write_tiny_checkpoint
 from tests.processes import MOE, start
 
@@ -215,7 +217,7 @@ def _as_of_another_version(directory: Path) -> None:
     body = json.loads((directory / MANIFEST).read_text())
     del body["digest"]
     body["version"] = 1
-    (directory / MANIFEST).write_text(json.dumps({"digest": manifest._digest(body), **body}))
+    (directory / MANIFEST).write_text(json.dumps({"digest": digest(body), **body}))
 
 
 def test_a_store_of_another_version_is_packed_again(qwen: Path, store: Path, tmp_path: Path) -> None:
@@ -293,11 +295,10 @@ def test_the_library_knows_its_own(qwen: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "stores" / "mine").mkdir()
     (tmp_path / "stores" / "mine" / "file").write_text("precious")
     (made / MANIFEST).write_text("{")
-    (stored,) = store_index.stores()
+    (stored,) = stores()
     assert "damaged" in stored.formats
-    with pytest.raises(MoeLocalError, match="no store"):
-        store_index.remove("mine")
-    store_index.remove(stored.name)
+    (known,) = known_models()
+    remove(known)
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["mine"]
 
 
