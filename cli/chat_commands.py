@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from moe_local.errors import MoeLocalError
 
 from .chat_settings import SETTINGS, changed, closest, setting, shown
-from .editor import edited
 from .output import echo, echo_json
 from .stats import stats_lines
 from .typed import Command
@@ -113,7 +112,7 @@ class ChatCommands:
         echo(last.reasoning if last is not None and last.reasoning else "(the last answer had no reasoning)")
 
     def do_edit(self, argument: str) -> None:
-        self._lines.begin_with(edited(argument))
+        self._lines.edit(argument)
 
     def do_regenerate(self, argument: str) -> None:
         self._conversation.regenerate()

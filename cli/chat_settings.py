@@ -14,7 +14,6 @@ from moe_local.generation.sampling import Sampling
 SETTINGS = tuple(field.name for field in fields(Sampling))
 DEFAULT = "default"
 _WHOLE = ("max_new_tokens", "top_k", "seed")
-_OF_CHANCE = ("temperature", "top_p", "top_k", "min_p")  # without effect where the likeliest token is taken
 
 
 def setting(name: str) -> str:
@@ -61,7 +60,7 @@ def shown(sampling: Sampling, name: str, config: Any) -> str:
         return " ".join(json.dumps(each, ensure_ascii=False) for each in value) or "(none)"
     if value is not None:
         return str(value)
-    if name in _OF_CHANCE and not config.do_sample:
+    if name == "temperature" and not config.do_sample:
         return "(the model's: greedy)"
     of_model = getattr(config, name, None)
     return "(none)" if of_model is None else f"(the model's: {of_model})"

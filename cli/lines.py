@@ -21,8 +21,8 @@ class Lines(Protocol):
     def next(self) -> Command | str | None:
         """The next message or command; None at the end of input."""
 
-    def begin_with(self, text: str) -> None:
-        """Has the next message begin with a text, which the user may change."""
+    def edit(self, text: str) -> None:
+        """Has the user change a text in an editor; the next message begins with it. MoeLocalError where it fails."""
 
 
 class PlainLines:
@@ -37,8 +37,8 @@ class PlainLines:
             raise MoeLocalError(f"what was typed is not {error.encoding} text") from error
         return None if line is None else read_line(line)
 
-    def begin_with(self, text: str) -> None:
-        raise MoeLocalError("a text can be edited at a terminal only", remedy="write it as lines")
+    def edit(self, text: str) -> None:
+        raise MoeLocalError("an editor needs a terminal", remedy="write the message as a line")
 
 
 def _piped() -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.cells import cell_len, set_cell_size
+from rich.control import Control
+from rich.segment import ControlType
 
-from .output import visible
+from .output import stderr
+
+_CLEARED = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
 
 @contextmanager
@@ -18,15 +20,8 @@ def announced(text: str) -> Iterator[None]:
     if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
-    width = shutil.get_terminal_size().columns - 1
-    shown = visible(text.replace("\n", " "))
-    _put(set_cell_size(shown, min(cell_len(shown), width)))
+    stderr.print(text.replace("\n", " "), end="", markup=False, no_wrap=True, overflow="ellipsis")
     try:
         yield
     finally:
-        _put("\r" + " " * width + "\r")
-
-
-def _put(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+        stderr.control(_CLEARED)

@@ -18,6 +18,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from moe_local.files import atomic_write
 
 from .chat_commands import FILES, NAMES
+from .editor import edited
 from .lines import PROMPT
 from .output import echo
 from .typed import Command, goes_on, is_open, read_typed
@@ -43,8 +44,8 @@ class TypedLines:
         )
         self._begun = ""
 
-    def begin_with(self, text: str) -> None:
-        self._begun = text
+    def edit(self, text: str) -> None:
+        self._begun = edited(text)
 
     def next(self) -> Command | str | None:
         while True:
