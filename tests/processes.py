@@ -137,8 +137,11 @@ class Terminal:
 
     def finish(self) -> int:
         """The exit code, once it ended; what it wrote till then is added to `screen`."""
+        deadline = time.monotonic() + PATIENCE
         with suppress(OSError):  # Linux's way to say that nobody writes there any more
-            while piece := self._read():
+            while select.select([self.fd], [], [], max(0, deadline - time.monotonic()))[0] and (
+                piece := self._read()
+            ):
                 self.screen += piece
         os.close(self.fd)
         return self.child.wait(PATIENCE)

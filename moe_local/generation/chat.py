@@ -39,6 +39,7 @@ class ChatSession:
         self._generator = generator
         self._state = KVState()
         self.sampling = sampling
+        self.context_shift = True  # a full context goes on without the oldest turns; else it is an error
         self.messages: list[Message] = []
         self._left_out = 0  # of the messages after the system's, that the context has no room for any more
         if system:
@@ -58,7 +59,8 @@ class ChatSession:
     def send(self, text: str, **watching: Unpack[Watching]) -> Generation:
         """Adds a user message and answers it. On an error the conversation is as it was before.
 
-        Where it fills the context, the oldest turns are left out of what the model is given, and that is said.
+        Where it fills the context, the oldest turns are left out of what the model is given, and that is said;
+        without `context_shift` that is a MoeLocalError.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         ids, left_out = self._prompt(messages)
@@ -75,6 +77,14 @@ class ChatSession:
         answer = self._generator.generate(ids, self.sampling, state=self._state, chat=True, **watching)
         self._take_up(messages, answer, left_out)
         return answer
+
+    def undo(self) -> None:
+        """Forgets the last message of the user's and what came after. Raises MoeLocalError where there is none."""
+        asked = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise MoeLocalError("there is nothing to undo", remedy="say something first")
+        # What has room is decided anew: the last message may have been what drove the others out.
+        self.messages, self._left_out = self.messages[: asked[-1]], 0
 
     def _take_up(self, messages: list[Message], answer: Generation, left_out: int) -> None:
         """The conversation is these messages and their answer from here on."""
@@ -100,8 +110,10 @@ class ChatSession:
         """
         system = [message for message in messages if message["role"] == "system"]
         turns = [message for message in messages if message["role"] != "system"]
-        begins = [at for at, message in enumerate(turns) if message["role"] == "user" and at >= self._left_out]
         context = self._generator.context
+        if not self.context_shift:
+            return self._whole(system, turns[self._left_out :], context), self._left_out
+        begins = [at for at, message in enumerate(turns) if message["role"] == "user" and at >= self._left_out]
         answer = min(self.sampling.max_new_tokens or context, max(1, context // _SHARE))
         most = context - answer
         if (ids := self._within(system, turns[self._left_out :], most)) is not None:
@@ -110,11 +122,20 @@ class ChatSession:
         # The earliest with which half of the context is left: the more is left out, the shorter it is.
         first = bisect_left(later, True, key=lambda at: self._within(system, turns[at:], context // 2) is not None)
         begin = later[min(first, len(later) - 1)] if later else self._left_out
-        if (ids := self._within(system, turns[begin:], context - 1)) is not None:
-            return ids, begin
+        return self._whole(system, turns[begin:], context), begin
+
+    def _whole(self, system: list[Message], turns: list[Message], context: int) -> list[int]:
+        """Token ids of a conversation, which leave an answer one at least. Raises MoeLocalError where they do not."""
+        if (ids := self._within(system, turns, context - 1)) is not None:
+            return ids
+        if self.context_shift or len(turns) == 1:
+            raise MoeLocalError(
+                f"the message has more tokens than the context of {context} holds",
+                remedy="shorten it, or begin the chat with a larger --context",
+            )
         raise MoeLocalError(
-            f"the message has more tokens than the context of {context} holds",
-            remedy="shorten it, or begin the chat with a larger --context",
+            f"the conversation is longer than the context of {context} tokens",
+            remedy="/clear forgets it and /undo its last exchange, or begin the chat with a larger --context",
         )
 
     def _within(self, system: list[Message], turns: list[Message], most: int) -> list[int] | None:

@@ -166,7 +166,8 @@ def test_habits_at_a_terminal(command: tuple[str, ...], said: str, code: int, qw
 
 
 def test_run_at_a_terminal_chats(qwen: Path, tmp_path: Path) -> None:
-    terminal = Terminal([*MOE, "run", qwen, *QUICK, "--no-pack"], env={"MOE_LOCAL_HOME": str(tmp_path)})
-    terminal.wait_for("/help")
+    places = {"MOE_LOCAL_HOME": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1"}
+    terminal = Terminal([*MOE, "run", qwen, *QUICK, "--no-pack"], env=places)
+    terminal.wait_for(r"\x1b\[\?2004h")  # it takes what is typed
     terminal.type("\x04")
     assert terminal.finish() == 0

@@ -1,0 +1,27 @@
+"""What a terminal shows until a command's slow imports are done. Imports nothing slow itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.control import Control
+from rich.segment import ControlType
+
+from .output import stderr
+
+_CLEARED = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+
+
+@contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Shows one line at a terminal while the block runs, and takes it away at its end."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    stderr.print(text.replace("\n", " "), end="", markup=False, no_wrap=True, overflow="ellipsis")
+    try:
+        yield
+    finally:
+        stderr.control(_CLEARED)
