@@ -96,24 +96,42 @@ def replay(
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(help="What `bench --json` printed.")],
-    after: Annotated[Path, typer.Argument(help="And what it printed later.")],
+    before: Annotated[Path | None, typer.Argument(help="What `bench --json` printed.", show_default=False)] = None,
+    after: Annotated[Path | None, typer.Argument(help="And what it printed later.", show_default=False)] = None,
+    within: Annotated[Path | None, typer.Option(help="Compare the runs of this one report.")] = None,
+    by: Annotated[str | None, typer.Option(help="The setting that they are to differ by, like policy.")] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Compare two reports: ratios of medians, and whether they are more than noise (the trials' ranges do not touch).
+    """Compare two reports, or the runs of one: ratios of medians, and whether they are more than noise (the trials'
+    ranges do not touch). What else differs between two reports is said first.
 
-    Example: `moe-local bench compare before.json after.json`.
+    Examples: `moe-local bench compare before.json after.json`, `moe-local bench compare --within sweep.json --by
+    policy`.
     """
+    if (within is None) != (by is None):
+        raise MoeLocalError("--within and --by belong together", remedy="give both, or two reports")
+    if (within is None) == (before is None) or (before is None) != (after is None):
+        raise MoeLocalError("two reports are compared, or the runs of one", remedy="give two files, or --within FILE")
+    from moe_local.bench.compare import Compared, compare_within
     from moe_local.bench.compare import compare as compared
     from moe_local.bench.report import read_report
 
-    found = compared(read_report(before), read_report(after))
-    if as_json:
-        echo_json([{**vars(one), "ratio": one.ratio} for one in found])
+    if before is not None and after is not None:
+        found = compared(read_report(before), read_report(after))
     else:
-        from .bench_tables import show_comparison
+        assert within is not None and by is not None
+        found = Compared([], compare_within(read_report(within), by))
+    if as_json:
+        echo_json(
+            {
+                "differences": [one._asdict() for one in found.differences],
+                "comparisons": [{**vars(one), "ratio": one.ratio} for one in found.comparisons],
+            }
+        )
+        return
+    from .bench_tables import show_comparison
 
-        show_comparison(found)
+    show_comparison(found)
 
 
 for command in (live, replay, compare):

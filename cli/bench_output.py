@@ -25,6 +25,7 @@ class OutputFlags:
     html: Annotated[
         Path | None, typer.Option(help="Write one page with all tables and pictures.", rich_help_panel=OUTPUT)
     ] = None
+    md: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.", rich_help_panel=OUTPUT)] = None
     csv: Annotated[Path | None, typer.Option(help="Write a table of the results.", rich_help_panel=OUTPUT)] = None
     as_json: opt.Json = False
 
@@ -50,6 +51,11 @@ class OutputFlags:
             from moe_local.bench.report import write_text
 
             write_text(self.html, page(report))
+        if self.md is not None:
+            from moe_local.bench.markdown import markdown
+            from moe_local.bench.report import write_text
+
+            write_text(self.md, markdown(report))
         if self.plot is not None:
             from moe_local.bench.pictures import draw
 

@@ -16,7 +16,7 @@ from .output import Console
 from .terminal import show_routing
 
 if TYPE_CHECKING:
-    from moe_local.bench.compare import Comparison
+    from moe_local.bench.compare import Compared
 
 _SWEEP = {
     "decode_tokens_per_second": "decode t/s",
@@ -94,16 +94,19 @@ def _sweep(found: Sequence[Mapping[str, Any]]) -> Table:
     return drawn
 
 
-def show_comparison(found: Sequence[Comparison]) -> None:
-    """A row for each metric of each configuration."""
+def show_comparison(compared: Compared) -> None:
+    """A row for each metric of each configuration, after what else differs."""
+    console, found = Console(), compared.comparisons
+    for what, before, after in compared.differences:
+        console.print(f"[yellow]note:[/] {escape(f'{what}: {before}, then {after}')}")
     colours = {"better": "green", "worse": "red"}
     drawn = _table(("metric", "before", "after", "ratio", "verdict"))
     for config in dict.fromkeys(one.config for one in found):
-        drawn.add_row(f"[bold]{escape(config)}[/]")
+        drawn.add_row(f"[bold]{escape(config or 'all runs')}[/]")
         for one in found:
             if one.config == config:
                 label, format_ = tables.METRICS.get(one.metric, (one.metric, tables.figure))
                 ratio = "-" if one.ratio is None else f"{one.ratio:.3f}"
                 cells = (format_(one.before), format_(one.after), ratio, one.verdict)
                 drawn.add_row(label, *cells, style=colours.get(one.verdict))
-    Console().print(drawn)
+    console.print(drawn)

@@ -208,7 +208,9 @@ def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], referenc
     fields: dict[str, Any] = {
         "model": str(engine.load_plan.checkpoint.directory),
         "perplexity": result.perplexity,
+        "perplexity_error": result.perplexity_error,
         "nll": result.nll,
+        "nll_error": result.nll_error,
         "tokens": result.tokens,
         "windows": result.windows,
         "window": sizes[0],
@@ -226,6 +228,7 @@ def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], referenc
     if reference is not None and result.divergence is not None:
         fields |= {
             "kl_divergence": result.divergence.kl,
+            "kl_divergence_error": result.divergence.kl_error,
             "top1_agreement": result.divergence.agreement,
             "reference": reference.name,
             "reference_perplexity": reference.result.perplexity,
@@ -236,13 +239,14 @@ def _fields(engine: Engine, result: Evaluation, sizes: tuple[int, int], referenc
 
 def _lines(out: dict[str, Any]) -> list[str]:
     lines = [
-        f"perplexity {out['perplexity']:.4f} over {out['tokens']} tokens"
+        f"perplexity {out['perplexity']:.4f} ± {out['perplexity_error']:.4f} over {out['tokens']} tokens"
         f" (windows of {out['window']}, stride {out['stride']}), experts in {out['expert_format']}"
     ]
     if "reference" in out:
         lines += [
             f"reference perplexity {out['reference_perplexity']:.4f}, experts in {out['reference_expert_format']}",
-            f"KL divergence {out['kl_divergence']:.6f} nats, same likeliest token {out['top1_agreement']:.2%}",
+            f"KL divergence {out['kl_divergence']:.6f} ± {out['kl_divergence_error']:.6f} nats,"
+            f" same likeliest token {out['top1_agreement']:.2%}",
         ]
     return lines
 

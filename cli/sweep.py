@@ -56,6 +56,7 @@ def measured(asked: Asked, flags: opt.LoadFlags, format: str | None) -> dict[str
     """The report of one configuration, run here."""
     from moe_local.bench.live import measure
     from moe_local.bench.report import live_report
+    from moe_local.bench.workload import prompts_hash
 
     from .session import load, progress
 
@@ -76,6 +77,7 @@ def measured(asked: Asked, flags: opt.LoadFlags, format: str | None) -> dict[str
     config = {**_config(options), "format": format}
     workload = {
         "prompts": len(request.prompts),
+        "prompts_hash": prompts_hash(request.prompts),
         "new_tokens": request.new_tokens,
         "repeat": request.repeat,
         "route": None if asked.workload.route is None else asked.workload.route.name,

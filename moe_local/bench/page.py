@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 
+from moe_local.bench.about import facts, lead, title
 from moe_local.bench.pictures import Picture, inline, pictures
-from moe_local.bench.report_reader import (
-    Part,
-    Report,
-    describe_config,
-    model_name,
-    number,
-    numbers,
-    part,
-    plain,
-    runs,
-)
+from moe_local.bench.report_reader import Report
 from moe_local.bench.tables import Table, details, headline
-from moe_local.units import format_size
 
 # Even if something hostile came through, a browser would neither run nor fetch it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -66,83 +56,30 @@ def html(report: Report) -> str:
         *_pictures(pictures(report)),
         *map(_table, details(report)),
     ]
-    title = escape(_title(report))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title(report))}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
 
 
-def _title(report: Report) -> str:
-    return f"moe-local bench: {model_name(report) or 'an unnamed model'}"
-
-
 def _head(report: Report) -> Iterator[str]:
-    yield f"<h1>{escape(_title(report))}</h1>"
-    yield f"<p>{escape(_lead(report))}</p>"
-    facts = [(label, value) for label, value in _facts(report) if value]
-    if facts:
+    yield f"<h1>{escape(title(report))}</h1>"
+    yield f"<p>{escape(lead(report))}</p>"
+    if told := facts(report):
         yield (
-            "<dl>" + "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in facts) + "</dl>"
+            "<dl>" + "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in told) + "</dl>"
         )
-
-
-def _lead(report: Report) -> str:
-    version = f" by moe-local {plain(report['version'], 20)}" if report.get("version") else ""
-    if report.get("kind") == "replay":
-        tokens = number(part(report.get("replay")).get("tokens"))
-        trace = "A recorded trace" if tokens is None else f"A recorded trace of {tokens:.0f} tokens"
-        return f"{trace}, replayed under several policies and cache sizes{version}."
-    return f"Measured live{version}."
-
-
-def _facts(report: Report) -> Iterator[tuple[str, str]]:
-    model, machine = part(report.get("model")), part(report.get("machine"))
-    yield "experts", _experts(numbers(model.get("experts")), number(model.get("top_k")))
-    size = number(model.get("record_bytes"))
-    yield "format", _listed([model.get("format"), None if size is None else f"{format_size(size)} an expert"])
-    yield "workload", _workload(part(model.get("workload")))
-    cores = number(machine.get("cores"))
-    yield "processor", _listed([machine.get("cpu"), None if cores is None else f"{cores:.0f} cores"])
-    gpus = machine.get("gpus")
-    yield "graphics", _listed(gpus) if isinstance(gpus, list) else ""
-    memory = number(machine.get("memory"))
-    yield "memory", "" if memory is None else format_size(memory)
-    yield "system", _listed([machine.get("platform")])
-    for index, run in enumerate(runs(report), start=1):
-        failed = f" · failed: {plain(run['error'], 200)}" if run.get("error") else ""
-        settings = describe_config(part(run.get("config")))
-        yield f"run {index}" if len(runs(report)) > 1 else "settings", f"{settings}{failed}"
-
-
-def _workload(workload: Part) -> str:
-    words = {"prompts": "prompts", "new_tokens": "new tokens each", "repeat": "timed passes"}
-    counts = ((number(workload.get(name)), said) for name, said in words.items())
-    return _listed(f"{count:.0f} {said}" for count, said in counts if count is not None)
-
-
-def _experts(counts: list[float], top_k: float | None) -> str:
-    if not counts:
-        return ""
-    low, high = min(counts), max(counts)
-    each = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
-    used = "" if top_k is None else f", {top_k:.0f} of them a token"
-    return f"{each} in each of {len(counts)} layers{used}"
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(plain(value) for value in values if value)
 
 
 def _pictures(drawn: list[Picture]) -> Iterator[str]:
     """A section for each kind of picture, with one picture for each run."""
-    for title, alike in groupby(drawn, key=lambda picture: picture.title):
+    for kind, alike in groupby(drawn, key=lambda picture: picture.title):
         group = list(alike)
-        heading = f"<h2>{escape(title)}</h2><p>{escape(group[0].reading)}</p>"
+        heading = f"<h2>{escape(kind)}</h2><p>{escape(group[0].reading)}</p>"
         yield f"<section>{heading}{''.join(map(_picture, group))}</section>"
 
 

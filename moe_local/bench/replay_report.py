@@ -10,7 +10,7 @@ from moe_local.bench.predictor_accuracy import choose as choose_predictors
 from moe_local.bench.predictor_accuracy import foresee
 from moe_local.bench.replay import SCOPES, Replay, capacity_slots, choose, replay
 from moe_local.bench.replay_speed import Forecast
-from moe_local.bench.report import SCHEMA, machine
+from moe_local.bench.report import head
 from moe_local.bench.routing_stats import routing
 from moe_local.bench.trace import Trace
 from moe_local.errors import MoeLocalError
@@ -45,10 +45,7 @@ def replay_report(
     host = None if question.host is None else capacity_slots(trace, question.host)
     found = replay(trace, policies, slots, scopes=question.scopes, host_slots=host, report=report)
     return {
-        "schema": SCHEMA,
-        "kind": "replay",
-        "version": version,
-        "machine": machine(),
+        **head("replay", version),
         "model": {
             "name": trace.model,
             "layers": trace.layers,

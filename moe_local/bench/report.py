@@ -6,6 +6,8 @@ import csv
 import io
 import platform
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from moe_local.files import atomic_write
 
 _MOST = 48 << 20  # bytes of a report
 SCHEMA = "moe-local-bench/1"
+_LIBRARIES = ("torch", "transformers", "numpy")  # whose versions change figures
 
 
 def machine() -> dict[str, Any]:
@@ -32,10 +35,21 @@ def machine() -> dict[str, Any]:
     }
 
 
+def head(kind: str, version: str) -> dict[str, Any]:
+    """What every report begins with; `version` is this program's."""
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "version": version,
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in _LIBRARIES}},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+    }
+
+
 def live_report(version: str, model: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The report of runs of one model; `version` is this program's."""
-    head = {"schema": SCHEMA, "kind": "live", "version": version, "machine": machine()}
-    return {**head, "model": dict(model), "runs": list(runs)}
+    return {**head("live", version), "model": dict(model), "runs": list(runs)}
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -60,9 +74,11 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def lines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A flat line for each run or replay, as in `--csv`."""
+    about = _about(report)
     if report["kind"] == "replay":
         return [
             {
+                **about,
                 **{key: value for key, value in result.items() if not isinstance(value, list)},
                 **_range("tokens_per_second", result["tokens_per_second"]),
             }
@@ -70,6 +86,7 @@ def lines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         ]
     return [
         {
+            **about,
             **run["config"],
             **{
                 f"{name}_{key}": value
@@ -81,6 +98,20 @@ def lines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for run in report["runs"]
     ]
+
+
+def _about(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a line mean something without its report."""
+    model, machine = report["model"], report["machine"]
+    gpus = machine["gpus"]
+    return {
+        "model": model["name"],
+        "model_format": model["format"],
+        "prompts_hash": (model.get("workload") or {}).get("prompts_hash"),
+        "hardware": ", ".join([f"{machine['cores']} cores", machine["cpu"], *gpus]),
+        "version": report["version"],
+        "date": report.get("date"),
+    }
 
 
 def _range(name: str, pair: Sequence[float] | None) -> dict[str, float]:

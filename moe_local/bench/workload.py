@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ OWN = (
     Prompt("fox", "Tell a short story about a fox who learns to swim.", {"category": "writing"}),
     Prompt("letter", "Write a friendly letter that asks a neighbour to be quieter.", {"category": "writing"}),
 )
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """16 hexadecimal digits that two runs share where their prompts are the same, in the same order."""
+    texts = json.dumps([prompt.text for prompt in prompts], ensure_ascii=True)
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:

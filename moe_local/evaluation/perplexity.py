@@ -25,6 +25,7 @@ class Divergence:
     """How far a model is from a reference, averaged over the scored tokens."""
 
     kl: float  # KL(reference || model), nats
+    kl_error: float  # its standard error
     agreement: float  # share of tokens for which both find the same token likeliest
 
 
@@ -33,6 +34,7 @@ class Evaluation:
     """How well a model predicts a text."""
 
     nll: float  # mean negative log-likelihood of a token, nats
+    nll_error: float  # its standard error, tokens taken as independent
     tokens: int  # scored
     windows: int
     seconds: float
@@ -41,6 +43,11 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         return math.exp(self.nll) if self.nll < 709 else math.inf  # where float64 ends
+
+    @property
+    def perplexity_error(self) -> float:
+        """Its standard error, to first order."""
+        return self.perplexity * self.nll_error
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,29 +75,37 @@ def evaluate(
     check_tokens(model, ids)
     parts = windows(len(ids), window, stride)
     targets = torch.tensor(list(ids))
-    totals = torch.zeros(3, dtype=torch.float64)  # -log p, KL, agreements
+    totals = torch.zeros(5, dtype=torch.float64)  # -log p, KL, their squares, agreements
     done = 0
     began = perf_counter()
     for part in parts:
         for position, rows in log_probabilities(model, ids, part, chunk):
-            totals[0] -= rows.gather(1, targets[position : position + len(rows), None]).double().sum()
+            scored = -rows.gather(1, targets[position : position + len(rows), None]).double()
+            totals[0] += scored.sum()
+            totals[2] += scored.square().sum()
             if keep is not None:
                 keep.write(rows)
             if against is not None:
-                totals[1:] += _compare(against.read(len(rows)), rows)
+                terms, agreed = _compare(against.read(len(rows)), rows)
+                totals[1] += terms.sum()
+                totals[3] += terms.square().sum()
+                totals[4] += agreed
             done += len(rows)
         report(done / (len(ids) - 1))
     seconds = perf_counter() - began
-    nll, kl, agreement = (totals / done).tolist()
-    return Evaluation(nll, done, len(parts), seconds, Divergence(kl, agreement) if against is not None else None)
+    means = totals[:2] / done
+    variances = (totals[2:4] / done - means.square()).clamp(min=0)
+    (nll, kl), (nll_error, kl_error) = means.tolist(), (variances / done).sqrt().tolist()
+    divergence = None if against is None else Divergence(kl, kl_error, float(totals[4]) / done)
+    return Evaluation(nll, nll_error, done, len(parts), seconds, divergence)
 
 
-def _compare(reference: Tensor, rows: Tensor) -> Tensor:
-    """[KL(reference || rows), agreements], summed over rows of log-probabilities [n, vocabulary]: float64."""
+def _compare(reference: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+    """KL(reference || row) of rows of log-probabilities [n, vocabulary], float64 [n]; how many agree."""
     # 0 log 0 is 0: where a model masks a token, log p is -inf, and -inf - -inf is not a number
     terms = torch.where(reference == -math.inf, 0.0, reference.exp() * (reference - rows))
     agreed = reference.argmax(dim=1) == rows.argmax(dim=1)
-    return torch.stack([terms.double().sum(), agreed.double().sum()])
+    return terms.double().sum(dim=1), int(agreed.sum())
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

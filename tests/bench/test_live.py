@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from moe_local.bench.compare import BETTER, SAME, WORSE, compare
+from moe_local.bench.compare import BETTER, SAME, WORSE, compare, compare_within
 from moe_local.bench.energy import EnergyMeter
 from moe_local.bench.live import Request, measure
 from moe_local.bench.record import write_trace
@@ -210,19 +211,47 @@ def test_energy_of_a_counter_that_begins_again(tmp_path: Path) -> None:
     assert EnergyMeter(tmp_path / "none").joules() is None
 
 
-def _report(median: float, spread: float, **config: object) -> dict[str, object]:
+def _report(median: float, spread: float, **config: object) -> dict[str, Any]:
     found = {"median": median, "low": median - spread, "high": median + spread}
     summary = {"decode_tokens_per_second": found, "time_to_first_token": found}
     return {"kind": "live", "runs": [{"config": config, "summary": summary}]}
 
 
+def _together(*reports: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "live", "runs": [run for report in reports for run in report["runs"]]}
+
+
+def test_reports_are_paired_by_what_varies_and_differ_in_the_rest() -> None:
+    def report(policy: str, version: str, cores: int) -> dict[str, Any]:
+        runs = _together(*(_report(10 * ram, 1, ram=ram, policy=policy, context=None) for ram in (1, 2, 3)))
+        return {**runs, "version": version, "machine": {"cores": cores}, "date": version}
+
+    before, after = report("lru", "1", 2), report("lfru", "2", 4)
+    after["runs"] = after["runs"][1:]
+    found = compare(before, after)
+    assert found.differences == [("version", "1", "2"), ("machine cores", 2, 4), ("policy", "lru", "lfru")]
+    assert {one.config for one in found.comparisons} == {"ram 2", "ram 3"}
+    assert all(one.ratio == 1 for one in found.comparisons)
+
+
+def test_runs_of_one_report_are_compared_by_one_setting() -> None:
+    runs = [
+        _report(ram * len(policy), 0, ram=ram, policy=policy) for ram in (1, 2) for policy in ("lru", "lfru", "lfu")
+    ]
+    found = [one for one in compare_within(_together(*runs), "policy") if one.metric == "decode_tokens_per_second"]
+    assert [(one.config, one.ratio) for one in found] == [
+        ("ram 1: policy lfru against lru", 4 / 3), ("ram 1: policy lfu against lru", 1),
+        ("ram 2: policy lfru against lru", 4 / 3), ("ram 2: policy lfu against lru", 1),
+    ]  # fmt: skip
+    with pytest.raises(MoeLocalError, match="no two runs differ by io alone"):
+        compare_within(_together(*runs), "io")
+
+
 def test_comparison_and_its_noise() -> None:
-    better, worse = compare(_report(10, 1, ram=1), _report(20, 1, ram=1))
+    better, worse = compare(_report(10, 1, ram=1), _report(20, 1, ram=1)).comparisons
     assert (better.verdict, better.ratio, worse.verdict) == (BETTER, 2, WORSE)
-    assert {one.verdict for one in compare(_report(10, 1, ram=1), _report(11.5, 1, ram=1))} == {SAME}
+    assert {one.verdict for one in compare(_report(10, 1, ram=1), _report(11.5, 1, ram=1)).comparisons} == {SAME}
     with pytest.raises(MoeLocalError, match="no configuration in common"):
-        first, second = _report(10, 1, ram=1), _report(10, 1, ram=2)
-        first["runs"] = [*first["runs"], *_report(1, 0, ram=3)["runs"]]  # type: ignore[misc]
-        compare(first, second)
+        compare(_together(_report(10, 1, ram=1), _report(1, 0, ram=3)), _report(10, 1, ram=2))
     with pytest.raises(MoeLocalError, match="one report is"):
         compare(_report(10, 1), {"kind": "replay"})

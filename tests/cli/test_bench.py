@@ -116,12 +116,28 @@ def test_compare(run: Run, qwen: Path, tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(run("bench", qwen, *QUICK, "--json").stdout)
     result = run("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", "--json")
     assert result.exit_code == 0, result.output
-    hits = next(one for one in json.loads(result.stdout) if one["metric"] == "hit_rate")
-    assert (hits["ratio"], hits["verdict"]) == (1.0, "within noise")
+    compared = json.loads(result.stdout)
+    hits = next(one for one in compared["comparisons"] if one["metric"] == "hit_rate")
+    assert (hits["ratio"], hits["verdict"], compared["differences"]) == (1.0, "within noise", [])
     assert "ratio" in run("bench", "compare", tmp_path / "a.json", tmp_path / "b.json").stdout
     (tmp_path / "no.json").write_text('{"schema": "other/1"}')
     expect_error(run("bench", "compare", tmp_path / "a.json", tmp_path / "no.json"), "not a report of schema")
     expect_error(run("bench", "compare", tmp_path / "a.json", tmp_path / "none.json"), "cannot read")
+
+
+def test_a_sweep_is_compared_within_itself(run: Run, qwen: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(run("bench", qwen, *QUICK, "--experts", "50%,100%", "--md", tmp_path / "x.md", "--json").stdout)
+    out = run("bench", "compare", "--within", sweep, "--by", "experts", "--json").stdout
+    hits = next(one for one in json.loads(out)["comparisons"] if one["metric"] == "decode_hit_rate")
+    assert hits["config"] == "experts 1.0 against 0.5"
+    assert hits["before"] < hits["after"] == 1.0 and hits["verdict"] == "better"
+    expect_error(run("bench", "compare", "--within", sweep, "--by", "policy"), "they differ by experts")
+    expect_error(run("bench", "compare", "--within", sweep), "belong together")
+    expect_error(run("bench", "compare", sweep), "two reports are compared")
+    expect_error(run("bench", "compare"), "two reports are compared")
+    page = (tmp_path / "x.md").read_text()
+    assert page.startswith("# moe-local bench: ") and "| decode, tokens/s |" in page and "prompts' hash" in page
 
 
 @pytest.mark.parametrize(

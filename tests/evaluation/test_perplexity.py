@@ -86,7 +86,8 @@ def test_masked_tokens_do_not_make_it_nan() -> None:
     from moe_local.evaluation.perplexity import _compare
 
     reference = torch.tensor([[0.0, 1.0, -math.inf]]).log_softmax(-1)
-    kl, agreed = _compare(reference, reference).tolist()
+    terms, agreed = _compare(reference, reference)
+    kl = float(terms.sum())
     assert (kl, agreed) == (0, 1)
 
 
@@ -145,3 +146,14 @@ class Swapped:
 
     def get_vocab(self) -> dict[str, int]:
         return self.vocabulary
+
+
+def test_the_standard_error_is_that_of_the_tokens(qwen: Path) -> None:
+    ids = list(range(5, 45))
+    with load(qwen, Options(context=64, dtype="float32")) as engine:
+        result = evaluate(engine.model, ids, 40, 20)
+        logits = engine.model(torch.tensor([ids])).logits.detach()[0, :-1].float()
+    scores = -logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None]).double()
+    assert result.nll == pytest.approx(float(scores.mean()), rel=1e-4)
+    assert result.nll_error == pytest.approx(float(scores.std(correction=0)) / len(scores) ** 0.5, rel=1e-3)
+    assert result.perplexity_error == pytest.approx(result.perplexity * result.nll_error)
