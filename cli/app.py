@@ -14,6 +14,7 @@ from .batch import batch
 from .bench import app as bench
 from .chat import chat
 from .commands import Command, Commands
+from .config_command import config
 from .doctor import doctor
 from .eval import evaluate
 from .failure import guarded, set_debug
@@ -37,21 +38,10 @@ app = typer.Typer(
     "`run` is chat, or generate where there is a prompt; `ls` is list, `show` is inspect.",
 )
 NAMES = {list_models: "list", evaluate: "eval"}
-for command in (
-    chat,
-    generate,
-    batch,
-    inspect,
-    plan,
-    recommend,
-    list_models,
-    pull,
-    rm,
-    pack,
-    verify,
-    doctor,
-    evaluate,
-):
+COMMANDS = (
+    chat, generate, batch, inspect, plan, recommend, list_models, pull, rm, pack, verify, doctor, config, evaluate,
+)  # fmt: skip
+for command in COMMANDS:
     app.command(NAMES.get(command), cls=Command)(guarded(spread(command)))
 app.add_typer(bench, name="bench")
 

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .failure import USAGE, set_debug
+from .config import from_file, option_of, variable
+from .failure import USAGE, UsageError, set_debug
 from .habits import ALIASES, COMMANDS, OPTIONS
 from .output import echo
 
@@ -23,7 +24,24 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class Command(TyperCommand):
-    """A command that takes `--debug` among its options, and knows other programs' options."""
+    """A command with `--debug` among its options, that knows other programs' options and what was set beforehand."""
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        for parameter in self.params:
+            if (name := option_of(parameter)) is not None:
+                held: Any = parameter
+                held.envvar, held.show_envvar = held.envvar or variable(name), False
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if parent is not None and not extra.get("resilient_parsing"):
+            try:
+                settings = from_file(_model(args, _options(self)), options_of(parent.find_root().command))
+            except UsageError as error:
+                refuse(str(error))
+            names = {option_of(parameter): parameter.name for parameter in self.params}
+            extra["default_map"] = {names[each.name]: each.value for each in settings if each.name in names}
+        return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = _options(self)
@@ -70,6 +88,22 @@ class Commands(TyperGroup):
         if name in COMMANDS and not ctx.resilient_parsing:
             refuse(f"there is no command {name} here; {COMMANDS[name]}")
         return super().resolve_command(ctx, args)
+
+
+def options_of(group: Any) -> set[str]:
+    """The names of all options that can be set beforehand, of all commands."""
+    commands = [one for each in group.commands.values() for one in getattr(each, "commands", {"": each}).values()]
+    return {name for command in commands for each in command.params if (name := option_of(each)) is not None}
+
+
+def _model(args: Sequence[str], known: Mapping[str, bool]) -> str | None:
+    """What a command line names as its model, if it does."""
+    options, words = _split(args, known)
+    for number, option in options:
+        name, equals, value = option.partition("=")
+        if name in _MODELS:
+            return value if equals else next(iter(args[number + 1 :]), None)
+    return words[0] if words else None
 
 
 def has_prompt(args: Sequence[str], known: Mapping[str, bool]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,14 @@ def _no_process_is_left() -> Iterator[None]:
 def _one_thread() -> None:
     """Tiny models are faster without a thread pool, and do not fight others for the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_set_beforehand(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The settings of whoever runs the tests are not the tests'."""
+    file = tmp_path_factory.mktemp("settings") / "config.toml"
+    file.touch()
+    os.environ["MOE_LOCAL_CONFIG"] = str(file)
 
 
 class _Refuse(logging.Handler):

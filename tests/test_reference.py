@@ -20,7 +20,7 @@ REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
 OPTIONS = {"device", "ram", "vram", "context", "experts", "dtype", "policy", "prefetch", "io", "warm"}
 METHODS = {"encode", "generate", "chat", "batch", "stats", "close"}
 COMMANDS = {
-    "recommend",
+    "recommend", "config",
     "chat", "generate", "batch", "bench", "plan", "inspect", "pack", "verify", "list", "rm", "pull", "doctor",
     "eval",
 }  # fmt: skip
