@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from moe_local.checkpoint.names import named_by
 from moe_local.errors import CheckpointError, MoeLocalError
-from moe_local.store.open import ModelFiles, open_model
 
 from .session import files_of, interruptible, load, load_files, show_reasoning, status, stderr, tell, write
 from .wrap import wrapped
@@ -96,6 +95,8 @@ class Conversation:
         On an error the present model goes on, loaded again if it had to make room. CheckpointError where even that
         fails.
         """
+        from moe_local.store.open import ModelFiles, open_model
+
         options = self._setup.options
         try:
             files = files_of(model, options, pack=self._setup.pack)
