@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .conversation import Conversation
     from .lines import Lines
 
-FILES = ("file",)  # what completes a command whose argument is one
+FILES, MODELS = ("file",), ("model",)  # what completes a command whose argument is one
 _THINKING = ("on", "off", "low", "medium", "high")
 
 
@@ -30,7 +30,7 @@ class Entry:
     says: str
     argument: str = ""
     also: tuple[str, ...] = ()
-    completes: tuple[str, ...] = ()  # words that its argument begins with, or FILES
+    completes: tuple[str, ...] = ()  # words that its argument begins with, or FILES, or MODELS
 
 
 COMMANDS = (
@@ -46,7 +46,7 @@ COMMANDS = (
     Entry("reset", "forget the conversation", also=("clear",)),
     Entry("save", "write the conversation as JSON", "FILE", completes=FILES),
     Entry("load", "take up a saved conversation", "FILE", completes=FILES),
-    Entry("model", "go on with another model", "[NAME]", completes=FILES),
+    Entry("model", "go on with another model", "[NAME]", completes=MODELS),
     Entry("stats", "what the expert cache did so far, and memory", "[json]", completes=("json",)),
     Entry("vram", "how much GPU memory it may use; another SIZE, like 8GiB", "[SIZE]"),
     Entry("exit", "leave (also Ctrl-D)", also=("bye", "quit")),

@@ -17,7 +17,8 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 from moe_local.files import atomic_write
 
-from .chat_commands import FILES, NAMES
+from .chat_commands import FILES, MODELS, NAMES
+from .completion import complete_model
 from .editor import edited
 from .lines import PROMPT
 from .output import echo
@@ -85,7 +86,7 @@ def _bindings() -> KeyBindings:
 
 
 class _Completer(Completer):
-    """The names of commands, and what follows them: names of files, or one of a few words."""
+    """The names of commands, and what follows them: names of files or models, or one of a few words."""
 
     def __init__(self) -> None:
         self._files = PathCompleter(expanduser=True)
@@ -96,7 +97,9 @@ class _Completer(Completer):
             return
         if not space:
             yield from _beginning(name, [each + " " * bool(NAMES[each].argument) for each in sorted(NAMES)])
-        elif name in NAMES and NAMES[name].completes == FILES:
+        elif name in NAMES and NAMES[name].completes in (FILES, MODELS):
+            if NAMES[name].completes == MODELS:
+                yield from _beginning(argument, complete_model(argument))
             for found in self._files.get_completions(Document(argument), complete_event):
                 folder = "/" if found.display_text.endswith("/") else ""
                 yield Completion(found.text + folder, found.start_position, found.display)

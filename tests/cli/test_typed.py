@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
 from moe_local.cli.typed import Command, goes_on, is_open, read_line, read_typed
 
@@ -78,3 +82,20 @@ def test_anything_is_understood(text: str) -> None:
     understood = read_typed(text, KNOWN)
     if isinstance(understood, Command):
         assert text.strip().startswith("/")
+
+
+def test_names_of_models_and_files_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_local.cli import prompt
+
+    monkeypatch.chdir(tmp_path)
+    Path("mixtral.gguf").touch()
+    monkeypatch.setattr(prompt, "complete_model", lambda typed: [typed + "xtral-8x7B"])
+
+    def offered(text: str) -> list[str]:
+        found = prompt._Completer().get_completions(Document(text), CompleteEvent())
+        return [text[: len(text) + each.start_position] + each.text for each in found]
+
+    assert offered("/model mi") == ["/model mixtral-8x7B", "/model mixtral.gguf"]
+    assert offered("/load mi") == ["/load mixtral.gguf"]
+    assert offered("/thi") == ["/think "]
+    assert offered("model mi") == []
