@@ -33,6 +33,8 @@ def show(report: Mapping[str, Any]) -> None:
     """What was measured, one run in full or a sweep with a row each; or what a replay found. Then the routing."""
     console = Console()
     console.print(escape(_head(report)), style="bold")
+    for left in part(report.get("replay")).get("left_out", ()):
+        console.print(f"[yellow]note:[/] {left['capacity']:.1%} is left out: {escape(left['why'])}")
     found = report.get("runs", ())
     if len(found) > 1:
         console.print(_sweep(found))
@@ -62,6 +64,8 @@ def _head(report: Mapping[str, Any]) -> str:
 
 def _rendered(table: tables.Table) -> Table:
     drawn = _table(table.head)
+    drawn.title, drawn.caption = escape(table.title), escape(table.note)
+    drawn.title_justify = drawn.caption_justify = "left"
     for row in table.lines:
         drawn.add_row(*map(escape, row))
     return drawn

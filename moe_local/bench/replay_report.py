@@ -37,11 +37,15 @@ class Question:
 def replay_report(
     trace: Trace, question: Question, version: str, report: Callable[[str, float], None]
 ) -> dict[str, Any]:
-    """Raises MoeLocalError for a capacity below one token's experts, and for an unknown policy or machine."""
+    """Capacities below one token's experts are left out, and named.
+
+    Raises MoeLocalError where all of them are, and for an unknown policy or machine.
+    """
     forecast = None if question.profile is None else Forecast.of(question.profile, question.model or trace.model)
     policies = choose(question.policies)
     predictors = choose_predictors(question.predictors, trace)
-    slots = [capacity_slots(trace, share) for share in question.capacities]
+    kept, left_out = _possible(trace, question.capacities)
+    slots = [capacity_slots(trace, share) for share in kept]
     host = None if question.host is None else capacity_slots(trace, question.host)
     found = replay(trace, policies, slots, scopes=question.scopes, host_slots=host, report=report)
     return {
@@ -57,11 +61,27 @@ def replay_report(
         "routing": routing(trace),
         "replay": {
             "tokens": trace.tokens,
-            "capacities": [float(share) for share in question.capacities],
+            "capacities": [float(share) for share in kept],
+            "left_out": [{"capacity": float(share), "why": why} for share, why in left_out.items()],
             "results": [_result(one, trace, forecast) for one in found],
             "predictions": [vars(one) for one in foresee(trace, predictors, report)],
         },
     }
+
+
+def _possible(trace: Trace, capacities: Sequence[float]) -> tuple[list[float], dict[float, str]]:
+    """Those that can be, and why the others cannot. Raises MoeLocalError where none can."""
+    kept: list[float] = []
+    left_out: dict[float, str] = {}
+    for share in capacities:
+        try:
+            capacity_slots(trace, share)
+            kept.append(share)
+        except MoeLocalError as error:
+            if len(left_out) + 1 == len(capacities):
+                raise
+            left_out[share] = error.message
+    return kept, left_out
 
 
 def _result(one: Replay, trace: Trace, forecast: Forecast | None) -> dict[str, Any]:

@@ -101,6 +101,17 @@ def test_pages_and_pictures(run: Run, trace: Path, tmp_path: Path) -> None:
     assert {row["policy"] for row in csv.DictReader(table.open())} == {"lru", "lfu", "lfru", "successor", "belady"}
 
 
+def test_capacities_that_cannot_be_are_left_out(run: Run, trace: Path) -> None:
+    asked = ("bench", "replay", trace, "--capacity", "1%,50%,2%", "--policy", "lru")
+    found = json.loads(run(*asked, "--json").stdout)["replay"]
+    assert found["capacities"] == [0.5] and {each["capacity"] for each in found["results"]} == {0.5}
+    assert [each["capacity"] for each in found["left_out"]] == [0.01, 0.02]
+    shown = " ".join(run(*asked).stdout.split())
+    assert "note: 1.0% is left out: a capacity of 0.01 is 0 of" in shown
+    assert "Hit rates under each policy" in shown and "shares of all experts" in shown
+    expect_error(run("bench", "replay", trace, "--capacity", "1%,2%"), "one token needs")
+
+
 def test_predictions_for_a_machine(run: Run, trace: Path) -> None:
     arguments = ("bench", "replay", trace, "--profile", "rtx-3060-12gb", "--model", "openai/gpt-oss-20b")
     result = run(*arguments, "--host", "60%", "--json")
