@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_local.errors import MoeLocalError
+from moe_local.registry import meant
 from moe_local.units import format_size, parse_budget
 
-from .chat_settings import SETTINGS, changed, closest, setting, shown
+from .chat_settings import SETTINGS, changed, setting, shown
 from .output import echo, echo_json
 from .stats import stats_lines
 from .typed import Command
@@ -71,7 +72,7 @@ class ChatCommands:
     def run(self, command: Command) -> None:
         entry = NAMES.get(command.name)
         if entry is None:
-            near = closest(f"/{command.name}", [f"/{name}" for name in NAMES])
+            near = meant(f"/{command.name}", [f"/{name}" for name in NAMES])
             remedy = f"{near} /help lists all" if near else "/help lists them"
             raise MoeLocalError(f"there is no command /{command.name}", remedy=remedy)
         getattr(self, f"do_{entry.name}")(command.argument)

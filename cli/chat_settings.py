@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
-from moe_local.registry import closest as nearest
+from moe_local.registry import meant
 
 SETTINGS = tuple(field.name for field in fields(Sampling))
 DEFAULT = "default"
@@ -18,11 +17,11 @@ _WHOLE = ("max_new_tokens", "top_k", "seed")
 
 def setting(name: str) -> str:
     """The setting that is meant, hyphens or not. Raises MoeLocalError for one that is none."""
-    meant = name.replace("-", "_").lower()
-    if meant not in SETTINGS:
-        remedy = closest(meant, SETTINGS) or f"there are {', '.join(SETTINGS)}"
+    wanted = name.replace("-", "_").lower()
+    if wanted not in SETTINGS:
+        remedy = meant(wanted, SETTINGS) or f"there are {', '.join(SETTINGS)}"
         raise MoeLocalError(f"there is no setting {name}", remedy=remedy)
-    return meant
+    return wanted
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
@@ -64,9 +63,3 @@ def shown(sampling: Sampling, name: str, config: Any) -> str:
         return "(the model's: greedy)"
     of_model = getattr(config, name, None)
     return "(none)" if of_model is None else f"(the model's: {of_model})"
-
-
-def closest(typed: str, names: Collection[str]) -> str | None:
-    """A question for the name that was perhaps meant; None where no name is near."""
-    near = nearest(typed, names)
-    return f"did you mean {near[0]}?" if near else None

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_local.registry import meant
+
 from .failure import UsageError
 
 VARIABLE = "MOE_LOCAL_CONFIG"  # names another file
 _MOST = 1 << 20  # bytes
 _DEFAULTS, _MODELS = "defaults", "models"
+_LISTED = "`moe-local config --all` lists what can be set"
 _NOT_SET = frozenset({"help", "version", "debug", "json", "yes", "model"})  # options that are of one command line
 
 
@@ -100,15 +103,8 @@ def _settings(table: Any, source: str, known: Iterable[str]) -> list[Setting]:
     for key, value in table.items():
         name = key.replace("_", "-")
         if name not in known:
-            raise UsageError(f"{source} sets {key}, which no command has", remedy=_near(name, known))
+            raise UsageError(f"{source} sets {key}, which no command has", remedy=meant(name, known) or _LISTED)
         if isinstance(value, Mapping):
             raise UsageError(f"{source} gives {key} a table", remedy=f"write {key} = VALUE")
         found.append(Setting(name, value, source))
     return found
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    from moe_local.registry import closest
-
-    near = closest(name, known)
-    return f"did you mean {near[0]}?" if near else "`moe-local config --all` lists what can be set"

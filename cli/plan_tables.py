@@ -15,7 +15,7 @@ from moe_local.units import format_size
 from .output import Console
 
 WIDTH = 100
-_GPU = (
+GPU_CAVEAT = (
     "GPUs are taken to have Triton's kernels. Once a layer the host waits for the router, at best"
     f" {ROUTER_WAIT[0] * 1e3:g} ms, at worst {ROUTER_WAIT[1] * 1e3:g} (others' figures), and a launch takes"
     f" {LAUNCH * 1e6:.0f} us (reckoned): no GPU has measured this yet"
@@ -48,11 +48,6 @@ def _model_line(d: dict[str, Any]) -> str:
     )
 
 
-def gpu_caveat() -> str:
-    """What estimates for GPUs take for granted."""
-    return _GPU
-
-
 def _misfits(machines: Sequence[dict[str, Any]]) -> list[str]:
     """Machines on which the model does not fit, those with the same remedy together."""
     remedies = dict.fromkeys(m["remedy"] for m in machines if not m["fits"])
@@ -62,7 +57,7 @@ def _misfits(machines: Sequence[dict[str, Any]]) -> list[str]:
 
 def _caveats(d: dict[str, Any]) -> list[str]:
     return [
-        *([_GPU] if any(m["vram"] is not None for m in d["machines"]) else []),
+        *([GPU_CAVEAT] if any(m["vram"] is not None for m in d["machines"]) else []),
         "this is decoding with warm caches. At the low end nothing overlaps, memory gives"
         f" {REACHED:.0%} of its rated bandwidth, and Python takes {PER_LAYER * 1e3} ms a layer, as measured on a slow"
         " core; at the high end the slowest link alone decides",

@@ -118,7 +118,7 @@ def _show(d: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .plan_tables import WIDTH, gpu_caveat, speed
+    from .plan_tables import GPU_CAVEAT, WIDTH, speed
 
     machine, console = d["machine"], Console()
     console = Console(width=min(console.width, WIDTH) if console.is_terminal else WIDTH)
@@ -145,7 +145,7 @@ def _show(d: dict[str, Any]) -> None:
         " at the low end; maybe: at the high end",
         "the download and the packed copy both need room on the disk; the download can be deleted afterwards",
     ]
-    for note in (*notes, *([gpu_caveat()] if gpu else [])):
+    for note in (*notes, *([GPU_CAVEAT] if gpu else [])):
         console.print(f"[yellow]note:[/] {escape(note)}")
 
 

@@ -61,8 +61,14 @@ def _unknown(known: Iterable[str], name: str, what: str, others: Sequence[str]) 
 def choice(name: str, known: Iterable[str], use: str = "use") -> str:
     """A remedy for a name that is none of those known: the one that was meant, as far as letters tell, and all."""
     names = list(known)
-    close = closest(name, names)
-    return f"{f'did you mean {close[0]}? ' if close else ''}{use} {', '.join(names)}"
+    question = meant(name, names)
+    return f"{f'{question} ' if question else ''}{use} {', '.join(names)}"
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """A question for the name that was perhaps meant; None where no name is near."""
+    close = closest(name, known)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from moe_local.bench.report_reader import differing
 from moe_local.errors import MoeLocalError
 
 SAME, BETTER, WORSE = "within noise", "better", "worse"
@@ -104,8 +105,7 @@ def _runs(report: Mapping[str, Any]) -> list[Run]:
 
 def _varied(runs: Sequence[Run]) -> set[str]:
     """The settings in which runs of one report differ."""
-    keys = {key for config, _ in runs for key in config}
-    return {key for key in keys if len({repr(config.get(key)) for config, _ in runs}) > 1}
+    return set(differing([config for config, _ in runs]))
 
 
 def _by(keys: set[str], runs: Sequence[Run]) -> dict[str, Mapping[str, Mapping[str, float]]]:

@@ -45,9 +45,10 @@ def replay_report(
     policies = choose(question.policies)
     predictors = choose_predictors(question.predictors, trace)
     kept, left_out = _possible(trace, question.capacities)
-    slots = [capacity_slots(trace, share) for share in kept]
     host = None if question.host is None else capacity_slots(trace, question.host)
-    found = replay(trace, policies, slots, scopes=question.scopes, host_slots=host, report=report)
+    found = replay(
+        trace, policies, [slots for _, slots in kept], scopes=question.scopes, host_slots=host, report=report
+    )
     return {
         **head("replay", version),
         "model": {
@@ -61,7 +62,7 @@ def replay_report(
         "routing": routing(trace),
         "replay": {
             "tokens": trace.tokens,
-            "capacities": [float(share) for share in kept],
+            "capacities": [float(share) for share, _ in kept],
             "left_out": [{"capacity": float(share), "why": why} for share, why in left_out.items()],
             "results": [_result(one, trace, forecast) for one in found],
             "predictions": [vars(one) for one in foresee(trace, predictors, report)],
@@ -69,18 +70,19 @@ def replay_report(
     }
 
 
-def _possible(trace: Trace, capacities: Sequence[float]) -> tuple[list[float], dict[float, str]]:
-    """Those that can be, and why the others cannot. Raises MoeLocalError where none can."""
-    kept: list[float] = []
+def _possible(
+    trace: Trace, capacities: Sequence[float]
+) -> tuple[list[tuple[float, tuple[int, ...]]], dict[float, str]]:
+    """Those that can be, with their slots, and why the others cannot. Raises MoeLocalError where none can."""
+    kept: list[tuple[float, tuple[int, ...]]] = []
     left_out: dict[float, str] = {}
     for share in capacities:
         try:
-            capacity_slots(trace, share)
-            kept.append(share)
+            kept.append((share, capacity_slots(trace, share)))
         except MoeLocalError as error:
-            if len(left_out) + 1 == len(capacities):
-                raise
             left_out[share] = error.message
+    if not kept:
+        capacity_slots(trace, capacities[0])
     return kept, left_out
 
 

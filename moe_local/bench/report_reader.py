@@ -117,13 +117,18 @@ def layer_shares(layers: Part) -> NDArray[np.float64]:
 def run_labels(found: Sequence[Part]) -> list[str]:
     """What tells runs apart: the settings in which their configurations differ, else their number."""
     configs = [part(run.get("config")) for run in found]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-    labels = [" · ".join(_setting(key, config[key]) for key in differing if key in config) for config in configs]
+    keys = differing(configs)
+    labels = [" · ".join(_setting(key, config[key]) for key in keys if key in config) for config in configs]
     return [
         label if label and labels.count(label) == 1 else f"run {index}{' · ' if label else ''}{label}"
         for index, label in enumerate(labels, start=1)
     ]
+
+
+def differing(configs: Sequence[Part]) -> list[str]:
+    """The settings that are not the same in all of these."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
 
 
 def describe_config(config: Part) -> str:
