@@ -16,8 +16,8 @@ from moe_local.store import pack
 from moe_local.store.encode import encode_record
 from moe_local.store.first_use import choose, plan
 from moe_local.store.job import Job
-from moe_local.store.manifest import DENSE, StoredMatrix
-from moe_local.store.packer import experts_file
+from moe_local.store.manifest import StoredMatrix
+from moe_local.store.parts import experts_file, parts
 from moe_local.store.progress import Journal
 from moe_local.store.writer import Planned, written_whole
 from moe_local.testing import tiny_tokenizer
@@ -58,7 +58,6 @@ def make(say: Say, model: Model, scale: Scale, folder: Path) -> None:
     tiny_tokenizer().save_pretrained(hollow)
     formats = model.formats
     job = plan(hollow, choose(formats.experts, formats.group, formats.dense))
-    vars(job)["error"] = 0.0  # what packing loses would be measured on the holes
     store = folder / model.name
     partial = store.with_name(f"{store.name}.partial")
     journal = Journal.open(partial, job.identity)
@@ -81,7 +80,7 @@ def _write_experts(job: Job, partial: Path, journal: Journal, count: int, noise:
         with written_whole(partial / experts_file(number), planned) as writer:
             for expert in range(len(layouts)):
                 writer.write(records[(number + expert) % len(records)])
-        journal.add(experts_file(number), writer.checksums)
+        journal.add(experts_file(number), writer.checksums, (0.0, 1.0))  # of random numbers nobody asks
 
 
 def _record(source: Layout, target: Layout, noise: Noise) -> Tensor:
@@ -99,14 +98,17 @@ def _write_dense(job: Job, partial: Path, journal: Journal, noise: Noise) -> Non
             made[key] = [array.contiguous() for array in arrays.values()]
         return made[key]
 
-    with written_whole(partial / DENSE, job.dense_tensors) as writer:
-        for name, source in job.catalog.dense.items():
-            for matrix in job.dense.matrices.get(name, ()):
-                for array in encoded(name, matrix):
-                    writer.write(array)
-            if name not in job.dense.matrices:
-                writer.write(_dense(name, tuple(source.shape), noise).to(job.dense_tensors[name].dtype))
-    journal.add(DENSE, writer.checksums)
+    for part in (part for part in parts(job) if part.layer is None):
+        planned = job.dense_tensors(part.dense)
+        with written_whole(partial / part.name, planned) as writer:
+            for name in part.dense:
+                for matrix in job.dense.matrices.get(name, ()):
+                    for array in encoded(name, matrix):
+                        writer.write(array)
+                if name not in job.dense.matrices:
+                    shape = tuple(job.catalog.dense[name].shape)
+                    writer.write(_dense(name, shape, noise).to(planned[name].dtype))
+        journal.add(part.name, writer.checksums)
 
 
 def _dense(name: str, shape: tuple[int, ...], noise: Noise) -> Tensor:

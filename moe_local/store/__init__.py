@@ -2,7 +2,7 @@
 
     DIR/moe-local.json             the manifest: what is where, checksums, where it came from; written last
     DIR/experts-00003.safetensors  the records of layer 3, each a uint8 tensor, each at a multiple of 4096 bytes
-    DIR/dense.safetensors          everything else; encoded matrices as `NAME::ARRAY`
+    DIR/dense-00000.safetensors    everything else of the checkpoint's first file; encoded matrices as `NAME::ARRAY`
     DIR/config.json, tokenizer ... copies from the checkpoint
 
 While it is being made it is called DIR.partial and has a journal in place of the manifest.

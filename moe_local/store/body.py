@@ -13,7 +13,7 @@ from moe_local.checkpoint.json_file import read_json
 from moe_local.errors import CheckpointError
 
 MANIFEST = "moe-local.json"
-VERSION = 2
+VERSION = 3
 FIELDS = ("source", "made_by", "formats", "layers", "layer_of", "matrices", "dense", "headers", "files")
 
 

@@ -15,7 +15,8 @@ from moe_local.store.body import is_store
 from moe_local.store.finding import cached_store, find_other_store, find_store
 from moe_local.store.job import Job, Packing, plan_packing
 from moe_local.store.open import ModelFiles, open_checkpoint, open_model
-from moe_local.store.packer import Report, pack
+from moe_local.store.packer import pack
+from moe_local.store.shards import Report
 
 AUTO = "auto"
 DENSE = ("keep", *dense_names())  # embeddings are int8 in all of these

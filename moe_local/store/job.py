@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,7 +78,8 @@ class Job:
     def total(self) -> int:
         """Bytes of the store's large files."""
         experts = sum(layout.size for layouts in self.layouts for layout in layouts)
-        return experts + sum(planned.length for planned in self.dense_tensors.values())
+        dense = self.dense_tensors(self.catalog.dense)
+        return experts + sum(planned.length for planned in dense.values())
 
     @property
     def expert_formats(self) -> str:
@@ -105,11 +106,11 @@ class Job:
         """See `relative_error`."""
         return relative_error(self)
 
-    @cached_property
-    def dense_tensors(self) -> dict[str, Planned]:
-        """The tensors of the dense file in the order they are written."""
+    def dense_tensors(self, names: Iterable[str]) -> dict[str, Planned]:
+        """What comes of these dense tensors of the checkpoint, in the order in which it is written."""
         found: dict[str, Planned] = {}
-        for name, source in self.catalog.dense.items():
+        for name in names:
+            source = self.catalog.dense[name]
             for matrix in self.dense.matrices.get(name, ()):
                 for array, planned in encoded_specs(matrix.encoding, matrix.shape).items():
                     found[f"{matrix.path}::{array}"] = planned
@@ -166,21 +167,33 @@ def relative_error(job: Job) -> float:
     """
     files = FileReader()
     files.open(job.checkpoint.files)
-    change = energy = 0.0
     with closing(files):
-        for source, target, record in _samples(job, files):
-            packed = torch.cat(encode_record(source, target, record))
-            for name, projection in source.projections.items():
-                before = decode_projection(projection, record, torch.float32)
-                after = decode_projection(target.projections[name], packed, torch.float32)
-                change += float((after - before).square().sum())
-                energy += float(before.square().sum())
+        return share_of(layer_change(job, number, files) for number in range(len(job.layouts)))
+
+
+def share_of(changes: Iterable[tuple[float, float]]) -> float:
+    """The relative error that layers' `layer_change` add up to."""
+    found = list(changes)
+    change, energy = sum(change for change, _ in found), sum(energy for _, energy in found)
     return math.sqrt(change / energy) if energy else 0.0
 
 
-def _samples(job: Job, files: FileReader) -> Iterator[tuple[Layout, Layout, Tensor]]:
+def layer_change(job: Job, number: int, files: FileReader) -> tuple[float, float]:
+    """Of one expert of every layout of a layer: the squares of what packing changes, and of the numbers, summed."""
+    change = energy = 0.0
+    for source, target, record in _samples(job, number, files):
+        packed = torch.cat(encode_record(source, target, record))
+        for name, projection in source.projections.items():
+            before = decode_projection(projection, record, torch.float32)
+            after = decode_projection(target.projections[name], packed, torch.float32)
+            change += float((after - before).square().sum())
+            energy += float(before.square().sum())
+    return change, energy
+
+
+def _samples(job: Job, number: int, files: FileReader) -> Iterator[tuple[Layout, Layout, Tensor]]:
     """The first record of every layout of a layer, as it is and as it will be laid out."""
-    for layer, layouts in zip(job.catalog.layers, job.layouts, strict=True):
-        for source in layer.kinds:
-            expert = next(expert for expert, layout in enumerate(layer.layouts) if layout is source)
-            yield source, layouts[expert], read_record(layer, expert, files)
+    layer, layouts = job.catalog.layers[number], job.layouts[number]
+    for source in layer.kinds:
+        expert = next(expert for expert, layout in enumerate(layer.layouts) if layout is source)
+        yield source, layouts[expert], read_record(layer, expert, files)

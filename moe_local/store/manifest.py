@@ -16,7 +16,6 @@ from moe_local.checkpoint.record import Array, Layout, Matrix, Projection
 from moe_local.errors import CheckpointError, first_line
 from moe_local.store.body import MANIFEST, VERSION, again, digest, read_body
 
-DENSE = "dense.safetensors"
 _MOST = 1 << 50  # of any size, in bytes or elements
 _LONGEST = 255  # characters of a file's name
 T = TypeVar("T")
@@ -54,8 +53,8 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a store says of itself. `dense` has a CRC-32 of every tensor of its file, `files` a SHA-256 of every
-    small file; `headers` the CRC-32 of the header of every safetensors file.
+    """Everything a store says of itself. `dense` has for every file of other tensors a CRC-32 of each, `files` a
+    SHA-256 of every small file; `headers` the CRC-32 of the header of every safetensors file.
     """
 
     source: Mapping[str, str]  # name and fingerprint of the checkpoint, packing; and asked and error, but in old ones
@@ -64,7 +63,7 @@ class Manifest:
     layers: tuple[StoredLayer, ...]
     layer_of: Mapping[str, int]
     matrices: tuple[StoredMatrix, ...]
-    dense: Mapping[str, int]
+    dense: Mapping[str, Mapping[str, int]]
     headers: Mapping[str, int]
     files: Mapping[str, str]
 
@@ -77,7 +76,7 @@ class Manifest:
             "layers": [_layer_to_json(layer) for layer in self.layers],
             "layer_of": dict(self.layer_of),
             "matrices": [{**asdict(m), "encoding": _encoding_to_json(m.encoding)} for m in self.matrices],
-            "dense": dict(self.dense),
+            "dense": {name: dict(checksums) for name, checksums in self.dense.items()},
             "headers": dict(self.headers),
             "files": dict(self.files),
         }
@@ -106,7 +105,7 @@ def _from_json(body: Mapping[str, Any]) -> Manifest:
     texts = {key: _object(body[key], _text) for key in ("source", "made_by", "formats")}
     found = Manifest(
         texts["source"], texts["made_by"], texts["formats"], layers, _object(body["layer_of"], _natural), matrices,
-        _object(body["dense"], _checksum), _object(body["headers"], _checksum), _object(body["files"], _text),
+        _object(body["dense"], _checksums), _object(body["headers"], _checksum), _object(body["files"], _text),
     )  # fmt: skip
     for required in ("name", "fingerprint"):
         found.source[required]
@@ -114,7 +113,7 @@ def _from_json(body: Mapping[str, Any]) -> Manifest:
         found.formats[required]
     for name in [*found.headers, *found.files]:
         _file_name(name)
-    if missing := {DENSE, *(layer.file for layer in layers)} - found.headers.keys():
+    if missing := {*found.dense, *(layer.file for layer in layers)} - found.headers.keys():
         raise ValueError(f"headers lack {min(missing)!r}")
     if any(layer >= len(layers) for layer in found.layer_of.values()):
         raise ValueError("layer_of names a layer that there is not")
@@ -170,6 +169,10 @@ def _checksum(value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 32:
         raise ValueError(f"{value!r} where a CRC-32 belongs")
     return value
+
+
+def _checksums(value: object) -> dict[str, int]:
+    return _object(value, _checksum)
 
 
 def _file_name(value: object) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -15,10 +15,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_local.checkpoint.catalog import LayerCatalog
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.quantization import without_quantization
-from moe_local.checkpoint.record import EncodedTensor, Layout, Source
+from moe_local.checkpoint.record import EncodedTensor, Source
 from moe_local.checkpoint.tokenizer import load_tokenizer
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.files import locked
@@ -26,26 +25,28 @@ from moe_local.formats.registry import packable
 from moe_local.memory.files import FileReader
 from moe_local.store.body import MANIFEST, OutdatedError, is_store
 from moe_local.store.encode import encode_record, encode_tensor
-from moe_local.store.job import Job, small_files
-from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
+from moe_local.store.job import Job, layer_change, share_of, small_files
+from moe_local.store.manifest import Manifest, StoredLayer, StoredMatrix
+from moe_local.store.parts import Part, experts_file, most_bytes, needed, parts
 from moe_local.store.progress import JOURNAL, Journal
 from moe_local.store.read import header_checksum
+from moe_local.store.shards import Here, Progress, Report, Shards
 from moe_local.store.source import records
 from moe_local.store.tensors import read_arrays, read_tensor
 from moe_local.store.writer import Behind, Planned, sync_folder, written_whole
 from moe_local.units import format_size
 from moe_local.version import __version__
 
-Report = Callable[[str, float], None]  # (stage, fraction done)
 SHARD = ".safetensors"
 _SPARE = 64 << 20  # bytes of disk to leave
 
 
-def pack(job: Job, target: Path, report: Report | None = None) -> Path:
+def pack(job: Job, target: Path, report: Report | None = None, shards: Shards | None = None) -> Path:
     """Makes the store `target`, or goes on with it where an earlier run stopped.
 
-    A second process that packs the same waits, then finds it done. Raises StorageError when the disk is too small or
-    fails, MoeLocalError when `target` is something else.
+    The checkpoint's files are had from `shards`; by default they are here. A second process that packs the same
+    waits, then finds it done. Raises StorageError when the disk is too small or fails, MoeLocalError when `target`
+    is something else, and what `shards` raise.
     """
     report = report or (lambda stage, fraction: None)
     try:
@@ -57,7 +58,7 @@ def pack(job: Job, target: Path, report: Report | None = None) -> Path:
             beside.with_name(f"{beside.name}.lock"),
             waiting=lambda: report("another process is packing it: waiting", 0.0),
         ):
-            return _pack(job, target, report)
+            return _pack(job, target, report, shards or Here(job.checkpoint))
     except OSError as error:
         raise StorageError(f"cannot pack into {target} ({error})", remedy="name another folder") from error
 
@@ -75,15 +76,20 @@ def _is_made(target: Path, job: Job) -> bool:
     return False
 
 
-def _pack(job: Job, target: Path, report: Report) -> Path:
+def _pack(job: Job, target: Path, report: Report, shards: Shards) -> Path:
     if _is_made(target, job):  # by whom we waited for
         return target
     partial = target.with_name(f"{target.name}.partial")
     if not _is_finished(partial, job):
         journal = Journal.open(partial, job.identity)
-        _assert_room(job, partial, journal)
-        _write_all(job, partial, journal, report)
-        _finish(job, partial, journal)
+        found = parts(job)
+        left = [part for part in found if part.name not in journal.done]
+        _assert_room(most_bytes(left, shards.sizes), partial)
+        progress = Progress(job.total + sum(shards.sizes[file] for file in needed(left)), report)
+        progress.add(sum(part.size for part in found) - sum(part.size for part in left))
+        _write_all(job, left, partial, journal, progress, shards)
+        _finish(job, found, partial, journal)
+    shards.keep_only(())
     if target.exists():
         shutil.rmtree(target)  # empty, or of another version
     partial.rename(target)
@@ -111,54 +117,38 @@ def _assert_same(target: Path, identity: dict[str, str]) -> None:
         )
 
 
-def _assert_room(job: Job, partial: Path, journal: Journal) -> None:
-    needed = job.total - journal.bytes_done(partial) + _SPARE
+def _assert_room(most: int, partial: Path) -> None:
     free = shutil.disk_usage(partial).free
-    if free < needed:
+    if free < most + _SPARE:
         raise StorageError(
-            f"packing needs {format_size(needed)} of disk and {partial.parent} has {format_size(free)} free",
+            f"packing needs {format_size(most + _SPARE)} of disk and {partial.parent} has {format_size(free)} free",
             remedy="free some space, choose another folder with -o or MOE_LOCAL_HOME, or use --no-pack",
         )
 
 
-def _write_all(job: Job, partial: Path, journal: Journal, report: Report) -> None:
-    files = FileReader()
-    files.open(job.checkpoint.files)
-    progress = Progress(job.total, report)
-    with closing(files):
-        for number, layer in enumerate(job.catalog.layers):
-            name = experts_file(number)
-            progress.stage = f"packing layer {number + 1} of {len(job.catalog.layers)}"
-            if name in journal.done:
-                progress.add(sum(layout.size for layout in job.layouts[number]))
+def _write_all(
+    job: Job, left: Sequence[Part], partial: Path, journal: Journal, progress: Progress, shards: Shards
+) -> None:
+    """Writes the parts that are `left`, each once its sources are here, which it gives up when it was the last."""
+    shards.keep_only(needed(left))
+    for number, part in enumerate(left):
+        shards.need(part.sources, progress)
+        files = FileReader()
+        with closing(files):
+            files.open(sorted(part.sources))
+            if part.layer is None:
+                progress.stage = "packing the dense weights"
+                journal.add(part.name, _write_dense(job, part, files, partial / part.name, progress))
             else:
-                journal.add(name, _write_layer(layer, job.layouts[number], files, partial / name, progress))
-        progress.stage = "packing the dense weights"
-        if DENSE not in journal.done:
-            journal.add(DENSE, _write_dense(job, files, partial / DENSE, progress))
+                progress.stage = f"packing layer {part.layer + 1} of {len(job.catalog.layers)}"
+                change = layer_change(job, part.layer, files)
+                checksums = _write_layer(job, part.layer, files, partial / part.name, progress)
+                journal.add(part.name, checksums, change)
+        shards.keep_only(needed(left[number + 1 :]))
 
 
-def experts_file(layer: int) -> str:
-    return f"experts-{layer:05}.safetensors"
-
-
-class Progress:
-    """Bytes written, told as a fraction."""
-
-    def __init__(self, total: int, report: Report) -> None:
-        self._total = total
-        self._report = report
-        self._done = 0
-        self.stage = ""
-
-    def add(self, count: int) -> None:
-        self._done += count
-        self._report(self.stage, min(1.0, self._done / max(1, self._total)))
-
-
-def _write_layer(
-    layer: LayerCatalog, layouts: Sequence[Layout], files: FileReader, file: Path, progress: Progress
-) -> list[int]:
+def _write_layer(job: Job, number: int, files: FileReader, file: Path, progress: Progress) -> list[int]:
+    layer, layouts = job.catalog.layers[number], job.layouts[number]
     planned = {str(expert): Planned(torch.uint8, (layout.size,)) for expert, layout in enumerate(layouts)}
     with written_whole(file, planned) as writer, Behind(writer) as behind:
         for source, layout, record in zip(layer.layouts, layouts, records(layer, files), strict=True):
@@ -167,11 +157,10 @@ def _write_layer(
     return writer.checksums
 
 
-def _write_dense(job: Job, files: FileReader, file: Path, progress: Progress) -> list[int]:
-    planned = job.dense_tensors
-    with written_whole(file, planned) as writer:
-        for name, source in job.catalog.dense.items():
-            for tensor in _dense_tensors(job, name, source, files):
+def _write_dense(job: Job, part: Part, files: FileReader, file: Path, progress: Progress) -> list[int]:
+    with written_whole(file, job.dense_tensors(part.dense)) as writer:
+        for name in part.dense:
+            for tensor in _dense_tensors(job, name, job.catalog.dense[name], files):
                 writer.write(tensor)
                 progress.add(tensor.numel() * tensor.element_size())
     return writer.checksums
@@ -190,21 +179,19 @@ def _dense_tensors(job: Job, name: str, source: Source, files: FileReader) -> It
             yield from packable(matrix.encoding).encode(read_tensor(source, files, job.dtype)).values()
 
 
-def _finish(job: Job, partial: Path, journal: Journal) -> None:
+def _finish(job: Job, found: Sequence[Part], partial: Path, journal: Journal) -> None:
     """Copies the small files and writes the manifest, which makes the store whole."""
     small = _copy_small(job.checkpoint, partial)
     layers = tuple(
         StoredLayer(layer.path, experts_file(number), layouts, tuple(journal.done[experts_file(number)]))
         for number, (layer, layouts) in enumerate(zip(job.catalog.layers, job.layouts, strict=True))
     )
-    planned = job.dense_tensors
-    headers = {layer.file: header_checksum(partial / layer.file) for layer in layers}
     manifest = Manifest(
         source={
             "name": str(job.checkpoint.directory.resolve()),
             **job.identity,
             "asked": job.packing.asked_of(job.checkpoint),
-            "error": str(job.error),
+            "error": str(share_of(journal.changes.values())),
         },
         made_by={
             "moe-local": __version__,
@@ -216,8 +203,12 @@ def _finish(job: Job, partial: Path, journal: Journal) -> None:
         layers=layers,
         layer_of=job.catalog.layer_of,
         matrices=tuple(_matrices(job)),
-        dense=dict(zip(planned, journal.done[DENSE], strict=True)),
-        headers={**headers, DENSE: header_checksum(partial / DENSE)},
+        dense={
+            part.name: dict(zip(job.dense_tensors(part.dense), journal.done[part.name], strict=True))
+            for part in found
+            if part.layer is None
+        },
+        headers={part.name: header_checksum(partial / part.name) for part in found},
         files=small,
     )
     for stray in partial.glob("*.partial"):

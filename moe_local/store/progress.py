@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from moe_local.checkpoint.regular import read_regular
 from moe_local.errors import CheckpointError, MoeLocalError
 
 JOURNAL = "journal.jsonl"
+Change = tuple[float, float]  # squares of what changed, and of the numbers, summed
 _MOST = 64 << 20  # bytes: eleven a record
 _NAME = re.compile(r"[\w-]{1,100}\.safetensors")
 
@@ -20,12 +22,14 @@ _NAME = re.compile(r"[\w-]{1,100}\.safetensors")
 class Journal:
     """The files of an unfinished store that are whole, by name, with the checksums of their tensors.
 
-    On disk a line of JSON each, written after the file that it is of; the first line tells which packing it is.
+    `changes` tells of each file of experts what packing changed of a sample, see `layer_change`. On disk a line of
+    JSON each, written after the file that it is of; the first line tells which packing it is.
     """
 
-    def __init__(self, file: Path, done: dict[str, list[int]]) -> None:
+    def __init__(self, file: Path, done: dict[str, list[int]], changes: dict[str, Change]) -> None:
         self._file = file
         self.done = done
+        self.changes = changes
 
     @classmethod
     def open(cls, partial: Path, identity: dict[str, str]) -> Journal:
@@ -37,24 +41,23 @@ class Journal:
                 raise MoeLocalError(f"{partial} is in the way", remedy="move it, or name another folder")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            journal = cls(file, {})
+            journal = cls(file, {}, {})
             journal._append(identity)
             return journal
-        whole = {line["file"]: line["checksums"] for line in lines[1:] if _is_entry(line)}
-        return cls(file, {name: checksums for name, checksums in whole.items() if (partial / name).is_file()})
+        whole = [line for line in lines[1:] if _is_entry(line) and (partial / line["file"]).is_file()]
+        done = {line["file"]: line["checksums"] for line in whole}
+        return cls(file, done, {line["file"]: tuple(line["change"]) for line in whole if "change" in line})
 
-    def add(self, name: str, checksums: list[int]) -> None:
+    def add(self, name: str, checksums: list[int], change: Change | None = None) -> None:
         """Notes that a file is whole, once it lies under its name."""
         self.done[name] = checksums
-        self._append({"file": name, "checksums": checksums})
+        if change is not None:
+            self.changes[name] = change
+        self._append({"file": name, "checksums": checksums, **({} if change is None else {"change": list(change)})})
 
     def _append(self, line: dict[str, Any]) -> None:
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-
-    def bytes_done(self, partial: Path) -> int:
-        """Bytes of the files that need not be written again."""
-        return sum((partial / name).stat().st_size for name in self.done)
 
 
 def is_unfinished(directory: Path) -> bool:
@@ -77,8 +80,14 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 def _is_entry(line: Any) -> bool:
     """Whether a line is what `add` writes: damage costs the work that it stood for, and no more."""
-    if not isinstance(line, dict) or line.keys() != {"file", "checksums"}:
+    if not isinstance(line, dict) or line.keys() - {"change"} != {"file", "checksums"}:
         return False
-    name, checksums = line["file"], line["checksums"]
+    name, checksums, change = line["file"], line["checksums"], line.get("change", [0.0, 0.0])
     named = isinstance(name, str) and _NAME.fullmatch(name) is not None
-    return named and isinstance(checksums, list) and all(type(c) is int and 0 <= c < 1 << 32 for c in checksums)
+    summed = isinstance(checksums, list) and all(type(c) is int and 0 <= c < 1 << 32 for c in checksums)
+    return named and summed and _is_change(change)
+
+
+def _is_change(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(each) is float for each in value)
+    return numbers and all(math.isfinite(each) and each >= 0 for each in value)

@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ from moe_local.checkpoint.regular import open_regular, read_regular
 from moe_local.errors import CheckpointError, first_line
 from moe_local.store.body import MANIFEST
 from moe_local.store.checks import assert_of_model, assert_sound, assert_stored
-from moe_local.store.manifest import DENSE, Manifest, StoredLayer, StoredMatrix
+from moe_local.store.manifest import Manifest, StoredLayer, StoredMatrix
 
 _MOST_SMALL = 256 << 20  # bytes
 _AGAIN = "`moe-local verify` tells which parts; pack it again"
@@ -64,8 +65,12 @@ class Store:
         layers = tuple(self._layer(layer) for layer in self.manifest.layers)
         encoded = {matrix.path: self._matrix(matrix) for matrix in self.manifest.matrices}
         used = {part.name for tensor in encoded.values() for part in tensor.parts.values()}
-        dense = {name: entry for name, entry in self.entries[DENSE].items() if name not in used}
+        dense = {name: entry for name, entry in self._dense.items() if name not in used}
         return Catalog(layers, self.manifest.layer_of, dense, encoded=encoded)
+
+    @cached_property
+    def _dense(self) -> dict[str, TensorEntry]:
+        return {name: entry for file in self.manifest.dense for name, entry in self.entries[file].items()}
 
     def _layer(self, layer: StoredLayer) -> LayerCatalog:
         entries = self.entries.get(layer.file, {})
@@ -81,11 +86,9 @@ class Store:
 
     def _matrix(self, matrix: StoredMatrix) -> EncodedTensor:
         prefix = f"{matrix.path}::"
-        parts = {
-            name.removeprefix(prefix): entry for name, entry in self.entries[DENSE].items() if name.startswith(prefix)
-        }
+        parts = {name.removeprefix(prefix): entry for name, entry in self._dense.items() if name.startswith(prefix)}
         if not parts:
-            raise CheckpointError(f"{self.directory / DENSE} lacks the matrix of {matrix.path}", remedy=_AGAIN)
+            raise CheckpointError(f"{self.directory} lacks the matrix of {matrix.path}", remedy=_AGAIN)
         with _told_of(self.directory):
             assert_stored(matrix, parts)
         return EncodedTensor(f"{matrix.path}.weight", matrix.shape, matrix.encoding, parts)

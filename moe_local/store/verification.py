@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moe_local.checkpoint.header import TensorEntry, read_header
 from moe_local.errors import CheckpointError
-from moe_local.store.manifest import DENSE, Manifest
+from moe_local.store.manifest import Manifest
 from moe_local.store.read import header_checksum, small_digest
 
 _PIECE = 16 << 20  # bytes read at once
@@ -42,7 +42,8 @@ def _files(manifest: Manifest) -> Iterator[tuple[str, dict[str, int]]]:
     """Every large file with the checksum of each of its tensors."""
     for layer in manifest.layers:
         yield layer.file, {str(expert): checksum for expert, checksum in enumerate(layer.checksums)}
-    yield DENSE, dict(manifest.dense)
+    for name, checksums in manifest.dense.items():
+        yield name, dict(checksums)
 
 
 def _header(file: Path, checksum: int) -> tuple[list[str], dict[str, TensorEntry]]:

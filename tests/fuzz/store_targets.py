@@ -64,7 +64,10 @@ class StoreFile(StoreManifest):
 class PackingJournal(Target):
     def prepare(self) -> None:
         self.identity = {"fingerprint": "a" * 64, "packing": "int4-g32, dense int8"}
-        lines = [self.identity, *({"file": f"experts-{n:05}.safetensors", "checksums": [1, 2]} for n in range(3))]
+        lines = [
+            self.identity,
+            *({"file": f"experts-{n:05}.safetensors", "checksums": [1, 2], "change": [0.5, 2.0]} for n in range(3)),
+        ]
         self.good = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
     def damage(self, random: Random) -> None:
@@ -77,7 +80,7 @@ class PackingJournal(Target):
 
     def open(self) -> None:
         journal = Journal.open(self.folder / "partial", self.identity)
-        assert journal.bytes_done(self.folder / "partial") >= 0
+        assert all((self.folder / "partial" / name).is_file() for name in {*journal.done, *journal.changes})
 
 
 class Warm(Target):

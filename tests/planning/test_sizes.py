@@ -70,7 +70,7 @@ def test_bytes_are_those_of_a_packing(tmp_path: Path, name: str, experts: str, d
     job = plan_packing(directory, choose(experts, 32, dense))
     sizes, formats = find_sizes(str(directory)), Formats(experts, 32, dense)
     assert record_bytes(sizes, formats) - 4096 < job.layouts[0][0].size <= record_bytes(sizes, formats)
-    written = sum(planned.length for planned in job.dense_tensors.values())
+    written = sum(planned.length for planned in job.dense_tensors(job.catalog.dense).values())
     assert dense_bytes(sizes, formats)[0] == written + 2 * sizes.wide  # which is in bf16 in the files
 
 

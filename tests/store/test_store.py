@@ -145,7 +145,7 @@ def test_every_stage_resumes(qwen: Path, store: Path, tmp_path: Path, keep: int,
     manifest = open_store(store).manifest
     partial.mkdir()
     checksums = {layer.file: list(layer.checksums) for layer in manifest.layers}
-    checksums["dense.safetensors"] = list(manifest.dense.values())
+    checksums |= {name: list(checks.values()) for name, checks in manifest.dense.items()}
     identity = {name: manifest.source[name] for name in ("fingerprint", "packing")}
     lines = [json.dumps(identity)]
     for name in list(checksums)[:keep]:
@@ -194,7 +194,9 @@ def test_a_record_is_named_by_layer_and_expert(store: Path, tmp_path: Path) -> N
     assert "layer 2, expert 5" in said
 
 
-@pytest.mark.parametrize("file", ["config.json", "experts-00001.safetensors", "dense.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "experts-00001.safetensors", "dense-00000.safetensors", "tokenizer.json"]
+)
 def test_loading_refuses_files_that_disagree(store: Path, tmp_path: Path, file: str) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     (copy / file).unlink()
@@ -310,7 +312,7 @@ def test_killed_just_before_the_end(journal: bool, qwen: Path, store: Path, tmp_
         manifest = open_store(store).manifest
         identity = {name: manifest.source[name] for name in ("fingerprint", "packing")}
         checksums = {layer.file: list(layer.checksums) for layer in manifest.layers}
-        checksums["dense.safetensors"] = list(manifest.dense.values())
+        checksums |= {name: list(checks.values()) for name, checks in manifest.dense.items()}
         lines = [identity, *({"file": name, "checksums": sums} for name, sums in checksums.items())]
         (partial / "journal.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     target = _packed(qwen, tmp_path / "store", "int8", 32, "int8")
