@@ -58,9 +58,11 @@ def live(
     combination is measured in a process of its own. Examples: `moe-local bench --experts 25%,50%,100%`, `moe-local
     bench Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by category --html report.html`.
     """
+    from .download import as_packed
     from .session import resolve
 
-    named = None if model is None else str(resolve(model, stores=pack and format is None))
+    packs = pack and format is None
+    named = None if model is None else str(resolve(model, stores=packs, take=as_packed() if packs else None))
     asked = Asked(named, workload, pack)
     chosen = configurations(flags, format)
     if len(chosen) == 1:

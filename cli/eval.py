@@ -59,11 +59,12 @@ def evaluate(
     Examples: `moe-local eval Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 20000`, `moe-local eval ./packed
     --against Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 5000`.
     """
+    from .download import as_packed
     from .session import resolve, stderr
 
     if limit is not None and limit < 2:
         raise MoeLocalError(f"--limit {limit} is too few tokens to score one", remedy="give at least 2")
-    named = None if model is None else str(resolve(model, stores=pack))
+    named = None if model is None else str(resolve(model, stores=pack, take=as_packed() if pack else None))
     content = _read(text, None if limit is None else min(limit, _MOST) * _CHARACTERS)
     request = _Request(content, window, stride, limit, pack, flags.options())
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,11 @@ from moe_local.units import format_size
 
 from . import options as opt
 from .completion import complete_model
+from .download import PackedAsItComes
 from .output import echo, echo_json
+
+if TYPE_CHECKING:
+    from moe_local.store.job import Job, Packing
 
 
 def pack(
@@ -38,33 +42,55 @@ def pack(
             help=f"Of linear layers outside the experts: keep, {', '.join(dense_names())}; embeddings: keep or int8."
         ),
     ] = "int8",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a download.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Write a packed copy of a model: smaller, read in one piece an expert, multiplied as it lies on the disk.
 
-    Takes the memory of a few experts, whatever the model's size. Interrupt or kill it and run it again: it goes on.
+    Takes the memory of a few experts, whatever the model's size. Interrupt or kill it and run it again: it goes on. A
+    model of the hub is packed while it is downloaded, and each file of it deleted once it is packed.
     Example: `moe-local pack Qwen/Qwen3-30B-A3B --format int4 --group-size 32`.
     """
-    from .session import progress, resolve, stderr
+    from .session import resolve, stderr
 
-    source = resolve(model, stores=False)
+    began = time.perf_counter()
+
+    def choose() -> Packing:
+        from moe_local.store import first_use
+
+        return first_use.choose(format, group_size, dense_format)
+
+    take = PackedAsItComes(choose, output, on_first_use=False, yes=yes)
+    source = resolve(model, stores=False, take=take)
+    job, store = (take.job, source) if take.job is not None else _pack_local(source, choose(), output)
+    seconds = time.perf_counter() - began
+    if as_json:
+        found = {"store": str(store), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes, **job.identity}
+        echo_json({**found, "error": _error(store), "seconds": round(seconds, 2)})
+    else:
+        stderr.print(f"{_error(store):.2%} off the original (RMS, sampled); {seconds:.1f} s", markup=False)
+        echo(store)
+
+
+def _pack_local(source: Path, packing: Packing, output: Path | None) -> tuple[Job, Path]:
     from moe_local.store import cached_store, first_use
     from moe_local.store import pack as write
 
-    job = first_use.plan(source, first_use.choose(format, group_size, dense_format))
+    from .session import progress, stderr
+
+    job = first_use.plan(source, packing)
     target = output or cached_store(job)
     stderr.print(f"{format_size(job.checkpoint.total_bytes)} to {format_size(job.total)} in {target}", markup=False)
-    stderr.print(f"experts in {job.expert_formats}: {job.error:.2%} off the original (RMS, sampled)", markup=False)
-    began = time.perf_counter()
+    stderr.print(f"experts in {job.expert_formats}", markup=False)
     with progress() as report:
-        write(job, target, report)
-    seconds = time.perf_counter() - began
-    if as_json:
-        found = {"store": str(target), "bytes": job.total, "source_bytes": job.checkpoint.total_bytes, **job.identity}
-        echo_json({**found, "error": job.error, "seconds": round(seconds, 2)})
-    else:
-        stderr.print(f"packed in {seconds:.1f} s", markup=False)
-        echo(target)
+        return job, write(job, target, report)
+
+
+def _error(store: Path) -> float:
+    """What packing cost, see `relative_error`."""
+    from moe_local.store.manifest import Manifest
+
+    return float(Manifest.read(store).source["error"])
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""`moe-local pull`: a model from the hub into the local cache."""
+"""`moe-local pull`: a model from the hub, packed as it comes or as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.errors import CheckpointError, DownloadError, MoeLocalError
 from moe_local.units import format_size
 
 from .completion import complete_model
@@ -25,16 +25,25 @@ def pull(
         ),
     ],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. Default: the newest.")] = None,
+    keep_original: Annotated[
+        bool,
+        typer.Option("--keep-original", help="Download the whole model and pack nothing: `chat` packs it then."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Download what is needed to run a model, and print where it is.
+    """Get a model from the hub ready to run, and print where it is.
 
-    Takes safetensors, configuration and tokenizer only; or one GGUF model, where the repository holds nothing else or
-    a quantisation is named: `moe-local pull owner/name:Q4_K_M`. Run it again after an interruption: it resumes. Set
-    HF_TOKEN for gated models.
+    What `chat` would pack is packed while it comes, and each file is deleted once it is packed: that takes the disk
+    of the packed model and of a file or two. Everything else is downloaded as it is: what is quantised already, or
+    one GGUF model, where the repository holds nothing else or a quantisation is named, like owner/name:Q4_K_M.
+
+    Run it again after an interruption: it goes on. Set HF_TOKEN for gated models.
     """
     from moe_local.checkpoint.hub import pull as pull_model
     from moe_local.checkpoint.names import EXAMPLE, parse_hub_name
+    from moe_local.store.short_names import find_model
 
+    from .download import as_packed, asking
     from .session import stderr
 
     name = parse_hub_name(model)
@@ -44,9 +53,18 @@ def pull(
         raise CheckpointError(f"{model} is not the name of a hub's model", remedy=f"name it like {EXAMPLE}")
     if revision is not None and name.revision not in (None, revision):
         raise MoeLocalError(f"{model} and --revision {revision} disagree", remedy="give one of them")
-    found = pull_model(replace(name, revision=revision or name.revision))
-    size = sum(file.stat().st_size for file in found.files)
-    stderr.print(f"{name}: {len(found.files)} files, {format_size(size)}", markup=False, soft_wrap=True)
+    take = asking(yes=yes) if keep_original else as_packed(yes=yes)
+    try:
+        found = pull_model(replace(name, revision=revision or name.revision), take)
+    except DownloadError as error:
+        store = find_model(model)
+        if keep_original or not isinstance(store, Path):
+            raise
+        stderr.print(f"note: {error.message}; this store of it is here", markup=False, soft_wrap=True)
+        return echo(store)
+    if found.files:
+        size = sum(file.stat().st_size for file in found.files)
+        stderr.print(f"{name}: {len(found.files)} files, {format_size(size)}", markup=False, soft_wrap=True)
     if found.unasked:
         note = f"note: the hub did not answer ({found.unasked}); this is the copy that was here"
         stderr.print(note, markup=False, soft_wrap=True)

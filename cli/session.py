@@ -20,6 +20,7 @@ from moe_local.errors import StorageError
 from moe_local.paths import cache_dir
 from moe_local.units import format_size
 
+from .download import as_packed, asking
 from .interrupts import ignored
 from .output import stderr as stderr
 from .output import visible
@@ -27,6 +28,7 @@ from .output import write as write
 from .wrap import WordWrap, window_width
 
 if TYPE_CHECKING:
+    from moe_local.checkpoint.hub import Take
     from moe_local.engine import Engine
     from moe_local.generation.generate import Generation
     from moe_local.generation.template_settings import TemplateSettings
@@ -43,10 +45,11 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
 
 
-def resolve(model: str | None, *, stores: bool = True) -> Path:
+def resolve(model: str | None, *, stores: bool = True, take: Take | None = None) -> Path:
     """The model to use: the one named, downloaded if need be, or the demo model, made on first use. Imports no torch.
 
-    With `stores` a hub's model of which only a store is left is that store, which is said.
+    With `stores` a hub's model of which only a store is left is that store, which is said. A download is as `take`
+    says, see `cli.download`.
     """
     if model is not None:
         from moe_local.checkpoint.hub import locate
@@ -57,7 +60,7 @@ def resolve(model: str | None, *, stores: bool = True) -> Path:
         found = find_model(model, stores=stores, elsewhere=shipped_names)
         if isinstance(found, Path) and is_store(found):
             stderr.print(f"{model} is run from {found}", markup=False, soft_wrap=True)
-        return locate(str(found))
+        return locate(str(found), take or asking())
     from moe_local.demo import ensure_demo
 
     with progress() as report:
@@ -85,8 +88,10 @@ def files_of(
     """What `load_files` takes: the files of a model, packed first as `load` does; or its name, where they are not."""
     _quiet_libraries()
     packs = format is not None or (pack and model is not None and options.dtype != "float32")
-    named = resolve(model, stores=packs and format is None)
-    return _packed(named, format, options.dtype) if packs else named
+    take = as_packed(format) if packs else None
+    named = resolve(model, stores=packs and format is None, take=take)
+    made = take is not None and take.made == named
+    return _packed(named, format, options.dtype) if packs and not made else named
 
 
 def load_files(files: str | Path | ModelFiles, options: Options, template: TemplateSettings | None = None) -> Engine:

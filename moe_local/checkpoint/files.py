@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
     conversions: tuple[WeightTransform, ...] = ()  # of experts' tensors, beside those that transformers knows
+    versions: Mapping[str, str] = field(default_factory=dict)  # of files by name, where they are not to be asked
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -44,6 +46,20 @@ class Checkpoint:
             files = gguf_set(file)
             return cls(files[0], *read_gguf(files))
         return cls(path, _read_config(path), _read_tensors(path))
+
+    @classmethod
+    def promised(
+        cls, directory: Path, headers: Mapping[str, dict[str, TensorEntry]], versions: Mapping[str, str]
+    ) -> Checkpoint:
+        """One whose small files are in `directory`, and whose weights are not, from the headers of their files.
+
+        `versions` tell by a file's name what is in it. Raises CheckpointError as `open` does.
+        """
+        if not (directory / INDEX).exists():
+            (tensors,) = headers.values()
+        else:
+            tensors = _read_sharded(directory, lambda shard: headers[shard.name])
+        return cls(directory, _read_config(directory), tensors, versions=versions)
 
     @property
     def gguf(self) -> Path | None:
@@ -74,20 +90,20 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _read_tensors(directory: Path) -> dict[str, TensorEntry]:
     if (directory / INDEX).exists():
-        return _read_sharded(directory)
+        return _read_sharded(directory, lambda shard: read_header(_existing(shard)))
     if (directory / SINGLE).exists():
         return read_header(directory / SINGLE)
     return read_header(_only_file(directory))
 
 
-def _read_sharded(directory: Path) -> dict[str, TensorEntry]:
+def _read_sharded(directory: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
     index = directory / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map", remedy="download it again")
     found: dict[str, list[TensorEntry]] = {}
     for name in sorted(set(weight_map.values())):
-        for entry in read_header(_shard(index, name)).values():
+        for entry in read(_shard(index, name)).values():
             found.setdefault(entry.name, []).append(entry)
     chosen = {name: _chosen(copies, weight_map.get(name)) for name, copies in found.items()}
     tensors = {name: entry for name, entry in chosen.items() if entry is not None}
@@ -115,7 +131,10 @@ def _shard(index: Path, name: str) -> Path:
         raise CheckpointError(
             f"{index} names {shown!r}, which is not a safetensors file beside it", remedy="download it again"
         )
-    shard = index.parent / name
+    return index.parent / name
+
+
+def _existing(shard: Path) -> Path:
     if not shard.exists():
         raise CheckpointError(f"{shard} is missing", remedy=f"download it again: {INDEX} lists it")
     return shard

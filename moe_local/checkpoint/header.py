@@ -86,12 +86,20 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            length = _header_length(file, stream.read(8), size)
+            length = header_length(file, stream.read(8), size)
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(
             f"cannot read {file}: {error.strerror or error}", remedy="check the path and permissions"
         ) from error
+    return parse_header(file, text, length, size)
+
+
+def parse_header(file: Path, text: bytes, length: int, size: int) -> dict[str, TensorEntry]:
+    """The tensors that a header of `length` bytes tells of, `text`, in a file of `size` bytes.
+
+    Raises CheckpointError as `read_header` does.
+    """
     if len(text) < length:
         _damaged(file, "is truncated inside its header")
     return _entries(file, _parse(file, text), start=8 + length, size=size)
@@ -101,7 +109,8 @@ def _damaged(file: Path, what: str) -> NoReturn:
     raise CheckpointError(f"{file} {what}", remedy=_AGAIN)
 
 
-def _header_length(file: Path, prefix: bytes, size: int) -> int:
+def header_length(file: Path, prefix: bytes, size: int) -> int:
+    """Bytes of the JSON after the `prefix` of eight bytes. Raises CheckpointError where it cannot be."""
     if len(prefix) < 8:
         _damaged(file, f"is truncated: {size} bytes are too few for a safetensors file")
     (length,) = struct.unpack("<Q", prefix)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from moe_local.checkpoint.hub_files import choose_gguf, gguf_models, is_gguf, small_files, weight_files
 from moe_local.checkpoint.json_file import read_json
 from moe_local.checkpoint.names import EXAMPLE, GGUF_SUFFIX, INDEX, HubName, cleaned, parse_hub_name
+from moe_local.checkpoint.offer import HubFile, Offer
 from moe_local.errors import (
     CheckpointError,
     DownloadError,
@@ -22,9 +24,15 @@ from moe_local.errors import (
     is_disk_full,
 )
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
 _PATIENCE = 10.0  # seconds for the hub's first answer
 _AGAIN = "check the network and run the same command again: it resumes"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+
+
+Take = Callable[[Offer], Path | None]
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,10 @@ class LocalCopy:
     unasked: str | None = None  # why the hub was not asked whether there is a newer one
 
 
-def locate(model: str) -> Path:
+def locate(model: str, take: Take | None = None) -> Path:
     """A model's directory or GGUF file: a path as it is, a hub's model from the local cache or downloaded into it.
 
-    Raises CheckpointError for what is neither, DownloadError when the hub cannot give it.
+    See `pull` for `take`. Raises CheckpointError for what is neither, DownloadError when the hub cannot give it.
     """
     if not cleaned(model):
         raise CheckpointError("the model's name is empty", remedy=f"name a path or a hub id like {EXAMPLE}")
@@ -50,7 +58,7 @@ def locate(model: str) -> Path:
         raise CheckpointError(
             f"{model} does not exist", remedy=f"name a checkpoint directory or a hub id like {EXAMPLE}"
         )
-    return pull(name).path
+    return pull(name, take).path
 
 
 def _is_mistyped_path(name: HubName) -> bool:
@@ -80,14 +88,16 @@ def local_path(model: str) -> Path | None:
     return None
 
 
-def pull(name: HubName) -> LocalCopy:
+def pull(name: HubName, take: Take | None = None) -> LocalCopy:
     """Downloads what running a hub's model takes, resuming where it stopped.
 
-    Where the hub does not give it, a whole copy in its cache does, whatever put it there. The token comes from
-    `HF_TOKEN` or `hf auth login`. Raises DownloadError, CheckpointError or UnsupportedError.
+    `take` is offered a model whose weights are not all here, and may give what it made of it; where it gives None, or
+    there is none, the weights are downloaded. Where the hub does not give them, a whole copy in its cache does,
+    whatever put it there. The token comes from `HF_TOKEN` or `hf auth login`. Raises DownloadError, CheckpointError
+    or UnsupportedError.
     """
     try:
-        return _download(name)
+        return _download(name, take)
     except MoeLocalError:
         raise
     except Exception as error:  # whatever the hub's client and its network library have
@@ -101,13 +111,15 @@ def pull(name: HubName) -> LocalCopy:
         return _cached(name, folder, first_line(error))
 
 
-def _download(name: HubName) -> LocalCopy:
+def _download(name: HubName, take: Take | None) -> LocalCopy:
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(name.repo, revision=name.revision, timeout=_PATIENCE)
+    info = HfApi().model_info(name.repo, revision=name.revision, timeout=_PATIENCE, files_metadata=True)
     files = [file.rfilename for file in info.siblings or []]
     if is_gguf(name, files):
         wanted = choose_gguf(name.repo, files, quant=name.quant, path=name.path)
+        if take is not None:
+            _taken(take, name, _fetch(name.repo, name.revision, ()), info, (), wanted)
         folder = _fetch(name.repo, name.revision, wanted)
         return LocalCopy(folder / wanted[0], tuple(folder / file for file in wanted))
     small = small_files(name, files)
@@ -118,9 +130,29 @@ def _download(name: HubName) -> LocalCopy:
             f"{name} lacks {_some(absent)}, which its {INDEX} names",
             remedy="use another revision, or tell whoever published it",
         )
+    if take is not None and (made := _taken(take, name, folder, info, small, weights)) is not None:
+        return LocalCopy(made, ())
     # Weights come last, and of the same commit: where they are whole, so is the rest.
     _fetch(name.repo, folder.name, weights)
     return LocalCopy(folder / name.path, tuple(folder / file for file in (*small, *weights)))
+
+
+def _taken(
+    take: Take, name: HubName, snapshot: Path, info: ModelInfo, small: Sequence[str], weights: Sequence[str]
+) -> Path | None:
+    """What `take` makes of a model; None where it is all here, or the hub does not tell what its files are."""
+    found = {file.path: file for sibling in info.siblings or [] if (file := _hub_file(sibling)) is not None}
+    if not found.keys() >= {*small, *weights}:
+        return None
+    offer = Offer(name, snapshot, tuple(found[path] for path in small), tuple(found[path] for path in weights))
+    return None if offer.is_here() else take(offer)
+
+
+def _hub_file(sibling: RepoSibling) -> HubFile | None:
+    version = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+    if sibling.size is None or version is None:
+        return None
+    return HubFile(sibling.rfilename, sibling.size, version, hashed=sibling.lfs is not None)
 
 
 def _fetch(repo: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -147,9 +147,16 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     for name, entry in sorted(checkpoint.tensors.items()):
         digest.update(f"{name} {entry.dtype} {entry.shape} {entry.offset}".encode())
     for file in (*checkpoint.files, *small_files(checkpoint)):
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(f"{file.name} {checkpoint.versions.get(file.name) or _version(file)}".encode())
     return digest.hexdigest()
+
+
+def _version(file: Path) -> str:
+    """What changes when the file does: in the hub's cache, where it is a link, the name of what is in it."""
+    if file.is_symlink() and (target := file.resolve()).parent.name == "blobs":
+        return target.name
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def small_files(checkpoint: Checkpoint) -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/(?P<kind>revision|tree)/(?P<revision>[^/]+))?")
+_LARGE = (".safetensors", ".gguf")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -118,23 +119,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _send_file(self, file: Path, sha: str, body: bool) -> None:
-        content, asked = file.read_bytes(), re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        content, asked = file.read_bytes(), re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
+        end = min(len(content), int(asked[2]) + 1) if asked and asked[2] else len(content)
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{_etag(file)}"')
         self.send_header("X-Repo-Commit", sha)
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(end - start))
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.end_headers()
         if body:
             self.server.served.append((file.name, asked and asked[0]))
-            stop, cut = len(content), self.server.cut
+            stop, cut = end, self.server.cut
             if cut is not None and file.suffix == ".safetensors":
                 stop = min(stop, start + cut)
             self.wfile.write(content[start:stop])
-            if stop < len(content):
+            if stop < end:
                 self.close_connection = True
 
     def log_message(self, *arguments: object) -> None:
@@ -146,4 +148,11 @@ def _described(repo: str, folder: Path, kind: str | None) -> object:
     if kind == "tree":
         files = [(name, folder / name) for name in _names(folder)]
         return [{"type": "file", "path": n, "size": f.stat().st_size, "oid": _etag(f)} for n, f in files]
-    return {"id": repo, "sha": commit(folder), "siblings": [{"rfilename": name} for name in _names(folder)]}
+    return {"id": repo, "sha": commit(folder), "siblings": [_sibling(name, folder / name) for name in _names(folder)]}
+
+
+def _sibling(name: str, file: Path) -> dict[str, object]:
+    size, digest = file.stat().st_size, _etag(file)
+    large = file.suffix in _LARGE
+    lfs = {"lfs": {"size": size, "sha256": digest, "pointerSize": 134}} if large else {}
+    return {"rfilename": name, "size": size, "blobId": digest[:40] if large else digest, **lfs}
