@@ -61,7 +61,8 @@ def pull(
         if keep_original or not isinstance(store, Path):
             raise
         stderr.print(f"note: {error.message}; this store of it is here", markup=False, soft_wrap=True)
-        return echo(store)
+        echo(store)
+        return
     if found.files:
         size = sum(file.stat().st_size for file in found.files)
         stderr.print(f"{name}: {len(found.files)} files, {format_size(size)}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/(?P<kind>revision|tree)/(?P<revision>[^/]+))?")
 _LARGE = (".safetensors", ".gguf")
@@ -20,8 +20,8 @@ _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file
 class LocalHub(ThreadingHTTPServer):
     """Serves folders `owner/name` of a folder as models; `owner/name@v1` is the same one's revision v1.
 
-    `cut` is how many bytes of the next large file are sent. `served` has every file that was sent, with the range
-    that was asked for; `tokens` who asked.
+    `cut` is how many bytes of the next large file are sent, `spoilt` how many whole ones are sent with a bit of them
+    changed. `served` has every file that was sent, with the range that was asked for; `tokens` who asked.
     """
 
     daemon_threads = True
@@ -30,6 +30,7 @@ class LocalHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root = root
         self.cut: int | None = None
+        self.spoilt = 0
         self.served: list[tuple[str, str | None]] = []
         self.tokens: set[str | None] = set()
 
@@ -92,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.server.tokens.add(self.headers.get("Authorization"))
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
+        if path == "/api/models":
+            return self._send(json.dumps(self._models(parse_qs(query))).encode(), body)
         asked = _API.fullmatch(path) or _FILE.fullmatch(path)
         if asked is None or not (self.server.root / asked["repo"]).is_dir():
             return self._refuse("RepoNotFound")
@@ -103,6 +106,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(json.dumps(_described(asked["repo"], folder, asked["kind"])).encode(), body)
         file = folder / unquote(asked["file"])
         return self._send_file(file, commit(folder), body) if file.is_file() else self._refuse("EntryNotFound")
+
+    def _models(self, query: dict[str, list[str]]) -> list[dict[str, str]]:
+        """The models that quantise the one that is asked for: those that are called as it is, and more."""
+        base = query.get("filter", [""])[0].removeprefix("base_model:quantized:")
+        folders = sorted(self.server.root.glob(f"{base}-*")) if base else []
+        return [{"id": folder.relative_to(self.server.root).as_posix()} for folder in folders]
 
     def _refuse(self, code: str) -> None:
         self.send_response(404)
@@ -135,9 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
             stop, cut = end, self.server.cut
             if cut is not None and file.suffix == ".safetensors":
                 stop = min(stop, start + cut)
-            self.wfile.write(content[start:stop])
+            self.wfile.write(self._as_sent(content[start:stop], whole=not asked))
             if stop < end:
                 self.close_connection = True
+
+    def _as_sent(self, content: bytes, *, whole: bool) -> bytes:
+        if not whole or not self.server.spoilt or not self.path.endswith(_LARGE):
+            return content
+        self.server.spoilt -= 1
+        return content[:-1] + bytes([content[-1] ^ 1])
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: tests look at `served`."""
