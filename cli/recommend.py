@@ -143,7 +143,7 @@ def _show(d: dict[str, Any]) -> None:
     notes = [
         "estimated, not run: tokens/s of decoding with warm caches. fluent: as fast as people read (5 tokens/s), even"
         " at the low end; maybe: at the high end",
-        "the download and the packed copy both need room on the disk; the download can be deleted afterwards",
+        "the packed copy and a file or two of the download need room on the disk at once",
     ]
     for note in (*notes, *([GPU_CAVEAT] if gpu else [])):
         console.print(f"[yellow]note:[/] {escape(note)}")
