@@ -13,7 +13,6 @@ from typing import Any
 from moe_local.checkpoint.names import HubName
 from moe_local.errors import DownloadError
 
-_PIECE = 1 << 20  # bytes read at once
 _SHOWN = 3
 _STALE = 600.0  # seconds that nobody wrote a half file for
 
@@ -106,11 +105,8 @@ def is_sound(place: Path, file: HubFile) -> bool:
         return False
     if not file.hashed:
         return True
-    digest = hashlib.sha256()
     with place.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest() == file.version
+        return hashlib.file_digest(stream, "sha256").hexdigest() == file.version
 
 
 def remove(place: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
@@ -78,7 +79,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _etag(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return _sha256(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,23 +135,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _send_file(self, file: Path, sha: str, body: bool) -> None:
-        content, asked = file.read_bytes(), re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        size, asked = file.stat().st_size, re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
-        end = min(len(content), int(asked[2]) + 1) if asked and asked[2] else len(content)
+        end = min(size, int(asked[2]) + 1) if asked and asked[2] else size
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{_etag(file)}"')
         self.send_header("X-Repo-Commit", sha)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(end - start))
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.end_headers()
         if body:
             self.server.served.append((file.name, asked and asked[0]))
             stop, cut = end, self.server.cut
             if cut is not None and file.suffix == ".safetensors":
                 stop = min(stop, start + cut)
-            self.wfile.write(self._as_sent(content[start:stop], whole=not asked))
+            with file.open("rb") as stream:
+                stream.seek(start)
+                self.wfile.write(self._as_sent(stream.read(stop - start), whole=not asked))
             if stop < end:
                 self.close_connection = True
 
