@@ -46,6 +46,12 @@ def live(
     format: Annotated[
         str | None, typer.Option(help="Pack the model into int4, int8, nf4 ... first; may be a list.")
     ] = None,
+    interleave: Annotated[
+        bool,
+        typer.Option(
+            "--interleave", help="Of several configurations each has a process for each trial, and they take turns."
+        ),
+    ] = False,
     output: OutputFlags,
     pack: opt.Pack = True,
     flags: opt.LoadFlags,
@@ -55,8 +61,10 @@ def live(
 
     One pass warms up from a cold cache, then --repeat passes are timed; figures are medians with their range. --ram,
     --vram, --experts, --policy, --misses and --format take lists, like `--ram 4GiB,8GiB --policy lru,lfru`: each
-    combination is measured in a process of its own. Examples: `moe-local bench --experts 25%,50%,100%`, `moe-local
-    bench Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by category --html report.html`.
+    combination is measured in a process of its own, one after the other; what else the machine does meanwhile is in
+    their ratio then. With --interleave it is not, and from six trials on the ratio has an interval. Examples:
+    `moe-local bench --experts 25%,50%,100%`, `moe-local bench Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by
+    category --html report.html`.
     """
     from .download import as_packed
     from .session import resolve
@@ -65,12 +73,16 @@ def live(
     named = None if model is None else str(resolve(model, stores=packs, take=as_packed() if packs else None))
     asked = Asked(named, workload, pack)
     chosen = configurations(flags, format)
+    if len(chosen) == 1 and interleave:
+        raise MoeLocalError(
+            "--interleave is for several configurations", remedy="give a list, like --policy lru,lfru"
+        )
     if len(chosen) == 1:
         report = measured(asked, *chosen[0])
     elif workload.record is not None:
         raise MoeLocalError("--record takes one configuration, and this is a sweep", remedy="record one of them")
     else:
-        report = swept(asked, chosen)
+        report = swept(asked, chosen, interleaved=interleave)
     output.tell(report)
     if failed := [run["error"] for run in report["runs"] if "error" in run]:
         raise MoeLocalError(f"{len(failed)} of {len(report['runs'])} configurations failed", remedy=failed[0])
@@ -104,8 +116,9 @@ def compare(
     by: Annotated[str | None, typer.Option(help="The setting that they are to differ by, like policy.")] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Compare two reports, or the runs of one: ratios of medians, and whether they are more than noise (the trials'
-    ranges do not touch). What else differs between two reports is said first.
+    """Compare two reports, or the runs of one: ratios, and whether they are more than noise. They are where the
+    trials' ranges do not touch; of trials that took turns (`bench --interleave`) where the ratio's 95% interval
+    leaves out 1. What else differs between two reports is said first.
 
     Examples: `moe-local bench compare before.json after.json`, `moe-local bench compare --within sweep.json --by
     policy`.

@@ -111,6 +111,7 @@ def show_comparison(compared: Compared) -> None:
             if one.config == config:
                 label, format_ = tables.METRICS.get(one.metric, (one.metric, tables.figure))
                 ratio = "-" if one.ratio is None else f"{one.ratio:.3f}"
+                ratio += "" if one.interval is None else f" ({one.interval[0]:.3f} to {one.interval[1]:.3f})"
                 cells = (format_(one.before), format_(one.after), ratio, one.verdict)
                 drawn.add_row(label, *cells, style=colours.get(one.verdict))
     console.print(drawn)

@@ -100,26 +100,46 @@ def _config(options: Options) -> dict[str, Any]:
     }
 
 
-def swept(asked: Asked, configurations: list[Configuration]) -> dict[str, Any]:
-    """The report of several, each in a process of its own: so that each has its own peak of memory."""
+def swept(asked: Asked, configurations: list[Configuration], *, interleaved: bool = False) -> dict[str, Any]:
+    """The report of several, each in a process of its own: so that each has its own peak of memory.
+
+    Where they are `interleaved` each has a process for each trial, and they take turns.
+    """
     from .session import progress
 
     asked.workload.request()  # refuses what makes no sense before anything runs
-    head: dict[str, Any] | None = None  # the first report that there is
-    runs: list[dict[str, Any]] = []
+    rounds = asked.workload.repeat if interleaved else 1
+    each = replace(asked, workload=replace(asked.workload, repeat=1)) if interleaved else asked
+    reports: list[list[tuple[dict[str, Any] | None, str]]] = [[] for _ in configurations]
     with progress() as show:
-        for number, (flags, format) in enumerate(configurations):
-            arguments = _arguments(flags, format)
-            show(" ".join(arguments), number / len(configurations))
-            report, error = _child([*asked.arguments(), *arguments])
-            if report is None:
-                runs.append({"config": {**_config(flags.options()), "format": format}, "error": error})
-            else:
-                head = head or report
-                runs += report["runs"]
+        for turn in range(rounds):
+            for number, (flags, format) in enumerate(configurations):
+                arguments = _arguments(flags, format)
+                done = turn * len(configurations) + number
+                show(" ".join(arguments), done / (rounds * len(configurations)))
+                reports[number].append(_child([*each.arguments(), *arguments]))
+    runs = [
+        _run(found, {**_config(flags.options()), "format": format})
+        for found, (flags, format) in zip(reports, configurations, strict=True)
+    ]
+    head = next((report for found in reports for report, _ in found if report is not None), None)
     if head is None:
         raise MoeLocalError(f"every configuration failed; the first: {runs[0]['error']}")
-    return {**head, "runs": runs}
+    workload = {**head["model"]["workload"], "repeat": asked.workload.repeat, "interleaved": interleaved}
+    return {**head, "model": {**head["model"], "workload": workload}, "runs": runs}
+
+
+def _run(found: list[tuple[dict[str, Any] | None, str]], config: dict[str, Any]) -> dict[str, Any]:
+    """One of a report's `runs` of what its processes measured: the first's, with all trials; or the first error."""
+    from moe_local.bench.live import summary
+
+    if errors := [error for report, error in found if report is None]:
+        return {"config": config, "error": errors[0]}
+    (first, *others) = (report["runs"][0] for report, _ in found if report is not None)
+    trials = [trial for run in (first, *others) for trial in run["trials"]]
+    peak = max(run["memory"]["ram"]["peak"] for run in (first, *others))
+    memory = {**first["memory"], "ram": {**first["memory"]["ram"], "peak": peak}}
+    return {**first, "summary": summary(trials), "trials": trials, "memory": memory}
 
 
 def _arguments(flags: opt.LoadFlags, format: str | None) -> list[str]:

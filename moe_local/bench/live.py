@@ -67,13 +67,15 @@ def measure(engine: Engine, request: Request, report: Report) -> dict[str, Any]:
     cold = engine.cache.counters.snapshot()
     meter = EnergyMeter()
     trials = [passes.run(f"trial {number + 1}") for number in range(request.repeat)]
+    metrics = [trial.metrics() for trial in trials]
     joules = meter.joules()
     timeline = _timeline(engine, ids[0])
     counters = reduce(add, (trial.counters for trial in trials))
     tokens = sum(trial.new_tokens for trial in trials)
     return {
         "slots": {"device": list(engine.plan.device_slots), "host": engine.plan.host_slots},
-        "summary": _summary([trial.metrics() for trial in trials]),
+        "summary": summary(metrics),
+        "trials": metrics,
         "cold": {"hits": cold.layer_hits, "misses": cold.layer_misses, "host_hits": cold.layer_host_hits},
         "layers": {
             "hits": counters.layer_hits,
@@ -110,6 +112,8 @@ class _Trial:
         seconds = sum(generation.seconds for generation in self.generations)
         prompt_tokens = sum(generation.prompt_tokens for generation in self.generations)
         counters = self.counters
+        foreseen = decode.foreseeable
+        recall = {"prefetch_recall": decode.predicted_right / foreseen} if foreseen else {}
         return {
             "decode_tokens_per_second": len(gaps) / sum(gaps),
             "prefill_tokens_per_second": prompt_tokens / sum(first),
@@ -118,7 +122,8 @@ class _Trial:
             "hit_rate": counters.hit_rate,
             "decode_hit_rate": decode.hit_rate,
             "host_hit_rate": counters.host_hits / max(1, counters.misses),
-            "prefetch_recall": decode.predicted_right / max(1, decode.foreseeable),
+            "prefetch_on_share": foreseen / max(1, decode.lookups),
+            **recall,
             "prefetch_precision": decode.prefetch_hits / max(1, decode.prefetched),
             "misses_prefetched": decode.prefetch_hits / max(1, decode.misses),
             "bytes_read_per_token": decode.bytes_read / len(gaps),
@@ -194,11 +199,11 @@ def _gaps(times: Sequence[float]) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
-def _summary(trials: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Median and range over the trials of each metric."""
+def summary(trials: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Median and range of each metric over the trials that have it."""
     found = {}
-    for name in trials[0]:
-        values = [trial[name] for trial in trials]
+    for name in dict.fromkeys(name for trial in trials for name in trial):
+        values = [trial[name] for trial in trials if name in trial]
         spread = {"median": statistics.median(values), "low": min(values), "high": max(values)}
         found[name] = {key: round(value, 6) for key, value in spread.items()}
     return found

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_local.bench.compare import BETTER, SAME, WORSE, compare, compare_within
+from moe_local.bench.compare import BETTER, SAME, UNTOLD, WORSE, compare, compare_within
 from moe_local.bench.energy import EnergyMeter
-from moe_local.bench.live import Request, measure
+from moe_local.bench.live import Request, measure, summary
 from moe_local.bench.record import write_trace
 from moe_local.bench.replay import replay
 from moe_local.bench.routing_stats import routing
@@ -71,7 +71,8 @@ def test_the_figures_add_up(qwen: Path) -> None:
     with load(qwen, Options(context=256, experts=0.5, prefetch="off")) as engine:
         run = measure(engine, request, _quiet)
         slot = engine.plan.needs.slot
-    assert run["summary"].keys() == METRICS.keys()
+    assert run["summary"].keys() == METRICS.keys() - {"prefetch_recall"}  # nothing was predicted
+    assert run["summary"]["prefetch_on_share"]["high"] == 0
     for spread in run["summary"].values():
         assert spread["low"] <= spread["median"] <= spread["high"]
     hits, misses = sum(run["layers"]["hits"]), sum(run["layers"]["misses"])
@@ -245,6 +246,31 @@ def test_runs_of_one_report_are_compared_by_one_setting() -> None:
     ]  # fmt: skip
     with pytest.raises(MoeLocalError, match="no two runs differ by io alone"):
         compare_within(_together(*runs), "io")
+
+
+def test_trials_that_took_turns() -> None:
+    """Load that comes over both is no difference; what is in every pair is one, however the load moves."""
+
+    def run(policy: str, speeds: list[float]) -> dict[str, Any]:
+        trials = [{"decode_tokens_per_second": speed, "time_to_first_token": 1 / speed} for speed in speeds]
+        return {"config": {"policy": policy}, "summary": summary(trials), "trials": trials}
+
+    load = [1.0, 0.9, 0.5, 0.6, 1.0, 0.4, 0.8, 0.7]
+    noisy = [1.01, 0.98, 1.0, 1.02, 0.99, 1.0, 1.01, 0.985]
+    lru = run("lru", [10 * share for share in load])
+    same = run("lfu", [10 * share * noise for share, noise in zip(load, noisy, strict=True)])
+    faster = run("lfru", [10.6 * share * noise for share, noise in zip(load, noisy, strict=True)])
+    report = {"kind": "live", "model": {"workload": {"interleaved": True}}, "runs": [lru, same, faster]}
+    found = {(one.config, one.metric): one for one in compare_within(report, "policy")}
+    for metric in ("decode_tokens_per_second", "time_to_first_token"):
+        assert found["policy lfu against lru", metric].verdict == SAME
+        assert found["policy lfru against lru", metric].verdict == BETTER
+    low, high = found["policy lfru against lru", "decode_tokens_per_second"].interval or (0, 0)
+    assert 1.04 < low < 1.06 < high < 1.08
+    report["model"]["workload"]["interleaved"] = False
+    assert {one.verdict for one in compare_within(report, "policy")} == {SAME}
+    few = {**report, "model": {"workload": {"interleaved": True}}, "runs": [run("a", [1, 2]), run("b", [3, 4])]}
+    assert {one.verdict for one in compare_within(few, "policy")} == {UNTOLD}
 
 
 def test_comparison_and_its_noise() -> None:

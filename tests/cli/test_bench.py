@@ -151,6 +151,19 @@ def test_a_sweep_is_compared_within_itself(run: Run, qwen: Path, tmp_path: Path)
     assert page.startswith("# moe-local bench: ") and "| decode, tokens/s |" in page and "prompts' hash" in page
 
 
+def test_configurations_take_turns(run: Run, qwen: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.json"
+    done = run("bench", qwen, *QUICK, "--repeat", "2", "--experts", "50%,100%", "--interleave", "--json")
+    assert done.exit_code == 0, done.stderr
+    sweep.write_text(done.stdout)
+    report = json.loads(done.stdout)
+    assert report["model"]["workload"]["interleaved"]
+    assert [len(one["trials"]) for one in report["runs"]] == [2, 2]
+    out = json.loads(run("bench", "compare", "--within", sweep, "--by", "experts", "--json").stdout)
+    assert "too few trials" in {one["verdict"] for one in out["comparisons"]}
+    expect_error(run("bench", qwen, *QUICK, "--interleave"), "for several configurations")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
