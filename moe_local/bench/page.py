@@ -38,10 +38,20 @@ svg { width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child { text-align: left; padding-left: 0; font-weight: normal; }
+th:first-child { text-align: left; padding-left: 0; font-weight: normal; position: sticky; left: 0;
+  background: var(--page); }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
 tbody tr:hover { background: var(--band); }
 summary { cursor: pointer; color: var(--muted); }
+@media (max-width: 40rem) {
+  body { padding: 1rem .6rem 3rem; }
+  table { font-size: .8rem; }
+  th, td { padding: .3rem .45rem; white-space: normal; }
+  th:first-child { max-width: 7.5rem; }
+  thead th { min-width: 3.2rem; }
+  figure { overflow-x: auto; }
+  svg { min-width: 38rem; }
+}
 """
 
 
