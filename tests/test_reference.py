@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from moe_local.cli.main import app
 from moe_local.engine import Engine
 from moe_local.planning.options import Options
 
-REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+REFERENCE = (DOCS / "reference.md").read_text()
 OPTIONS = {"device", "ram", "vram", "context", "experts", "dtype", "policy", "prefetch", "io", "warm"}
 METHODS = {"encode", "generate", "chat", "batch", "stats", "close"}
 COMMANDS = {
@@ -72,3 +73,12 @@ def test_commands() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert known == COMMANDS
     assert all(_is_told(f"`{name}`") or _is_told(f"moe-local {name}") for name in known)
+
+
+def test_options_are_as_their_page_says() -> None:
+    """docs/options.md is made from the commands: by `python docs/make_options.py`."""
+    spec = importlib.util.spec_from_file_location("make_options", DOCS / "make_options.py")
+    assert spec is not None and spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert maker.PAGE.read_text(encoding="utf-8") == maker.page()
