@@ -14,9 +14,11 @@ from moe_local.errors import MoeLocalError
 from . import options as opt
 from .bench_output import OutputFlags
 from .commands import Command
+from .completion import complete_model
 from .failure import guarded
 from .output import echo_json
 from .replay_flags import ReplayFlags
+from .routing_flags import RoutingFlags
 from .spread import spread
 from .sweep import Asked, configurations, measured, swept
 from .workload import WorkloadFlags
@@ -109,6 +111,47 @@ def replay(
     output.tell(report)
 
 
+def routing(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model, or a file that --save made of one. Default: the demo model.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    *,
+    asked: RoutingFlags,
+    output: OutputFlags,
+    pack: opt.Pack = True,
+    flags: opt.LoadFlags,
+) -> None:
+    """Compare how routing strategies of the literature would page: what each makes of this model's router scores.
+
+    Balance, tokens that no expert sees, different experts a token and a batch, and hits by capacity. The model was
+    trained with its own routing: the figures say what a strategy does to memory, nothing of what it does to answers.
+    Example: `moe-local bench routing --text wiki.test.raw --save scores.npz`.
+    """
+    from moe_local.bench.routing_report import routing_report
+    from moe_local.bench.scores import read_scores, write_scores
+
+    from .routing import record
+    from .session import progress
+
+    question = asked.question(flags.policy)
+    scores = (
+        read_scores(Path(model))
+        if model is not None and Path(model).is_file() and Path(model).suffix == ".npz"
+        else record(model, asked, flags.options(), pack=pack)
+    )
+    if asked.save is not None:
+        write_scores(scores, asked.save)
+    with progress() as report:
+        found = routing_report(scores, question, __version__, report)
+    output.tell(found)
+
+
 def compare(
     before: Annotated[Path | None, typer.Argument(help="What `bench --json` printed.", show_default=False)] = None,
     after: Annotated[Path | None, typer.Argument(help="And what it printed later.", show_default=False)] = None,
@@ -149,5 +192,5 @@ def compare(
     show_comparison(found)
 
 
-for command in (live, replay, compare):
+for command in (live, replay, routing, compare):
     app.command(cls=Command)(guarded(spread(command)))

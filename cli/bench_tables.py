@@ -51,6 +51,9 @@ def show(report: Mapping[str, Any]) -> None:
 def _head(report: Mapping[str, Any]) -> str:
     model, machine = report["model"], report["machine"]
     layers = f"{model['layers']} layers of {max(model['experts'])} experts, {model['top_k']} a token"
+    if report["kind"] == "routing":
+        told = report["strategies"]
+        return f"{model['name']}: {told['tokens']} tokens, {told['batch']} routed together, through {layers}"
     if report["kind"] == "replay":
         return f"{model['name']}: {report['replay']['tokens']} tokens through {layers}"
     workload = model["workload"]

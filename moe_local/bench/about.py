@@ -24,6 +24,13 @@ def title(report: Report) -> str:
 
 def lead(report: Report) -> str:
     version = f" by moe-local {plain(report['version'], 20)}" if report.get("version") else ""
+    if report.get("kind") == "routing":
+        told = part(report.get("strategies"))
+        routed, batch = (number(told.get(name)) or 0 for name in ("tokens", "batch"))
+        return (
+            f"What routing strategies would make of the routers' scores of {routed:.0f} tokens, {batch:.0f} routed"
+            f" together{version}."
+        )
     if report.get("kind") == "replay":
         tokens = number(part(report.get("replay")).get("tokens"))
         trace = "A recorded trace" if tokens is None else f"A recorded trace of {tokens:.0f} tokens"

@@ -75,6 +75,8 @@ def read_report(path: Path) -> dict[str, Any]:
 def lines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A flat line for each run or replay, as in `--csv`."""
     about = _about(report)
+    if report["kind"] == "routing":
+        return [{**about, **_flat_hits(one)} for one in report["strategies"]["results"]]
     if report["kind"] == "replay":
         return [
             {
@@ -98,6 +100,11 @@ def lines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for run in report["runs"]
     ]
+
+
+def _flat_hits(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    hits = {f"hit_rate_{hit['policy']}_{hit['capacity']:.4g}": hit["hit_rate"] for hit in strategy["hits"]}
+    return {**{name: value for name, value in strategy.items() if name != "hits"}, **hits}
 
 
 def _about(report: Mapping[str, Any]) -> dict[str, Any]:

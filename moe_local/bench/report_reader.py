@@ -65,6 +65,27 @@ def results(report: Report) -> list[Part]:
     return [r for r in found if number(r.get("capacity")) is not None and number(r.get("hit_rate")) is not None]
 
 
+def strategies(report: Report) -> list[Part]:
+    """What each routing strategy made of a model's scores."""
+    return parts(part(report.get("strategies")).get("results"))
+
+
+def hits_of(found: Sequence[Part]) -> tuple[list[str], list[float]]:
+    """The policies, the oracle last, and the capacities that strategies' hits are of."""
+    hits = [hit for one in found for hit in parts(one.get("hits"))]
+    policies = dict.fromkeys(plain(hit.get("policy", "?"), 20) for hit in hits)
+    capacities = {known for hit in hits if (known := number(hit.get("capacity"))) is not None}
+    return sorted(policies, key=lambda name: name == ORACLE), sorted(capacities)
+
+
+def hit_rate(strategy: Part, policy: str, capacity: float) -> float | None:
+    """Of a strategy's tokens one by one; None where it has none."""
+    for hit in parts(strategy.get("hits")):
+        if plain(hit.get("policy", "?"), 20) == policy and number(hit.get("capacity")) == capacity:
+            return number(hit.get("hit_rate"))
+    return None
+
+
 def routing(report: Report) -> Part:
     """How the tokens were routed. It does not depend on a run's budget, so the first one that says it will do."""
     candidates = [report.get("routing"), *(run.get("routing") for run in runs(report))]

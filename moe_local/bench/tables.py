@@ -11,6 +11,8 @@ from moe_local.bench.report_reader import (
     ORACLE,
     Part,
     Report,
+    hit_rate,
+    hits_of,
     layer_shares,
     matrix,
     number,
@@ -22,6 +24,7 @@ from moe_local.bench.report_reader import (
     routing,
     run_labels,
     runs,
+    strategies,
 )
 from moe_local.policies import DEFAULT_POLICY
 from moe_local.units import format_size
@@ -42,7 +45,8 @@ class Table:
 
 def headline(report: Report) -> list[Table]:
     """What was measured or replayed; tables without figures are left out."""
-    return [table for table in (*_summary(report), *_replayed(report), *_foreseen(report)) if table.lines]
+    made = (*_summary(report), *_replayed(report), *_foreseen(report), *_strategies(report))
+    return [table for table in made if table.lines]
 
 
 def details(report: Report) -> list[Table]:
@@ -54,6 +58,11 @@ def details(report: Report) -> list[Table]:
 def share(value: float) -> str:
     """A share in [0, 1], in percent."""
     return f"{value:.1%}"
+
+
+def multiple(value: float) -> str:
+    """How many times as much."""
+    return f"{value:.1f}x"
 
 
 def seconds(value: float) -> str:
@@ -158,6 +167,33 @@ def _foreseen(report: Report) -> Iterator[Table]:
         for found in parts(part(report.get("replay")).get("predictions"))
     ]
     yield Table("How right predictors were", note, head, lines)
+
+
+def _strategies(report: Report) -> Iterator[Table]:
+    found = strategies(report)
+    policies, capacities = hits_of(found)
+    balance = [
+        ("busiest", multiple), ("unused", share), ("dropped", share), ("experts_per_token", figure),
+        ("experts_per_batch", figure),
+    ]  # fmt: skip
+    head = ["strategy", "busiest", "unused", "dropped", "experts a token", "a batch"]
+    lines = [[_strategy(one), *(said(one.get(name), form) for name, form in balance)] for one in found]
+    note = (
+        "Busiest: the most used expert's load over the mean. Unused: experts that nobody chose. Dropped: tokens that"
+        " no expert sees. Then different experts that a layer needs."
+    )
+    yield Table("Balance", note, head, lines)
+    columns = ["strategy", *(f"{capacity * 100:.3g}%" for capacity in capacities)]
+    for policy in policies:
+        note = "Columns are cache sizes, as shares of all experts. Without figures: it cannot route a token alone."
+        rows = [[_strategy(o), *(said(hit_rate(o, policy, at), share) for at in capacities)] for o in found]
+        yield Table(f"Hits of tokens one by one, {policy}", note, columns, rows)
+    told = [[_strategy(one), plain(one.get("paper"), 60), plain(one.get("note") or NOTHING, 120)] for one in found]
+    yield Table("Strategies", "Papers, and what was assumed.", ["strategy", "paper", "note"], told)
+
+
+def _strategy(one: Part) -> str:
+    return plain(one.get("title", "?"), 40)
 
 
 def _curve(result: Part) -> tuple[str, str]:

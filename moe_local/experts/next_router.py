@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -18,15 +20,35 @@ _NORMS = (
 _LEAST_GAIN = 1e-3
 
 
-def next_routers(model: nn.Module, catalog: Catalog) -> NextRouter:
-    """For each layer the next one's router, where both have a router and a norm that can be read."""
-    found: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
+@dataclass(frozen=True)
+class LayerRouter:
+    """A layer's router: `weight` [experts, H] and the `bias` [experts] that some add when they choose, float32; and
+    the module that it belongs to, which is given the hidden states.
+    """
+
+    path: str  # of the experts
+    module: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+
+
+def routers(model: nn.Module, catalog: Catalog) -> dict[int, LayerRouter]:
+    """The routers that can be read, by layer."""
+    found = {}
     for path in experts_modules(model):
         layer = catalog.layer_of[path]
         router = _router(model.get_submodule(path.rpartition(".")[0]), path, catalog.layers[layer].experts)
         if router is not None:
-            weight, bias = router
-            found[layer] = weight, bias, _gain(model, path, weight.shape[1])
+            found[layer] = router
+    return found
+
+
+def next_routers(model: nn.Module, catalog: Catalog) -> NextRouter:
+    """For each layer the next one's router, where both have a router and a norm that can be read."""
+    found = {
+        layer: (router.weight, router.bias, _gain(model, router.path, router.weight.shape[1]))
+        for layer, router in routers(model, catalog).items()
+    }
     ahead = {}
     for layer, (_, _, gain) in found.items():
         if layer + 1 in found and found[layer + 1][0].shape[1] == len(gain):
@@ -39,20 +61,21 @@ def _compute(weight: Tensor) -> torch.dtype:
     return torch.bfloat16 if on_cpu(weight.device) else weight.dtype
 
 
-def _router(block: nn.Module, path: str, experts: int) -> tuple[Tensor, Tensor | None] | None:
-    """Weight [experts, H], and the bias that some add when they choose, float32."""
+def _router(block: nn.Module, path: str, experts: int) -> LayerRouter | None:
     own = path.rpartition(".")[2]
     candidates = [
         (name, parameter)
         for name, parameter in block.named_parameters()
         if parameter.ndim == 2 and parameter.shape[0] >= experts and not name.startswith(f"{own}.")
     ]
-    named = [p for name, p in candidates if ("gate." in name or "router." in name) and "shared" not in name]
-    if len(named) != 1 or not named[0].is_floating_point():
+    named = [each for each in candidates if ("gate." in each[0] or "router." in each[0]) and "shared" not in each[0]]
+    if len(named) != 1 or not named[0][1].is_floating_point():
         return None
+    ((name, weight),) = named
     tensors = (*block.named_buffers(), *block.named_parameters())
-    bias = next((t.detach().flatten() for name, t in tensors if "correction" in name and t.numel() == experts), None)
-    return named[0].detach()[:experts].float(), None if bias is None else bias.float()
+    bias = next((t.detach().flatten() for key, t in tensors if "correction" in key and t.numel() == experts), None)
+    module = block.get_submodule(name.rpartition(".")[0])
+    return LayerRouter(path, module, weight.detach()[:experts].float(), None if bias is None else bias.float())
 
 
 def _gain(model: nn.Module, path: str, width: int) -> Tensor:

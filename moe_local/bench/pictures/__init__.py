@@ -30,11 +30,12 @@ class Picture:
 def pictures(report: Report) -> list[Picture]:
     """Those for which the report has the figures. Raises MoeLocalError where matplotlib is not installed."""
     need_matplotlib()
-    from . import hits, routes, speed
+    from . import hits, routes, speed, strategies
 
     return [
         *hits.by_capacity(report),
         *speed.sweep(report),
+        *strategies.by_strategy(report),
         *hits.by_layer(report),
         *routes.heat_maps(report),
         *routes.reuse(report),
