@@ -16,7 +16,7 @@ from moe_local.checkpoint.gguf_header import GgufTensor
 from moe_local.errors import CheckpointError, UnsupportedError
 
 # Which transformers takes in other forms, or not at all
-_UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
+_UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor")
 
 _MAY_BE_NONE = (
     "expert_count", "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
@@ -58,6 +58,23 @@ class Metadata:
     def has(self, key: str) -> bool:
         return f"{self.architecture}.{key}" in self.values
 
+    def most(self, key: str, default: int | None = None) -> int:
+        """The largest of a list of one count for each layer, some of which may be 0; or the count of all."""
+        given = self.values.get(f"{self.architecture}.{key}")
+        if not isinstance(given, list):
+            return self.integer(key, default)
+        return max(self.each(key, 0))
+
+    def each(self, key: str, layers: int) -> list[int]:
+        """A list of one count for each layer; or the same for all `layers`."""
+        given = self.values.get(f"{self.architecture}.{key}")
+        if not isinstance(given, list):
+            return [self.integer(key)] * layers
+        counts = [_as(int, value) for value in given]
+        if not counts or any(count is None or not 0 <= count <= _MOST for count in counts) or not any(counts):
+            raise self._strange(key, f"is {given!r}")
+        return [count for count in counts if count is not None]
+
     def _one(self, key: str, kind: type[T], default: T | None) -> T:
         full = f"{self.architecture}.{key}"
         value = _as(kind, self.values.get(full, default))
@@ -84,6 +101,10 @@ class Metadata:
         found = self._last_axis(r"blk\.\d+\.ffn_down_shexp\.weight")
         return self.integer("expert_shared_feed_forward_length", found)
 
+    def shared_width_or_none(self) -> int:
+        """The same; 0 where there is no such expert."""
+        return self.shared_width() if any(name.endswith("ffn_down_shexp.weight") for name in self.tensors) else 0
+
     def expert_count(self) -> int:
         router = next((t for name, t in self.tensors.items() if name.endswith("ffn_gate_inp.weight")), None)
         return self.integer("expert_count", None if router is None else router.shape[0])
@@ -109,14 +130,14 @@ def _as(kind: type[T], value: Any) -> T | None:
 
 def decoder_config(given: Metadata) -> dict[str, Any]:
     """The fields that all decoders have."""
-    heads = given.integer("attention.head_count")
+    heads = given.most("attention.head_count")
     theta = given.number("rope.freq_base", 10_000.0)
     ends = [given.token(name) for name in ("eos", "eot", "eom")]
     return {
         "hidden_size": given.integer("embedding_length"),
         "num_hidden_layers": given.integer("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": given.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": given.most("attention.head_count_kv", heads),
         "max_position_embeddings": given.integer("context_length"),
         "rms_norm_eps": given.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": {"rope_theta": theta, **_rope_scaling(given)},
@@ -128,7 +149,7 @@ def decoder_config(given: Metadata) -> dict[str, Any]:
 
 def head_dim(given: Metadata) -> int:
     return given.integer(
-        "attention.key_length", given.integer("embedding_length") // max(1, given.integer("attention.head_count"))
+        "attention.key_length", given.integer("embedding_length") // max(1, given.most("attention.head_count"))
     )
 
 
@@ -154,10 +175,16 @@ def _rope_scaling(given: Metadata) -> dict[str, Any]:
     scaling: dict[str, Any] = {"rope_type": kind, "factor": given.number("rope.scaling.factor")}
     if given.has("rope.scaling.original_context_length"):
         scaling["original_max_position_embeddings"] = given.integer("rope.scaling.original_context_length")
+    if given.has("rope.scaling.yarn_log_multiplier"):  # a tenth of it, for old files' sake
+        scaling["mscale"] = scaling["mscale_all_dim"] = _times_ten(given.number("rope.scaling.yarn_log_multiplier"))
     for name in ("beta_fast", "beta_slow"):
         if given.has(f"rope.scaling.yarn_{name}"):
             scaling[name] = given.number(f"rope.scaling.yarn_{name}")
     return scaling
+
+
+def _times_ten(number: float) -> float:
+    return float(f"{10 * number:.6g}")
 
 
 def _linear_factor(given: Metadata) -> float:

@@ -118,6 +118,7 @@ _LINES = (
     Declaration("mlx", "mlx.Mlx"),
     Declaration("packed", "compressed_tensors.Packed"),
     Declaration("gguf", "gguf.Gguf", becomes=lambda options: _GGUF.get(str(options["type"]), ("int8", 0))),
+    Declaration("gguf-changed", "gguf.Changed", becomes=lambda options: None),
 )
 FORMATS = {declared.name: declared for declared in _LINES}
 
