@@ -120,6 +120,11 @@ SHARED = {
         "hy_v3",
         "HYV3ForCausalLM",
         _hy,
-        names={**_NAMES, **QK_NORMS, "exp_probs_b.bias": "mlp.e_score_correction_bias"},
+        names={
+            **_NAMES,
+            **QK_NORMS,
+            "exp_probs_b": "mlp.e_score_correction_bias",
+            "exp_probs_b.bias": "mlp.e_score_correction_bias",
+        },
     ),
 }
