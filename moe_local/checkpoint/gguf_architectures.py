@@ -8,5 +8,6 @@ from moe_local.checkpoint.gguf_latent import LATENT
 from moe_local.checkpoint.gguf_plain import PLAIN
 from moe_local.checkpoint.gguf_qwen import QWEN
 from moe_local.checkpoint.gguf_shared import SHARED
+from moe_local.checkpoint.gguf_sliding import SLIDING
 
-KNOWN: dict[str, GgufArchitecture] = {**QWEN, **PLAIN, **SHARED, **LATENT, **HYBRID}
+KNOWN: dict[str, GgufArchitecture] = {**QWEN, **PLAIN, **SHARED, **SLIDING, **LATENT, **HYBRID}

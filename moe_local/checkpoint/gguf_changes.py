@@ -54,7 +54,7 @@ def _by_key_head(qkv: Tensor, z: Tensor, *, key_heads: int) -> Tensor:
 
 
 def _grouped(x: Tensor, *, key_heads: int, value_heads: int, width: int, before: int = 0) -> Tensor:
-    """Value heads of `width` rows each, after `before` others: from the key heads' in turns to each one's together."""
+    """Value heads of `width` rows each, after `before` others: from the key heads' in turns to each.s together."""
     rest = x[before:].reshape(value_heads // key_heads, key_heads, width, *x.shape[1:])
     return torch.cat([x[:before], rest.transpose(0, 1).reshape(-1, *x.shape[1:])])
 

@@ -20,7 +20,8 @@ _UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor")
 
 _MAY_BE_NONE = (
     "expert_count", "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
-    "leading_dense_block_count", "nextn_predict_layers",
+    "leading_dense_block_count", "nextn_predict_layers", "attention.shared_kv_layers",
+    "embedding_length_per_layer_input",
 )  # fmt: skip
 _MOST = 1 << 40  # of any count
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -60,20 +61,22 @@ class Metadata:
 
     def most(self, key: str, default: int | None = None) -> int:
         """The largest of a list of one count for each layer, some of which may be 0; or the count of all."""
-        given = self.values.get(f"{self.architecture}.{key}")
-        if not isinstance(given, list):
-            return self.integer(key, default)
-        return max(self.each(key, 0))
+        return self.integer(key, default) if self.listed(key) is None else max(self.each(key, 0))
 
     def each(self, key: str, layers: int) -> list[int]:
         """A list of one count for each layer; or the same for all `layers`."""
-        given = self.values.get(f"{self.architecture}.{key}")
-        if not isinstance(given, list):
+        given = self.listed(key)
+        if given is None:
             return [self.integer(key)] * layers
-        counts = [_as(int, value) for value in given]
-        if not counts or any(count is None or not 0 <= count <= _MOST for count in counts) or not any(counts):
+        counts = [count for value in given if (count := _as(int, value)) is not None and 0 <= count <= _MOST]
+        if len(counts) != len(given) or len(given) < layers or not any(counts):
             raise self._strange(key, f"is {given!r}")
-        return [count for count in counts if count is not None]
+        return counts
+
+    def listed(self, key: str) -> list[Any] | None:
+        """A list, of one value for each layer; None where there is none."""
+        given = self.values.get(f"{self.architecture}.{key}")
+        return given if isinstance(given, list) else None
 
     def _one(self, key: str, kind: type[T], default: T | None) -> T:
         full = f"{self.architecture}.{key}"
@@ -106,8 +109,14 @@ class Metadata:
         return self.shared_width() if any(name.endswith("ffn_down_shexp.weight") for name in self.tensors) else 0
 
     def expert_count(self) -> int:
+        """Raises UnsupportedError where there are none."""
         router = next((t for name, t in self.tensors.items() if name.endswith("ffn_gate_inp.weight")), None)
-        return self.integer("expert_count", None if router is None else router.shape[0])
+        count = self.integer("expert_count", 0 if router is None else router.shape[0])
+        if count == 0:
+            raise UnsupportedError(
+                f"{self.file} is a dense model: it has no experts to page", remedy="name a Mixture-of-Experts model"
+            )
+        return count
 
     def _last_axis(self, pattern: str) -> int | None:
         return next((t.shape[-1] for name, t in self.tensors.items() if re.fullmatch(pattern, name)), None)

@@ -22,19 +22,15 @@ from moe_local.checkpoint.gguf_architecture import (
     stack,
 )
 from moe_local.checkpoint.gguf_metadata import Metadata, decoder_config, head_dim
-from moe_local.errors import UnsupportedError
 
 
 def _mixtral(given: Metadata) -> dict[str, Any]:
-    if given.integer("expert_count", 0) == 0:
-        raise UnsupportedError(
-            f"{given.file} is a dense model: it has no experts to page", remedy="name a Mixture-of-Experts model"
-        )
+    experts = given.expert_count()
     return {
         **decoder_config(given),
         "head_dim": head_dim(given),
         "intermediate_size": given.expert_width("feed_forward_length"),
-        "num_local_experts": given.expert_count(),
+        "num_local_experts": experts,
         "num_experts_per_tok": given.integer("expert_used_count"),
         "sliding_window": None,
     }
@@ -89,7 +85,7 @@ class Alternate(ConversionOps):
         return {target_patterns[0]: torch.transpose(turns, 1, 2) if rest else turns}
 
 
-def _granite(given: Metadata) -> dict[str, Any]:
+def granite(given: Metadata) -> dict[str, Any]:
     scales = {
         "embedding_multiplier": "embedding_scale",
         "residual_multiplier": "residual_scale",
@@ -183,7 +179,7 @@ PLAIN = {
     "granitemoe": GgufArchitecture(
         "granitemoe",
         "GraniteMoeForCausalLM",
-        _granite,
+        granite,
         GRANITE_EXPERTS,
         {
             **ATTENTION,

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import PreTrainedModel
 
 from moe_local.testing.architectures import Architecture
-from moe_local.testing.gguf_metadata import metadata
+from moe_local.testing.gguf_metadata import GEMMA_HEAD, metadata
 from moe_local.testing.gguf_tensors import gguf_tensors
 from moe_local.testing.shrunk_config import VOCAB_SIZE, tiny_config
 from moe_local.testing.tiny import randomize_
@@ -50,9 +50,29 @@ NAMES = {
     "mistral4": "mistral4",
     "deepseek_v32": "deepseek32",
     "glm_moe_dsa": "glm-dsa",
+    "exaone_moe": "exaone-moe",
+    "afmoe": "afmoe",
+    "mellum": "mellum",
+    "gemma4": "gemma4",
+    "granitemoehybrid": "granitehybrid",
+    "nemotron_h": "nemotron_h_moe",
+    "jamba": "jamba",
 }
 # What llama.cpp demands of some
+_SLIDING = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "exaone_moe": {"layer_types": _SLIDING, "sliding_window": 8},
+    "afmoe": {"layer_types": _SLIDING, "sliding_window": 8, "mup_enabled": True},
+    "mellum": {"layer_types": _SLIDING, "sliding_window": 8},
+    "gemma4": {
+        "layer_types": _SLIDING,
+        "sliding_window": 8,
+        "tie_word_embeddings": True,
+        "global_head_dim": GEMMA_HEAD,
+        "final_logit_softcapping": 30.0,
+    },
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "deepseek_v32": {"index_head_dim": 64},
     "glm_moe_dsa": {"index_head_dim": 64},
     "phimoe": {"lm_head_bias": True, "attention_bias": True},
@@ -131,6 +151,7 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel:
     """A tiny model whose rows are whole blocks."""
     given = tiny_config(architecture).to_dict()
+    given.pop("per_layer_config", None)
     width = max(block, 64)
     # The rest as llama.cpp has it, whatever a configuration says
     wanted = {
@@ -147,9 +168,9 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
         "attention_multiplier": 0.015625,
         "logits_scaling": 6.0,
         "layer_types": given.get("layer_types") if architecture.name == "lfm2_moe" else None,
-        **OVERRIDES.get(architecture.name, {}),
     }
-    config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()})
+    own = OVERRIDES.get(architecture.name, {})
+    config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()} | own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = architecture.model_class._from_config(config, dtype=torch.float32)

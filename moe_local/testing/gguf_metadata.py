@@ -7,12 +7,14 @@ from typing import Any
 
 Values = dict[str, Any]
 SIGMOID = 2
+GEMMA_HEAD = 32  # width of its heads in layers of full attention
 
 
 def metadata(config: Any, name: str, extra: int) -> Values:
     """By key, without the architecture's `name` before it. `extra` layers predict several tokens at once."""
     own = OWN[name](config) if name in OWN else {}
-    scaling = _scaling(config.rope_parameters)
+    rope = getattr(config, "rope_parameters", None) or {}
+    scaling = _scaling(rope)
     values = {**_common(config), **scaling, **_experts(config), **own}
     if extra:
         values |= {"block_count": config.num_hidden_layers + extra, "nextn_predict_layers": extra}
@@ -21,24 +23,26 @@ def metadata(config: Any, name: str, extra: int) -> Values:
 
 def _common(config: Any) -> Values:
     head_dim = _head_dim(config)
-    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     return {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": getattr(config, "norm_eps", None) or config.rms_norm_eps,
+        "attention.layer_norm_rms_epsilon": _first(config, "norm_eps", "layer_norm_epsilon", "rms_norm_eps"),
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "rope.freq_base": rope["rope_theta"],
+        "rope.freq_base": rope.get("rope_theta"),
+        "rope.freq_base_swa": sliding.get("rope_theta"),
         "feed_forward_length": getattr(config, "intermediate_size", None),
         "vocab_size": config.vocab_size,
     }
 
 
 def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads)
 
 
 def _scaling(rope: Values) -> Values:
@@ -53,15 +57,16 @@ def _scaling(rope: Values) -> Values:
 
 
 def _experts(config: Any) -> Values:
-    def first(*names: str) -> Any:
-        return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
-
     return {
-        "expert_count": first("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
-        "expert_used_count": first("num_experts_per_tok", "moe_k", "moe_topk"),
-        "expert_group_count": first("n_group"),
-        "expert_group_used_count": first("topk_group"),
+        "expert_count": _first(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+        "expert_used_count": _first(config, "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"),
+        "expert_group_count": _first(config, "n_group"),
+        "expert_group_used_count": _first(config, "topk_group"),
     }
+
+
+def _first(config: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 def _partial_rotary(config: Any) -> Values:
@@ -184,6 +189,103 @@ def _hy(config: Any) -> Values:
     }
 
 
+def _sliding(config: Any) -> Values:
+    return {
+        **_wide_experts(config),
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+    }
+
+
+def _exaone(config: Any) -> Values:
+    return {
+        **_sliding(config),
+        "expert_shared_count": config.num_shared_experts,
+        "expert_shared_feed_forward_length": config.num_shared_experts * config.moe_intermediate_size,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_weights_norm": config.norm_topk_prob,
+        "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+        "expert_gating_func": SIGMOID,
+        "rope.scaling.type": "none",
+    }
+
+
+def _afmoe(config: Any) -> Values:
+    return {
+        **_wide_experts(config),
+        "attention.sliding_window": config.sliding_window,
+        "expert_shared_count": config.num_shared_experts,
+        "expert_weights_scale": config.route_scale,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config.num_dense_layers,
+        "expert_gating_func": SIGMOID,
+    }
+
+
+def _gemma(config: Any) -> Values:
+    return {
+        **_sliding(config),
+        "attention.key_length": GEMMA_HEAD,
+        "attention.value_length": GEMMA_HEAD,
+        "attention.key_length_swa": _head_dim(config),
+        "attention.value_length_swa": _head_dim(config),
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "rope.dimension_count": GEMMA_HEAD,
+        "rope.dimension_count_swa": _head_dim(config),
+    }
+
+
+def _granite_hybrid(config: Any) -> Values:
+    heads = config.num_key_value_heads
+    return {
+        **_granite(config),
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in config.layer_types],
+        "expert_shared_feed_forward_length": config.shared_intermediate_size,
+        "rope.scaling.finetuned": config.position_embedding_type == "rope",
+        "rope.dimension_count": _head_dim(config),
+        "ssm.conv_kernel": config.mamba_d_conv,
+        "ssm.state_size": config.mamba_d_state,
+        "ssm.group_count": config.mamba_n_groups,
+        "ssm.inner_size": config.mamba_n_heads * config.mamba_d_head,
+        "ssm.time_step_rank": config.mamba_n_heads,
+    }
+
+
+def _nemotron(config: Any) -> Values:
+    kinds, heads = config.layers_block_type, config.num_key_value_heads
+    return {
+        **_wide_experts(config),
+        "attention.layer_norm_epsilon": config.layer_norm_epsilon,
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds],
+        "feed_forward_length": [config.moe_intermediate_size if kind == "moe" else 0 for kind in kinds],
+        "expert_shared_count": config.n_shared_experts,
+        "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
+        "expert_weights_norm": config.norm_topk_prob,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_gating_func": SIGMOID,
+        "moe_latent_size": config.moe_latent_size,
+        "ssm.conv_kernel": config.conv_kernel,
+        "ssm.state_size": config.ssm_state_size,
+        "ssm.group_count": config.n_groups,
+        "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
+        "ssm.time_step_rank": config.mamba_num_heads,
+    }
+
+
+def _jamba(config: Any) -> Values:
+    period, offset = config.attn_layer_period, config.attn_layer_offset
+    heads = config.num_key_value_heads
+    return {
+        "attention.head_count_kv": [heads if n % period == offset else 0 for n in range(config.num_hidden_layers)],
+        "ssm.conv_kernel": config.mamba_d_conv,
+        "ssm.state_size": config.mamba_d_state,
+        "ssm.inner_size": config.mamba_expand * config.hidden_size,
+        "ssm.time_step_rank": config.mamba_dt_rank,
+    }
+
+
 OWN: dict[str, Callable[[Any], Values]] = {
     "qwen3moe": _wide_experts,
     "qwen2moe": _qwen2,
@@ -204,6 +306,13 @@ OWN: dict[str, Callable[[Any], Values]] = {
         "expert_shared_feed_forward_length": config.intermediate_size,
     },
     "dots1": _routed,
+    "exaone-moe": _exaone,
+    "afmoe": _afmoe,
+    "mellum": _sliding,
+    "gemma4": _gemma,
+    "granitehybrid": _granite_hybrid,
+    "nemotron_h_moe": _nemotron,
+    "jamba": _jamba,
     "ernie4_5-moe": _ernie,
     "hy_v3": _hy,
     "deepseek2": _latent,

@@ -12,17 +12,27 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from moe_local.testing.gguf_metadata import GEMMA_HEAD
+
 Pieces = dict[str, Tensor]  # by the part of a layer, or by the whole name of what is in none
 Write = Callable[[str, Tensor, Any], "Pieces | None"]  # name in the layer, numbers, configuration; None: as it is
 
-PERMUTED = {"llama", "granitemoe"}  # architectures whose conversion interleaves the rotary halves of q and k
-LIKE = {"hy_v3": "dots1", "deepseek32": "glm-dsa"}  # whose names do where the package has none
-_NEVER = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "exp_probs_b", "indexer.proj")  # quantised
+PERMUTED = {
+    "llama",
+    "granitemoe",
+    "granitehybrid",
+}  # architectures whose conversion interleaves the rotary halves of q and k
+LIKE = {"mellum": "qwen3moe", "hy_v3": "dots1", "deepseek32": "glm-dsa"}  # whose names do where the package has none
+# What is never quantised
+_NEVER = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "indexer.proj")
 _RENAMED = {  # for the package, which knows the names of other years
     r"correction_bias$": "correction.bias",
     r"expert_bias$": "expert_bias.bias",
     r"gate\.moe_statics\.": "moe_statics.",
     r"_moe\.router\.": "_moe.router.layer.",
+    r"^model\.(embeddings|norm_f)\.": r"backbone.\1.",
+    r"^model\.(layers\.\d+\.(mixer|norm)\.)": r"backbone.\1",
+    r"layer_scalar$": "layer_scalar.weight",
     r"\.sinks$": ".sinks.weight",
     r"\.dt_bias$": ".dt_proj.bias",
 }
@@ -50,7 +60,9 @@ def gguf_tensors(model: PreTrainedModel, name: str, *, fused: bool) -> list[Writ
             return _pieces(path, numbers, model.config, name, mapping, fused=fused)
 
         for its_name, numbers in write(tensor).items():
-            never = numbers.ndim < 2 or its_name.endswith("bias") or any(part in its_name for part in _NEVER)
+            never = (
+                numbers.ndim < 2 or its_name.endswith("bias") or any(f".{part}." in f"{its_name}." for part in _NEVER)
+            )
             found.append(WrittenTensor(its_name, numbers, not never, _put_back(tensor, write, its_name)))
     return found
 
@@ -180,7 +192,48 @@ def _hy(path: str, tensor: Tensor, config: Any) -> Pieces | None:
     return {"exp_probs_b": tensor} if path.endswith("correction_bias") else None
 
 
+def _granite(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    if path == "shared_mlp.input_linear.weight":
+        gate, up = tensor.chunk(2)
+        return {"ffn_gate_shexp.weight": gate, "ffn_up_shexp.weight": up}
+    return _mamba(path, tensor, config.mamba_n_groups) if path.startswith("mamba.") else None
+
+
+def _nemotron(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    return _mamba(path, tensor, config.n_groups) if path.startswith("mixer.") else None
+
+
+def _mamba(path: str, tensor: Tensor, groups: int) -> Pieces | None:
+    """Of the second version."""
+    kind = path.split(".")[1]
+    if kind == "A_log":
+        return {"ssm_a": -tensor.exp()[:, None]}
+    if kind == "D":
+        return {"ssm_d": tensor[:, None]}
+    return {"ssm_norm.weight": tensor.reshape(groups, -1)} if kind == "norm" else None
+
+
+def _jamba(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    return {"ssm_a": -tensor.exp()} if path == "mamba.A_log" else None
+
+
+def _gemma(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    scales = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
+    if path == "model.norm.weight":
+        rotary = config.rope_parameters["full_attention"]["partial_rotary_factor"]
+        half = GEMMA_HEAD // 2
+        return {
+            "output_norm.weight": tensor,
+            "rope_freqs.weight": torch.tensor([1.0 if n < int(half * rotary) else 1e30 for n in range(half)]),
+        }
+    return {scales[path]: tensor} if path in scales else None
+
+
 WRITE: dict[str, Write] = {
+    "granitehybrid": _granite,
+    "nemotron_h_moe": _nemotron,
+    "jamba": _jamba,
+    "gemma4": _gemma,
     "hy_v3": _hy,
     "qwen3next": _delta,
     "qwen35moe": _tiled_delta,
