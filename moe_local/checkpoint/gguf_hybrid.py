@@ -50,6 +50,8 @@ def _granite(given: Metadata) -> dict[str, Any]:
     return {
         **base,
         **_state_space(given),
+        "model_type": "granitemoehybrid",
+        "architectures": ["GraniteMoeHybridForCausalLM"],
         "layer_types": ["full_attention" if count else "linear_attention" for count in heads],
         "shared_intermediate_size": given.shared_width_or_none(),
         "position_embedding_type": "rope" if given.flag("rope.scaling.finetuned", False) else None,

@@ -92,12 +92,19 @@ def granite(given: Metadata) -> dict[str, Any]:
         "attention_multiplier": "attention.scale",
         "logits_scaling": "logit_scale",
     }
+    shared = given.shared_width_or_none()
+    also = {
+        "model_type": "granitemoeshared",
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        "shared_intermediate_size": shared,
+    }
     return {
         **decoder_config(given),
         **{name: given.number(key) for name, key in scales.items()},
         "intermediate_size": given.expert_width("feed_forward_length"),
         "num_local_experts": given.expert_count(),
         "num_experts_per_tok": given.integer("expert_used_count"),
+        **(also if shared else {}),
     }
 
 

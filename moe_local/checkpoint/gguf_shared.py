@@ -38,7 +38,7 @@ def _glm4(given: Metadata) -> dict[str, Any]:
     return {
         **base,
         "head_dim": head_dim(given),
-        "intermediate_size": given.integer("feed_forward_length"),
+        "intermediate_size": given.integer("feed_forward_length", given.expert_width()),
         **routed(given),
         "first_k_dense_replace": given.integer("leading_dense_block_count", 0),
         "num_mtp_layers": 0,

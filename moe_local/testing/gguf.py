@@ -57,7 +57,9 @@ NAMES = {
     "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h_moe",
     "jamba": "jamba",
+    "granitemoeshared": "granitemoe",
 }
+ALIKE = {"glm4_moe_lite": "deepseek2", "solar_open": "glm4moe"}  # read as another class that calculates the same
 # What llama.cpp demands of some
 _SLIDING = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -85,6 +87,12 @@ SCALES = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ1_S": (0,),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
     "IQ4_XS": (0,),
     "IQ4_NL": (0,),
 }
@@ -108,14 +116,15 @@ def write_tiny_gguf(
     Returns the float32 model that has the very numbers of the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    name = (NAMES | ALIKE)[architecture.name]
     kind = GGMLQuantizationType[quantization]
     model = _model(architecture, gguf.GGML_QUANT_SIZES[kind][0], seed)
-    tensors = gguf_tensors(model, NAMES[architecture.name], fused=fused)
+    tensors = gguf_tensors(model, name, fused=fused)
     most = -(-len(tensors) // parts) if parts > 1 else 0
-    writer = GGUFWriter(file, NAMES[architecture.name], split_max_tensors=most)
+    writer = GGUFWriter(file, name, split_max_tensors=most)
     extra = int(extra_layer and architecture.name == "glm4_moe")
-    for key, value in metadata(model.config, NAMES[architecture.name], extra).items():
-        _add(writer, f"{NAMES[architecture.name]}.{key}", value)
+    for key, value in metadata(model.config, name, extra).items():
+        _add(writer, f"{name}.{key}", value)
     _write_tokenizer(writer, splitting)
     encode, elements = _encoder(kind, np.random.default_rng(seed)), gguf.GGML_QUANT_SIZES[kind][0]
     for tensor in tensors:
@@ -157,6 +166,7 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
     wanted = {
         **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size"), width),
         "moe_intermediate_size": max(block, 32),
+        "mamba_d_head": 2 * width // given.get("mamba_n_heads", 1),
         "head_dim": given.get("head_dim") if "qk_rope_head_dim" in given else width // given["num_attention_heads"],
         "tie_word_embeddings": architecture.name == "lfm2_moe",
         "norm_topk_prob": architecture.name not in ("qwen2_moe", "olmoe", "deepseek_v2"),
@@ -181,6 +191,10 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
 
 def _encoder(kind: GGMLQuantizationType, random: np.random.Generator) -> Callable[[Any], Any]:
     """Quantises, or where the package cannot, makes up blocks of about the same size of numbers."""
+    if kind.name == "NVFP4":
+        return lambda weight: _nvfp4(weight, random)
+    if kind.name == "IQ1_M":
+        return lambda weight: _iq1_m(weight, random)
     if kind.name not in SCALES:
         return lambda weight: gguf.quants.quantize(weight, kind)
 
@@ -197,6 +211,36 @@ def _encoder(kind: GGMLQuantizationType, random: np.random.Generator) -> Callabl
         return blocks.reshape(*weight.shape[:-1], -1)
 
     return made_up
+
+
+def _iq1_m(weight: Any, random: np.random.Generator) -> Any:
+    """Blocks whose float16 scale lies in the highest bits of four numbers."""
+    kind = GGMLQuantizationType.IQ1_M
+    blocks = random.integers(0, 256, (*weight.shape[:-1], weight.shape[-1] // 256, 56), dtype=np.uint8)
+    scales = blocks[..., 48:].view(np.uint16)
+
+    def set_scale(scale: float) -> None:
+        bits = int(np.float16(scale).view(np.uint16))
+        for place in range(4):
+            scales[..., place] = scales[..., place] & 0x0FFF | (bits >> 4 * place & 15) << 12
+
+    set_scale(1)
+    set_scale(np.std(weight) / np.std(gguf.quants.dequantize(blocks.reshape(-1, 56), kind)))
+    return blocks.reshape(*weight.shape[:-1], -1)
+
+
+def _nvfp4(weight: Any, random: np.random.Generator) -> Any:
+    """Blocks of four scales of 8 bits, no sign and 4 bits of exponent: of about the same size of numbers."""
+    kind = GGMLQuantizationType.NVFP4
+    blocks = random.integers(0, 256, (*weight.shape[:-1], weight.shape[-1] // 64, 36), dtype=np.uint8)
+
+    def with_scale(exponent: int) -> Any:
+        blocks[..., :4] = exponent << 3 | random.integers(0, 8, blocks[..., :4].shape, dtype=np.uint8)
+        return gguf.quants.dequantize(blocks.reshape(-1, 36), kind)
+
+    nearest = min(range(15), key=lambda exponent: abs(np.std(with_scale(exponent)) - np.std(weight)))
+    with_scale(nearest)
+    return blocks.reshape(*weight.shape[:-1], -1)
 
 
 def _write_tokenizer(writer: GGUFWriter, splitting: str) -> None:

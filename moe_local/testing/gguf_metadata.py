@@ -70,7 +70,8 @@ def _first(config: Any, *names: str) -> Any:
 
 
 def _partial_rotary(config: Any) -> Values:
-    return {"rope.dimension_count": int(_head_dim(config) * config.rope_parameters["partial_rotary_factor"])}
+    share = config.rope_parameters.get("partial_rotary_factor", 1)
+    return {"rope.dimension_count": int(_head_dim(config) * share)}
 
 
 def _wide_experts(config: Any) -> Values:
@@ -111,6 +112,7 @@ def _granite(config: Any) -> Values:
         "residual_scale": config.residual_multiplier,
         "attention.scale": config.attention_multiplier,
         "logit_scale": config.logits_scaling,
+        "expert_shared_feed_forward_length": getattr(config, "shared_intermediate_size", None),
     }
 
 
@@ -132,9 +134,14 @@ def _routed(config: Any) -> Values:
         "expert_shared_count": config.n_shared_experts,
         "expert_weights_scale": config.routed_scaling_factor,
         "expert_weights_norm": config.norm_topk_prob,
-        "leading_dense_block_count": getattr(config, "first_k_dense_replace", 0),
+        "leading_dense_block_count": _dense(config),
         "expert_gating_func": SIGMOID,
     }
+
+
+def _dense(config: Any) -> int:
+    kinds = getattr(config, "mlp_layer_types", None)
+    return int(getattr(config, "first_k_dense_replace", 0) if kinds is None else kinds.count("dense"))
 
 
 def _latent(config: Any) -> Values:
@@ -242,7 +249,6 @@ def _granite_hybrid(config: Any) -> Values:
     return {
         **_granite(config),
         "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in config.layer_types],
-        "expert_shared_feed_forward_length": config.shared_intermediate_size,
         "rope.scaling.finetuned": config.position_embedding_type == "rope",
         "rope.dimension_count": _head_dim(config),
         "ssm.conv_kernel": config.mamba_d_conv,
@@ -297,7 +303,7 @@ OWN: dict[str, Callable[[Any], Values]] = {
     "glm4moe": lambda config: {**_routed(config), **_partial_rotary(config)},
     "minimax-m2": lambda config: {
         "expert_feed_forward_length": config.intermediate_size,
-        "rope.dimension_count": int(_head_dim(config) * config.rope_parameters.get("partial_rotary_factor", 1)),
+        **_partial_rotary(config),
         "expert_gating_func": SIGMOID,
     },
     "phimoe": lambda config: {"attention.layer_norm_epsilon": config.rms_norm_eps},

@@ -193,7 +193,7 @@ def _hy(path: str, tensor: Tensor, config: Any) -> Pieces | None:
 
 
 def _granite(path: str, tensor: Tensor, config: Any) -> Pieces | None:
-    if path == "shared_mlp.input_linear.weight":
+    if path == "shared_mlp.input_linear.weight":  # of Granite, as the experts that serve every token are there
         gate, up = tensor.chunk(2)
         return {"ffn_gate_shexp.weight": gate, "ffn_up_shexp.weight": up}
     return _mamba(path, tensor, config.mamba_n_groups) if path.startswith("mamba.") else None
@@ -230,6 +230,7 @@ def _gemma(path: str, tensor: Tensor, config: Any) -> Pieces | None:
 
 
 WRITE: dict[str, Write] = {
+    "granitemoe": _granite,
     "granitehybrid": _granite,
     "nemotron_h_moe": _nemotron,
     "jamba": _jamba,
