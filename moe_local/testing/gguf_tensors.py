@@ -136,7 +136,7 @@ def _delta(path: str, tensor: Tensor, config: Any) -> Pieces | None:
     if path == "linear_attn.in_proj_qkvz.weight":
         heads, key, value = config.linear_num_key_heads, config.linear_key_head_dim, config.linear_value_head_dim
         values = config.linear_num_value_heads // heads * value
-        parts = tensor.view(heads, -1, tensor.shape[1]).split([key, key, values, values], dim=1)
+        parts = torch.split(tensor.view(heads, -1, tensor.shape[1]), [key, key, values, values], dim=1)
         q, k, v, z = (part.reshape(-1, tensor.shape[1]) for part in parts)
         return {"attn_qkv.weight": torch.cat([q, k, v]), "attn_gate.weight": z}
     return None
@@ -184,7 +184,7 @@ def _latent(path: str, tensor: Tensor, config: Any) -> Pieces | None:
     if path != "self_attn.kv_b_proj.weight":
         return None
     both = tensor.view(config.num_attention_heads, -1, tensor.shape[1])
-    k, v = both.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+    k, v = torch.split(both, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
     return {"attn_k_b.weight": k.transpose(1, 2), "attn_v_b.weight": v}
 
 
