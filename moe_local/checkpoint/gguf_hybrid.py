@@ -60,14 +60,13 @@ def _granite(given: Metadata) -> dict[str, Any]:
 
 def _nemotron(given: Metadata) -> dict[str, Any]:
     base = decoder_config(given)
-    layers = base.pop("num_hidden_layers") - given.integer("nextn_predict_layers", 0)
+    layers = base["num_hidden_layers"]
     heads, widths = given.each("attention.head_count_kv", layers), given.each("feed_forward_length", layers)
     kinds = [_nemotron_kind(given, n, heads[n], widths[n]) for n in range(layers)]
     sizes = _state_space(given)
     dense = [width for kind, width in zip(kinds, widths, strict=False) if kind == "mlp"]
     return {
         **base,
-        "num_hidden_layers": layers,
         "layers_block_type": kinds,
         "layer_norm_epsilon": base.pop("rms_norm_eps"),
         "head_dim": head_dim(given),
@@ -84,8 +83,7 @@ def _nemotron(given: Metadata) -> dict[str, Any]:
         "moe_shared_expert_intermediate_size": given.shared_width(),
         "moe_latent_size": given.integer("moe_latent_size") if given.has("moe_latent_size") else None,
         "num_experts_per_tok": given.integer("expert_used_count"),
-        "n_group": given.integer("expert_group_count", 1),
-        "topk_group": given.integer("expert_group_used_count", 1),
+        **given.expert_groups(),
         "norm_topk_prob": given.flag("expert_weights_norm", True),
         "routed_scaling_factor": given.number("expert_weights_scale", 1.0),
     }

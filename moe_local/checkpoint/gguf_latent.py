@@ -13,7 +13,6 @@ _SIGMOID = 2  # of llama.cpp's functions of router scores
 
 def latent(given: Metadata) -> dict[str, Any]:
     base = decoder_config(given)
-    base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
     rotated = given.integer("rope.dimension_count")
     key = given.integer("attention.key_length_mla", given.integer("attention.key_length"))
     return {

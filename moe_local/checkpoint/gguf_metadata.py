@@ -24,6 +24,7 @@ _MAY_BE_NONE = (
     "embedding_length_per_layer_input",
 )  # fmt: skip
 _MOST = 1 << 40  # of any count
+_MOST_LAYERS = 1 << 12
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_FACTORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
@@ -118,6 +119,23 @@ class Metadata:
             )
         return count
 
+    def layers(self) -> int:
+        """Without those after the last that predict several tokens at once."""
+        count = self.integer("block_count") - self.integer("nextn_predict_layers", 0)
+        if not 1 <= count <= _MOST_LAYERS:
+            raise self._strange("block_count", f"leaves {count} layers")
+        return count
+
+    def expert_groups(self) -> dict[str, int]:
+        """Groups of experts, and of how many of them a token's experts are chosen."""
+        groups, chosen = self.integer("expert_group_count", 1), self.integer("expert_group_used_count", 1)
+        experts = self.expert_count()
+        if experts % groups or (groups > 1 and experts // groups < 2):
+            raise self._strange("expert_group_count", f"is {groups} of {experts} experts")
+        if chosen > groups:
+            raise self._strange("expert_group_used_count", f"is {chosen} of {groups}")
+        return {"n_group": groups, "topk_group": chosen}
+
     def _last_axis(self, pattern: str) -> int | None:
         return next((t.shape[-1] for name, t in self.tensors.items() if re.fullmatch(pattern, name)), None)
 
@@ -144,7 +162,7 @@ def decoder_config(given: Metadata) -> dict[str, Any]:
     ends = [given.token(name) for name in ("eos", "eot", "eom")]
     return {
         "hidden_size": given.integer("embedding_length"),
-        "num_hidden_layers": given.integer("block_count"),
+        "num_hidden_layers": given.layers(),
         "num_attention_heads": heads,
         "num_key_value_heads": given.most("attention.head_count_kv", heads),
         "max_position_embeddings": given.integer("context_length"),

@@ -46,7 +46,6 @@ def _linear(given: Metadata) -> dict[str, Any]:
     base = _qwen2(given)
     width, value_heads = given.integer("ssm.inner_size"), given.integer("ssm.time_step_rank")
     interval = given.integer("full_attention_interval", 4)
-    base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
     base["rope_parameters"]["partial_rotary_factor"] = given.integer("rope.dimension_count") / head_dim(given)
     return {
         **base,

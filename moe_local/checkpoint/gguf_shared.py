@@ -24,8 +24,7 @@ def routed(given: Metadata) -> dict[str, Any]:
         "n_routed_experts": given.expert_count(),
         "n_shared_experts": given.integer("expert_shared_count", 0),
         "num_experts_per_tok": given.integer("expert_used_count"),
-        "n_group": given.integer("expert_group_count", 1),
-        "topk_group": given.integer("expert_group_used_count", 1),
+        **given.expert_groups(),
         "norm_topk_prob": given.flag("expert_weights_norm", True),
         "routed_scaling_factor": given.number("expert_weights_scale", 1.0),
     }
@@ -33,7 +32,6 @@ def routed(given: Metadata) -> dict[str, Any]:
 
 def _glm4(given: Metadata) -> dict[str, Any]:
     base = decoder_config(given)
-    base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
     base["rope_parameters"]["partial_rotary_factor"] = given.integer("rope.dimension_count") / head_dim(given)
     return {
         **base,
@@ -80,7 +78,6 @@ def _ernie(given: Metadata) -> dict[str, Any]:
 
 def _hy(given: Metadata) -> dict[str, Any]:
     base = decoder_config(given)
-    base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
     dense = given.integer("leading_dense_block_count", 0)
     return {
         **base,

@@ -23,9 +23,8 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def _layers(given: Metadata) -> dict[str, Any]:
-    """What decoders have, without layers after the last; and of which kind each layer is."""
+    """What decoders have, and of which kind each layer is."""
     base = decoder_config(given)
-    base["num_hidden_layers"] -= given.integer("nextn_predict_layers", 0)
     kinds = _kinds(given, base["num_hidden_layers"])
     return {**base, "layer_types": kinds, "sliding_window": given.integer("attention.sliding_window")}
 

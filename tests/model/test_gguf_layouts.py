@@ -284,3 +284,20 @@ def test_a_tensor_that_cannot_be_what_it_is_called(tmp_path: Path) -> None:
     file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add={"ssm.group_count": (GGUFValueType.UINT32, 3)})
     with pytest.raises(UnsupportedError, match=r"'blk\.0\.ssm_a' .* not understood"):
         Checkpoint.open(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_group_count", 3),
+        ("expert_group_count", 8),
+        ("expert_group_used_count", 2),
+        ("block_count", 1 << 30),
+        ("nextn_predict_layers", 4),
+    ],
+)
+def test_counts_that_make_no_model(key: str, value: int, tmp_path: Path) -> None:
+    write_tiny_gguf(architecture("deepseek_v3"), tmp_path / "a.gguf", "F32")
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add={key: (GGUFValueType.UINT32, value)})
+    with pytest.raises(CheckpointError, match=r"cannot be understood: its deepseek2\.(expert_group|block_count)"):
+        Checkpoint.open(file)
