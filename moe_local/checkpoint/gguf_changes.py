@@ -23,6 +23,15 @@ def _vector_of_decays(a: Tensor) -> Tensor:
     return _decay(a).reshape(-1)
 
 
+def _decays_of_heads(a: Tensor) -> Tensor:
+    return _decay(a).reshape(1, 1, -1, 1)
+
+
+def _filters(x: Tensor) -> Tensor:
+    """Of a convolution, however many axes of length 1 there are -> [channels, 1, length]."""
+    return x.reshape(-1, 1, x.shape[-1])
+
+
 def _vector(x: Tensor) -> Tensor:
     return x.reshape(-1)
 
@@ -75,6 +84,8 @@ def _grouped_filters(x: Tensor, **numbers: int) -> Tensor:
 CHANGES: Mapping[str, Change] = {
     "decay": _decay,
     "vector-of-decays": _vector_of_decays,
+    "decays-of-heads": _decays_of_heads,
+    "filters": _filters,
     "vector": _vector,
     "one-row": _one_row,
     "less-one": _less_one,

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_local.checkpoint.gguf_architecture import ATTENTION, MLP, OUTSIDE, GgufArchitecture, Undo
+from moe_local.checkpoint.gguf_architecture import (
+    ATTENTION,
+    BIAS,
+    MLP,
+    OUTSIDE,
+    ROUTER,
+    SHARED_EXPERTS,
+    GgufArchitecture,
+    Undo,
+)
+from moe_local.checkpoint.gguf_latent import LATENT_ATTENTION, SPLIT, latent
 from moe_local.checkpoint.gguf_metadata import Metadata, decoder_config, head_dim
 from moe_local.checkpoint.gguf_plain import GRANITE_EXPERTS, GRANITE_SHARED, granite, granite_stack
+from moe_local.checkpoint.gguf_shared import dense_then_sparse, routed
 
 
 def _lfm2(given: Metadata) -> dict[str, Any]:
@@ -121,6 +132,28 @@ def _jamba(given: Metadata) -> dict[str, Any]:
     }
 
 
+def _kimi(given: Metadata) -> dict[str, Any]:
+    base, choice = latent(given), routed(given)
+    layers, groups = base["num_hidden_layers"], choice.pop("n_group")
+    heads = given.each("attention.head_count_kv", layers)
+    return {
+        **base,
+        **choice,
+        "model_max_length": base.pop("max_position_embeddings"),
+        "intermediate_size": given.integer("feed_forward_length"),
+        "layer_types": ["full_attention" if count else "linear_attention" for count in heads],
+        "mlp_layer_types": dense_then_sparse(given.integer("leading_dense_block_count", 0), layers),
+        "linear_head_dim": given.integer("kda.head_dim"),
+        "linear_num_heads": base["num_attention_heads"],
+        "linear_conv_kernel_dim": given.integer("ssm.conv_kernel"),
+        "num_experts": choice.pop("n_routed_experts"),
+        "num_experts_per_token": choice.pop("num_experts_per_tok"),
+        "num_shared_experts": choice.pop("n_shared_experts"),
+        "num_expert_group": groups,
+        "moe_renormalize": choice.pop("norm_topk_prob"),
+    }
+
+
 def _period(numbers: list[int], layers: int) -> tuple[int, int]:
     """(first, distance) of layers of a kind."""
     first, second = (*numbers, layers, layers + layers)[:2]
@@ -208,6 +241,34 @@ HYBRID = {
             Undo("mixer.A_log", "vector-of-decays", ("ssm_a",)),
             Undo("mixer.D", "vector", ("ssm_d",)),
             Undo("mixer.norm.weight", "vector", ("ssm_norm.weight",)),
+        ),
+    ),
+    "kimi-linear": GgufArchitecture(
+        "kimi_linear",
+        "KimiLinearForCausalLM",
+        _kimi,
+        ("mlp.experts.{}.w1", "mlp.experts.{}.w3", "mlp.experts.{}.w2"),
+        {
+            **ATTENTION,
+            **LATENT_ATTENTION,
+            **ROUTER,
+            **MLP,
+            **SHARED_EXPERTS,
+            **BIAS,
+            "ssm_f_a": "self_attn.f_a_proj",
+            "ssm_f_b": "self_attn.f_b_proj",
+            "ssm_g_a": "self_attn.g_a_proj",
+            "ssm_g_b": "self_attn.g_b_proj",
+            "ssm_beta": "self_attn.b_proj",
+            "ssm_norm": "self_attn.o_norm",
+            "ssm_dt.bias": "self_attn.dt_bias",
+        },
+        undo=(
+            SPLIT,
+            Undo("self_attn.A_log", "decays-of-heads", ("ssm_a",)),
+            Undo("self_attn.q_conv1d.weight", "filters", ("ssm_conv1d_q.weight",)),
+            Undo("self_attn.k_conv1d.weight", "filters", ("ssm_conv1d_k.weight",)),
+            Undo("self_attn.v_conv1d.weight", "filters", ("ssm_conv1d_v.weight",)),
         ),
     ),
     "jamba": GgufArchitecture(

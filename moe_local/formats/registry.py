@@ -32,7 +32,7 @@ _GGUF = {
         ("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"), ("int4", 32)
     ),
     "MXFP4": ("mxfp4", 32),
-    "NVFP4": ("nvfp4", 16),
+    "NVFP4": ("nvfp4", 32),
 }
 
 

@@ -57,6 +57,7 @@ NAMES = {
     "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h_moe",
     "jamba": "jamba",
+    "kimi_linear": "kimi-linear",
     "granitemoeshared": "granitemoe",
 }
 ALIKE = {"glm4_moe_lite": "deepseek2", "solar_open": "glm4moe"}  # read as another class that calculates the same
@@ -74,6 +75,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
     },
     "granitemoeshared": {"shared_intermediate_size": 48},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "minimax_m2": {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5}},

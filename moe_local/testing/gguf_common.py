@@ -13,7 +13,7 @@ def common(config: Any) -> Values:
     rope = getattr(config, "rope_parameters", None) or {}
     rope, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     return {
-        "context_length": config.max_position_embeddings,
+        "context_length": first(config, "max_position_embeddings", "model_max_length"),
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "attention.head_count": config.num_attention_heads,
@@ -46,8 +46,10 @@ def scaling_of(rope: Values) -> Values:
 def experts(config: Any) -> Values:
     return {
         "expert_count": first(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
-        "expert_used_count": first(config, "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"),
-        "expert_group_count": first(config, "n_group"),
+        "expert_used_count": first(
+            config, "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts"
+        ),
+        "expert_group_count": first(config, "n_group", "num_expert_group"),
         "expert_group_used_count": first(config, "topk_group"),
     }
 

@@ -10,6 +10,7 @@ from moe_local.testing.gguf_common import (
     Values,
     common,
     experts,
+    first,
     head_width,
     partial_rotary,
     scaling_of,
@@ -43,9 +44,9 @@ def _routed(config: Any) -> Values:
     """DeepSeek-V3's router, and its kin's."""
     return {
         **wide_experts(config),
-        "expert_shared_count": config.n_shared_experts,
+        "expert_shared_count": first(config, "n_shared_experts", "num_shared_experts"),
         "expert_weights_scale": config.routed_scaling_factor,
-        "expert_weights_norm": config.norm_topk_prob,
+        "expert_weights_norm": first(config, "norm_topk_prob", "moe_renormalize"),
         "leading_dense_block_count": _dense(config),
         "expert_gating_func": SIGMOID,
     }
@@ -58,7 +59,7 @@ def _dense(config: Any) -> int:
 
 def _latent(config: Any) -> Values:
     """Of which the file says what a cache of the latent vectors is told."""
-    rank, rotated = config.kv_lora_rank, config.qk_rope_head_dim
+    rank, rotated, rope = config.kv_lora_rank, config.qk_rope_head_dim, getattr(config, "rope_parameters", None) or {}
     v3 = config.model_type != "deepseek_v2" and config.model_type != "mistral4"
     return {
         **_routed(config),
@@ -71,8 +72,8 @@ def _latent(config: Any) -> Values:
         "attention.value_length_mla": config.v_head_dim,
         "rope.dimension_count": rotated,
         "expert_gating_func": SIGMOID if v3 else 1,
-        "attention.temperature_length": config.rope_parameters.get("original_max_position_embeddings"),
-        "attention.temperature_scale": config.rope_parameters.get("llama_4_scaling_beta"),
+        "attention.temperature_length": rope.get("original_max_position_embeddings"),
+        "attention.temperature_scale": rope.get("llama_4_scaling_beta"),
     }
 
 
@@ -83,6 +84,15 @@ def _indexed(config: Any) -> Values:
         "attention.indexer.head_count": config.index_n_heads,
         "attention.indexer.key_length": config.index_head_dim,
         "attention.indexer.top_k": config.index_topk,
+    }
+
+
+def _kimi(config: Any) -> Values:
+    return {
+        **_latent(config),
+        "attention.head_count_kv": [int(kind == "full_attention") for kind in config.layer_types],
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "kda.head_dim": config.linear_head_dim,
     }
 
 
@@ -183,6 +193,7 @@ OWN: dict[str, Callable[[Any], Values]] = {
     "granitehybrid": granite_hybrid,
     "nemotron_h_moe": nemotron,
     "jamba": jamba,
+    "kimi-linear": _kimi,
     "ernie4_5-moe": _ernie,
     "hy_v3": _hy,
     "deepseek2": _latent,

@@ -24,7 +24,18 @@ PERMUTED = {
 }  # architectures whose conversion interleaves the rotary halves of q and k
 LIKE = {"mellum": "qwen3moe", "hy_v3": "dots1", "deepseek32": "glm-dsa"}  # whose names do where the package has none
 # What is never quantised
-_NEVER = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "indexer.proj")
+_NEVER = (
+    "ffn_gate_inp",
+    "shortconv.conv",
+    "ssm_conv1d",
+    "ssm_conv1d_q",
+    "ssm_conv1d_k",
+    "ssm_conv1d_v",
+    "ssm_a",
+    "ssm_d",
+    "ssm_norm",
+    "indexer.proj",
+)
 _RENAMED = {  # for the package, which knows the names of other years
     r"correction_bias$": "correction.bias",
     r"expert_bias$": "expert_bias.bias",
@@ -217,6 +228,18 @@ def _jamba(path: str, tensor: Tensor, config: Any) -> Pieces | None:
     return {"ssm_a": -tensor.exp()} if path == "mamba.A_log" else None
 
 
+def _kimi(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    if path.endswith("A_log"):
+        return {"ssm_a": -tensor.exp()}
+    if path == "self_attn.conv1d.weight":  # of queries, keys and values, one below the other
+        parts = (part.squeeze(1)[None, :, None, :] for part in tensor.chunk(3))
+        return {f"ssm_conv1d_{kind}.weight": part for kind, part in zip("qkv", parts, strict=True)}
+    plain = {"forget_gate.dt_bias": "ssm_dt.bias", "forget_gate.f_a_proj.weight": "ssm_f_a.weight"}
+    plain["forget_gate.f_b_proj.weight"] = "ssm_f_b.weight"
+    name = plain.get(path.removeprefix("self_attn."))
+    return {name: tensor} if name else _latent(path, tensor, config)
+
+
 def _gemma(path: str, tensor: Tensor, config: Any) -> Pieces | None:
     scales = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
     if path == "model.norm.weight":
@@ -234,6 +257,7 @@ WRITE: dict[str, Write] = {
     "granitehybrid": _granite,
     "nemotron_h_moe": _nemotron,
     "jamba": _jamba,
+    "kimi-linear": _kimi,
     "gemma4": _gemma,
     "hy_v3": _hy,
     "qwen3next": _delta,
