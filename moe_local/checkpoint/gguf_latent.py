@@ -64,6 +64,8 @@ def _mistral(given: Metadata) -> dict[str, Any]:
 def _indexed(given: Metadata) -> dict[str, Any]:
     base = latent(given)
     layers = base["num_hidden_layers"]
+    own = given.listed("attention.indexer.types")  # whether a layer chooses tokens itself, or takes the choice before
+    kinds = {} if own is None else {"indexer_types": ["full" if each else "shared" for each in own[:layers]]}
     return {
         **base,
         **routed(given),
@@ -72,6 +74,7 @@ def _indexed(given: Metadata) -> dict[str, Any]:
         "index_n_heads": given.integer("attention.indexer.head_count"),
         "index_head_dim": given.integer("attention.indexer.key_length"),
         "index_topk": given.integer("attention.indexer.top_k"),
+        **kinds,
     }
 
 

@@ -63,6 +63,7 @@ NAMES = {
 ALIKE = {"glm4_moe_lite": "deepseek2", "solar_open": "glm4moe"}  # read as another class that calculates the same
 # What llama.cpp demands of some
 _SLIDING = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+INDEXER = {"index_head_dim": 64, "index_n_heads": 32}  # of few heads, many tokens have the same score: 0
 OVERRIDES: dict[str, dict[str, Any]] = {
     "exaone_moe": {"layer_types": _SLIDING, "sliding_window": 8},
     "afmoe": {"layer_types": _SLIDING, "sliding_window": 8, "mup_enabled": True},
@@ -79,8 +80,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "minimax_m2": {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5}},
-    "deepseek_v32": {"index_head_dim": 64},
-    "glm_moe_dsa": {"index_head_dim": 64},
+    "deepseek_v32": {**INDEXER},
+    "glm_moe_dsa": {**INDEXER, "indexer_types": ["full", "shared", "full", "shared"]},
     "phimoe": {"lm_head_bias": True, "attention_bias": True},
 }
 

@@ -78,12 +78,14 @@ def _latent(config: Any) -> Values:
 
 
 def _indexed(config: Any) -> Values:
+    kinds = getattr(config, "indexer_types", None)
     return {
         **_latent(config),
         "attention.layer_norm_epsilon": 1e-6,
         "attention.indexer.head_count": config.index_n_heads,
         "attention.indexer.key_length": config.index_head_dim,
         "attention.indexer.top_k": config.index_topk,
+        "attention.indexer.types": None if kinds is None else [kind == "full" for kind in kinds],
     }
 
 
