@@ -16,13 +16,15 @@ from moe_local.checkpoint.gguf_header import GgufTensor
 from moe_local.errors import CheckpointError, UnsupportedError
 
 # Which transformers takes in other forms, or not at all
-_UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier")
+_UNSUPPORTED_SCALING = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor")
 
 _MAY_BE_NONE = (
     "expert_count", "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
-    "leading_dense_block_count", "nextn_predict_layers",
+    "leading_dense_block_count", "nextn_predict_layers", "attention.shared_kv_layers",
+    "embedding_length_per_layer_input",
 )  # fmt: skip
 _MOST = 1 << 40  # of any count
+_MOST_LAYERS = 1 << 12
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_FACTORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
@@ -58,6 +60,25 @@ class Metadata:
     def has(self, key: str) -> bool:
         return f"{self.architecture}.{key}" in self.values
 
+    def most(self, key: str, default: int | None = None) -> int:
+        """The largest of a list of one count for each layer, some of which may be 0; or the count of all."""
+        return self.integer(key, default) if self.listed(key) is None else max(self.each(key, 0))
+
+    def each(self, key: str, layers: int) -> list[int]:
+        """A list of one count for each layer; or the same for all `layers`."""
+        given = self.listed(key)
+        if given is None:
+            return [self.integer(key)] * layers
+        counts = [count for value in given if (count := _as(int, value)) is not None and 0 <= count <= _MOST]
+        if len(counts) != len(given) or len(given) < layers or not any(counts):
+            raise self._strange(key, f"is {given!r}")
+        return counts
+
+    def listed(self, key: str) -> list[Any] | None:
+        """A list, of one value for each layer; None where there is none."""
+        given = self.values.get(f"{self.architecture}.{key}")
+        return given if isinstance(given, list) else None
+
     def _one(self, key: str, kind: type[T], default: T | None) -> T:
         full = f"{self.architecture}.{key}"
         value = _as(kind, self.values.get(full, default))
@@ -84,9 +105,36 @@ class Metadata:
         found = self._last_axis(r"blk\.\d+\.ffn_down_shexp\.weight")
         return self.integer("expert_shared_feed_forward_length", found)
 
+    def shared_width_or_none(self) -> int:
+        """The same; 0 where there is no such expert."""
+        return self.shared_width() if any(name.endswith("ffn_down_shexp.weight") for name in self.tensors) else 0
+
     def expert_count(self) -> int:
+        """Raises UnsupportedError where there are none."""
         router = next((t for name, t in self.tensors.items() if name.endswith("ffn_gate_inp.weight")), None)
-        return self.integer("expert_count", None if router is None else router.shape[0])
+        count = self.integer("expert_count", 0 if router is None else router.shape[0])
+        if count == 0:
+            raise UnsupportedError(
+                f"{self.file} is a dense model: it has no experts to page", remedy="name a Mixture-of-Experts model"
+            )
+        return count
+
+    def layers(self) -> int:
+        """Without those after the last that predict several tokens at once."""
+        count = self.integer("block_count") - self.integer("nextn_predict_layers", 0)
+        if not 1 <= count <= _MOST_LAYERS:
+            raise self._strange("block_count", f"leaves {count} layers")
+        return count
+
+    def expert_groups(self) -> dict[str, int]:
+        """Groups of experts, and of how many of them a token's experts are chosen."""
+        groups, chosen = self.integer("expert_group_count", 1), self.integer("expert_group_used_count", 1)
+        experts = self.expert_count()
+        if experts % groups or (groups > 1 and experts // groups < 2):
+            raise self._strange("expert_group_count", f"is {groups} of {experts} experts")
+        if chosen > groups:
+            raise self._strange("expert_group_used_count", f"is {chosen} of {groups}")
+        return {"n_group": groups, "topk_group": chosen}
 
     def _last_axis(self, pattern: str) -> int | None:
         return next((t.shape[-1] for name, t in self.tensors.items() if re.fullmatch(pattern, name)), None)
@@ -109,14 +157,14 @@ def _as(kind: type[T], value: Any) -> T | None:
 
 def decoder_config(given: Metadata) -> dict[str, Any]:
     """The fields that all decoders have."""
-    heads = given.integer("attention.head_count")
+    heads = given.most("attention.head_count")
     theta = given.number("rope.freq_base", 10_000.0)
     ends = [given.token(name) for name in ("eos", "eot", "eom")]
     return {
         "hidden_size": given.integer("embedding_length"),
-        "num_hidden_layers": given.integer("block_count"),
+        "num_hidden_layers": given.layers(),
         "num_attention_heads": heads,
-        "num_key_value_heads": given.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": given.most("attention.head_count_kv", heads),
         "max_position_embeddings": given.integer("context_length"),
         "rms_norm_eps": given.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": {"rope_theta": theta, **_rope_scaling(given)},
@@ -128,7 +176,7 @@ def decoder_config(given: Metadata) -> dict[str, Any]:
 
 def head_dim(given: Metadata) -> int:
     return given.integer(
-        "attention.key_length", given.integer("embedding_length") // max(1, given.integer("attention.head_count"))
+        "attention.key_length", given.integer("embedding_length") // max(1, given.most("attention.head_count"))
     )
 
 
@@ -154,10 +202,16 @@ def _rope_scaling(given: Metadata) -> dict[str, Any]:
     scaling: dict[str, Any] = {"rope_type": kind, "factor": given.number("rope.scaling.factor")}
     if given.has("rope.scaling.original_context_length"):
         scaling["original_max_position_embeddings"] = given.integer("rope.scaling.original_context_length")
+    if given.has("rope.scaling.yarn_log_multiplier"):  # a tenth of it, for old files' sake
+        scaling["mscale"] = scaling["mscale_all_dim"] = _times_ten(given.number("rope.scaling.yarn_log_multiplier"))
     for name in ("beta_fast", "beta_slow"):
         if given.has(f"rope.scaling.yarn_{name}"):
             scaling[name] = given.number(f"rope.scaling.yarn_{name}")
     return scaling
+
+
+def _times_ten(number: float) -> float:
+    return float(f"{10 * number:.6g}")
 
 
 def _linear_factor(given: Metadata) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moe_local.checkpoint.gguf_architectures import ATTENTION, MLP
+from moe_local.checkpoint.gguf_architecture import ATTENTION, MLP
 from moe_local.demo.dense import DenseModel, Report, tokenizer_files
 from moe_local.errors import CheckpointError
 

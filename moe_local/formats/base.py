@@ -27,6 +27,17 @@ class Format(ABC):
         """The matrix [out, in] in `dtype`."""
 
 
+class Whole(Format):
+    """A format of tensors of any shape, each of which is decoded as one."""
+
+    @abstractmethod
+    def tensor(self, arrays: Arrays, dtype: torch.dtype) -> Tensor:
+        """The tensor in `dtype`."""
+
+    def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
+        return self.tensor(arrays, dtype).view(shape)
+
+
 class Packable(Format):
     """A format that matrices can be put into, where its declaration says that they fit."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_local.checkpoint import record
 from moe_local.checkpoint.record import Array, EncodedTensor
+from moe_local.formats.base import Whole
 from moe_local.formats.registry import format_of
 
 
@@ -41,8 +42,10 @@ def decode_projection(placed: record.Projection, slot: Tensor, dtype: torch.dtyp
 
 def decode_tensor(source: EncodedTensor, arrays: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The numbers of a whole encoded tensor, as the unquantised checkpoint would hold them."""
-    shape = (source.shape[-2], source.shape[-1])
     scheme = format_of(source.encoding)
+    if isinstance(scheme, Whole):
+        return scheme.tensor(arrays, dtype)
+    shape = (source.shape[-2], source.shape[-1])
     if len(source.shape) == 2:
         weight = scheme.decode(arrays, shape, dtype)
     else:

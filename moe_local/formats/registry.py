@@ -27,8 +27,12 @@ EMBEDDING = Encoding("int8", (("layout", "rows"),))  # what embeddings are held 
 _ITSELF = ("", 0)
 _OWN_OPTIONS = {"group", "block", "divides"}  # with others, a format is read and cannot be written
 _GGUF = {
-    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K"), ("int4", 32)),
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "Q3_K", "Q2_K", "TQ1_0", "TQ2_0"), ("int4", 32)),
+    **dict.fromkeys(
+        ("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"), ("int4", 32)
+    ),
     "MXFP4": ("mxfp4", 32),
+    "NVFP4": ("nvfp4", 32),
 }
 
 
@@ -118,6 +122,7 @@ _LINES = (
     Declaration("mlx", "mlx.Mlx"),
     Declaration("packed", "compressed_tensors.Packed"),
     Declaration("gguf", "gguf.Gguf", becomes=lambda options: _GGUF.get(str(options["type"]), ("int8", 0))),
+    Declaration("gguf-changed", "gguf.Changed", becomes=lambda options: None),
 )
 FORMATS = {declared.name: declared for declared in _LINES}
 

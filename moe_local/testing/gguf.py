@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from moe_local.testing.architectures import Architecture
+from moe_local.testing.gguf_metadata import GEMMA_HEAD, metadata
+from moe_local.testing.gguf_tensors import gguf_tensors
 from moe_local.testing.shrunk_config import VOCAB_SIZE, tiny_config
 from moe_local.testing.tiny import randomize_
 from moe_local.testing.tokenizer import (
@@ -37,9 +37,53 @@ NAMES = {
     "glm4_moe": "glm4moe",
     "lfm2_moe": "lfm2moe",
     "granitemoe": "granitemoe",
+    "qwen3_next": "qwen3next",
+    "qwen3_5_moe": "qwen35moe",
+    "minimax_m2": "minimax-m2",
+    "phimoe": "phimoe",
+    "hunyuan_v1_moe": "hunyuan-moe",
+    "dots1": "dots1",
+    "ernie4_5_moe": "ernie4_5-moe",
+    "hy_v3": "hy_v3",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "mistral4": "mistral4",
+    "deepseek_v32": "deepseek32",
+    "glm_moe_dsa": "glm-dsa",
+    "exaone_moe": "exaone-moe",
+    "afmoe": "afmoe",
+    "mellum": "mellum",
+    "gemma4": "gemma4",
+    "granitemoehybrid": "granitehybrid",
+    "nemotron_h": "nemotron_h_moe",
+    "jamba": "jamba",
+    "kimi_linear": "kimi-linear",
+    "granitemoeshared": "granitemoe",
 }
-PERMUTED = {"llama", "granitemoe"}  # architectures whose conversion interleaves the rotary halves of q and k
-EXPERTS_FEED_FORWARD = {"qwen3moe", "qwen2moe", "glm4moe", "lfm2moe"}  # which tell the experts' width apart
+ALIKE = {"glm4_moe_lite": "deepseek2", "solar_open": "glm4moe"}  # read as another class that calculates the same
+# What llama.cpp demands of some
+_SLIDING = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+INDEXER = {"index_head_dim": 64, "index_n_heads": 32}  # of few heads, many tokens have the same score: 0
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "exaone_moe": {"layer_types": _SLIDING, "sliding_window": 8},
+    "afmoe": {"layer_types": _SLIDING, "sliding_window": 8, "mup_enabled": True},
+    "mellum": {"layer_types": _SLIDING, "sliding_window": 8},
+    "gemma4": {
+        "layer_types": _SLIDING,
+        "sliding_window": 8,
+        "tie_word_embeddings": True,
+        "global_head_dim": GEMMA_HEAD,
+        "final_logit_softcapping": 30.0,
+    },
+    "granitemoeshared": {"shared_intermediate_size": 48},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+    "minimax_m2": {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5}},
+    "deepseek_v32": {**INDEXER},
+    "glm_moe_dsa": {**INDEXER, "indexer_types": ["full", "shared", "full", "shared"]},
+    "phimoe": {"lm_head_bias": True, "attention_bias": True},
+}
 
 # Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
 SCALES = {
@@ -48,6 +92,12 @@ SCALES = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ1_S": (0,),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
     "IQ4_XS": (0,),
     "IQ4_NL": (0,),
 }
@@ -71,22 +121,24 @@ def write_tiny_gguf(
     Returns the float32 model that has the very numbers of the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    name = (NAMES | ALIKE)[architecture.name]
     kind = GGMLQuantizationType[quantization]
     model = _model(architecture, gguf.GGML_QUANT_SIZES[kind][0], seed)
-    tensors = _tensors(model, NAMES[architecture.name], fused=fused)
+    tensors = gguf_tensors(model, name, fused=fused)
     most = -(-len(tensors) // parts) if parts > 1 else 0
-    writer = GGUFWriter(file, NAMES[architecture.name], split_max_tensors=most)
+    writer = GGUFWriter(file, name, split_max_tensors=most)
     extra = int(extra_layer and architecture.name == "glm4_moe")
-    _write_metadata(writer, model.config, NAMES[architecture.name], extra)
+    for key, value in metadata(model.config, name, extra).items():
+        _add(writer, f"{name}.{key}", value)
     _write_tokenizer(writer, splitting)
-    encode = _encoder(kind, np.random.default_rng(seed))
-    for name, tensor, put_back in tensors:
-        if tensor.ndim < 2 or "ffn_gate_inp" in name or "shortconv.conv" in name or name.endswith("bias"):
-            writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+    encode, elements = _encoder(kind, np.random.default_rng(seed)), gguf.GGML_QUANT_SIZES[kind][0]
+    for tensor in tensors:
+        if not tensor.quantisable or tensor.numbers.shape[-1] % elements:
+            writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.numbers.numpy()))
         else:
-            data = encode(tensor.numpy())
-            writer.add_tensor(name, data, raw_dtype=kind)
-            put_back(torch.from_numpy(gguf.quants.dequantize(data, kind).copy()).view(tensor.shape))
+            data = encode(np.ascontiguousarray(tensor.numbers.numpy()))
+            writer.add_tensor(tensor.name, data, raw_dtype=kind)
+            tensor.put_back(torch.from_numpy(gguf.quants.dequantize(data, kind).copy()))
     if extra:
         # What predicts several tokens at once, which nobody here runs
         writer.add_tensor(f"blk.{model.config.num_hidden_layers}.nextn.enorm.weight", np.zeros(8, dtype=np.float32))
@@ -97,17 +149,32 @@ def write_tiny_gguf(
     return model
 
 
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    else:
+        writer.add_float32(key, value)
+
+
 def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel:
     """A tiny model whose rows are whole blocks."""
     given = tiny_config(architecture).to_dict()
+    given.pop("per_layer_config", None)
     width = max(block, 64)
     # The rest as llama.cpp has it, whatever a configuration says
     wanted = {
         **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size"), width),
         "moe_intermediate_size": max(block, 32),
-        "head_dim": width // given["num_attention_heads"],
+        "mamba_d_head": 2 * width // given.get("mamba_n_heads", 1),
+        "head_dim": given.get("head_dim") if "qk_rope_head_dim" in given else width // given["num_attention_heads"],
         "tie_word_embeddings": architecture.name == "lfm2_moe",
-        "norm_topk_prob": architecture.name in ("qwen3_moe", "glm4_moe", "lfm2_moe"),
+        "norm_topk_prob": architecture.name not in ("qwen2_moe", "olmoe", "deepseek_v2"),
         "sliding_window": given.get("sliding_window") if architecture.name == "gpt_oss" else None,
         "use_sliding_window": False,
         # Granite's, as in its published checkpoints: none of them one
@@ -117,7 +184,8 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
         "logits_scaling": 6.0,
         "layer_types": given.get("layer_types") if architecture.name == "lfm2_moe" else None,
     }
-    config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()})
+    own = OVERRIDES.get(architecture.name, {})
+    config = architecture.config_class(**given | {name: wanted[name] for name in wanted.keys() & given.keys()} | own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = architecture.model_class._from_config(config, dtype=torch.float32)
@@ -128,6 +196,10 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
 
 def _encoder(kind: GGMLQuantizationType, random: np.random.Generator) -> Callable[[Any], Any]:
     """Quantises, or where the package cannot, makes up blocks of about the same size of numbers."""
+    if kind.name == "NVFP4":
+        return lambda weight: _nvfp4(weight, random)
+    if kind.name == "IQ1_M":
+        return lambda weight: _iq1_m(weight, random)
     if kind.name not in SCALES:
         return lambda weight: gguf.quants.quantize(weight, kind)
 
@@ -146,107 +218,34 @@ def _encoder(kind: GGMLQuantizationType, random: np.random.Generator) -> Callabl
     return made_up
 
 
-def _tensors(
-    model: PreTrainedModel, name: str, *, fused: bool
-) -> list[tuple[str, Tensor, Callable[[Tensor], object]]]:
-    """(GGUF name, tensor, what puts other numbers into the model in its place) of each."""
-    mapping = gguf.get_tensor_name_map(
-        next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name), model.config.num_hidden_layers
-    )
-    found: list[tuple[str, Tensor, Callable[[Tensor], object]]] = []
-    for path, tensor in model.state_dict().items():
-        if path == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        if ".experts." in path:
-            pieces = _expert_pieces(path.rpartition(".")[2], tensor, alternate=name == "gpt-oss", fused=fused)
-            found += [(f"blk.{path.split('.')[2]}.{piece}", t, t.copy_) for piece, t in pieces.items()]
-            continue
-        base, _, kind = re.sub(r"(correction|expert)_bias$", r"\1_bias.bias", path).rpartition(".")
-        base = base.replace("correction_bias", "correction").replace("_moe.router", "_moe.router.layer")
-        if kind == "sinks":
-            base, kind = path, "weight"
-        target = mapping.get_name(base)
-        assert target is not None, f"no name for {path}"
-        put_back = tensor.copy_
-        heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
-        part = target.rpartition(".")[2]
-        if name in PERMUTED and part in heads:
-            found.append((f"{target}.{kind}", *_permuted(tensor, heads[part])))
-        else:
-            squeezed = "shexp" in target or "shortconv.conv" in target
-            found.append((f"{target}.{kind}", tensor.squeeze() if squeezed else tensor, put_back))
-    return found
+def _iq1_m(weight: Any, random: np.random.Generator) -> Any:
+    """Blocks whose float16 scale lies in the highest bits of four numbers."""
+    kind = GGMLQuantizationType.IQ1_M
+    blocks = random.integers(0, 256, (*weight.shape[:-1], weight.shape[-1] // 256, 56), dtype=np.uint8)
+    scales = blocks[..., 48:].view(np.uint16)
+
+    def set_scale(scale: float) -> None:
+        bits = int(np.float16(scale).view(np.uint16))
+        for place in range(4):
+            scales[..., place] = scales[..., place] & 0x0FFF | (bits >> 4 * place & 15) << 12
+
+    set_scale(1)
+    set_scale(np.std(weight) / np.std(gguf.quants.dequantize(blocks.reshape(-1, 56), kind)))
+    return blocks.reshape(*weight.shape[:-1], -1)
 
 
-def _expert_pieces(kind: str, tensor: Tensor, *, alternate: bool, fused: bool) -> dict[str, Tensor]:
-    """Views of a parameter of all experts, by what a GGUF has of it."""
-    suffix = "bias" if kind.endswith("_bias") else "weight"
-    whole = tensor.transpose(1, 2) if alternate and tensor.ndim == 3 else tensor  # [experts, out(, in)]
-    inner = whole.shape[1] // 2
-    if kind.startswith("down"):
-        return {f"ffn_down_exps.{suffix}": whole}
-    if fused:
-        return {f"ffn_gate_up_exps.{suffix}": whole}
-    gate, up = (whole[:, ::2], whole[:, 1::2]) if alternate else (whole[:, :inner], whole[:, inner:])
-    return {f"ffn_gate_exps.{suffix}": gate, f"ffn_up_exps.{suffix}": up}
+def _nvfp4(weight: Any, random: np.random.Generator) -> Any:
+    """Blocks of four scales of 8 bits, no sign and 4 bits of exponent: of about the same size of numbers."""
+    kind = GGMLQuantizationType.NVFP4
+    blocks = random.integers(0, 256, (*weight.shape[:-1], weight.shape[-1] // 64, 36), dtype=np.uint8)
 
+    def with_scale(exponent: int) -> Any:
+        blocks[..., :4] = exponent << 3 | random.integers(0, 8, blocks[..., :4].shape, dtype=np.uint8)
+        return gguf.quants.dequantize(blocks.reshape(-1, 36), kind)
 
-def _permuted(weight: Tensor, heads: int) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """`LlamaModel.permute` of convert_hf_to_gguf.py."""
-    split = (heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
-    permuted = weight.view(split).transpose(1, 2).reshape(weight.shape)
-
-    def put_back(numbers: Tensor) -> None:
-        weight.copy_(numbers.view(heads, split[2], 2, split[3]).transpose(1, 2).reshape(weight.shape))
-
-    return permuted, put_back
-
-
-def _write_metadata(writer: GGUFWriter, config: PreTrainedConfig, name: str, extra: int) -> None:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers + extra)
-    writer.add_head_count(config.num_attention_heads)
-    kv_heads = config.num_key_value_heads
-    if name == "lfm2moe":
-        writer.add_head_count_kv([kv_heads if kind == "full_attention" else 0 for kind in config.layer_types])
-    else:
-        writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps if name == "lfm2moe" else config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
-    if name == "gpt-oss":
-        writer.add_sliding_window(config.sliding_window)
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
-        writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
-        writer.add_expert_feed_forward_length(config.intermediate_size)
-    if name == "granitemoe":
-        writer.add_embedding_scale(config.embedding_multiplier)
-        writer.add_residual_scale(config.residual_multiplier)
-        writer.add_attention_scale(config.attention_multiplier)
-        writer.add_logit_scale(config.logits_scaling)
-    if name == "lfm2moe":
-        writer.add_shortconv_l_cache(config.conv_L_cache)
-        writer.add_leading_dense_block_count(config.num_dense_layers)
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-        writer.add_vocab_size(config.vocab_size)
-    if name == "glm4moe":
-        writer.add_nextn_predict_layers(extra)
-        writer.add_rope_dimension_count(int(head_dim * config.rope_parameters["partial_rotary_factor"]))
-        writer.add_expert_shared_count(config.n_shared_experts)
-        writer.add_leading_dense_block_count(config.first_k_dense_replace)
-        writer.add_expert_weights_scale(config.routed_scaling_factor)
-        writer.add_expert_weights_norm(config.norm_topk_prob)
-    writer.add_expert_used_count(config.num_experts_per_tok)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    if name in EXPERTS_FEED_FORWARD:
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if hasattr(config, "shared_expert_intermediate_size"):
-        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    nearest = min(range(15), key=lambda exponent: abs(np.std(with_scale(exponent)) - np.std(weight)))
+    with_scale(nearest)
+    return blocks.reshape(*weight.shape[:-1], -1)
 
 
 def _write_tokenizer(writer: GGUFWriter, splitting: str) -> None:

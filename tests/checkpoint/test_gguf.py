@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from moe_local.checkpoint import gguf_header
 from moe_local.checkpoint.architecture import load_config
 from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.gguf_architectures import KNOWN
 from moe_local.checkpoint.gguf_header import read_gguf_header
 from moe_local.checkpoint.hub import locate
 from moe_local.checkpoint.record import EncodedTensor
 from moe_local.checkpoint.schemes import understood
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
-from moe_local.testing import architecture
+from moe_local.testing import architecture, architectures
 from moe_local.testing.gguf import NAMES, write_tiny_gguf
 
 
@@ -34,17 +36,48 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", NAMES)
+HERE = [found.name for found in architectures() if found.name in NAMES]
+# What has no place in a file, and says nothing of the numbers: how text is cut for a kernel, names of other tokens
+NOT_TOLD = {
+    "chunk_size", "mamba_chunk_size", "first_k_dense_replace", "eod_token_id", "sep_token_id",
+    "transformers_version", "dtype", "architectures", "eos_token_id", "num_nextn_predict_layers",
+}  # fmt: skip
+WITHOUT = {"dots1": {"sliding_window"}, "deepseek_v2": {"n_group", "topk_group"}, "nemotron_h": {"intermediate_size"}}
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_the_configuration_is_the_model_s(name: str, tmp_path: Path) -> None:
     model = write_tiny_gguf(architecture(name), tmp_path / "model.gguf", "Q4_0")
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.directory == checkpoint.config_file == tmp_path / "model.gguf"
     found, wanted = load_config(checkpoint).to_dict(), model.config.to_dict()
-    ours = {"dtype", "architectures", "eos_token_id", "num_nextn_predict_layers", "transformers_version"}
-    if wanted["rope_parameters"]["rope_type"] == "yarn":
-        found["rope_parameters"] |= {"beta_fast": 32.0, "beta_slow": 1.0}  # the defaults of both
-    assert {key: found.get(key) for key in wanted.keys() - ours} == {key: wanted[key] for key in wanted.keys() - ours}
+    told = wanted.keys() - NOT_TOLD - WITHOUT.get(name, set()) - {"rope_parameters"}
+    assert {key: found.get(key) for key in told} == {key: wanted[key] for key in told}
+    assert not wanted.get("rope_parameters") or _rotary(found) == _rotary(wanted)
     assert found["architectures"] == [type(model).__name__]
+
+
+def _rotary(config: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of both."""
+    given = config.get("rope_parameters") or {}
+    defaults = {"beta_fast": 32.0, "beta_slow": 1.0} if given.get("rope_type") == "yarn" else {}
+    unused = ("type", "max_position_embeddings")
+    return {"partial_rotary_factor": 1.0, **defaults} | {k: v for k, v in given.items() if k not in unused}
+
+
+def test_the_docs_name_every_architecture() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text().partition("### GGUF")[2].partition(".\n")[0]
+    assert re.findall(r"`([^`]+)`", text) == sorted(KNOWN)
+    assert f"GGUF of {len(KNOWN)} [architectures]" in (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+
+def test_an_architecture_that_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "other.gguf"
+    file.write_bytes(_field(**{"general.architecture": (8, _string("rwkv7"))}))
+    with pytest.raises(UnsupportedError, match="architecture 'rwkv7'") as caught:
+        Checkpoint.open(file)
+    assert all(name in caught.value.remedy for name in KNOWN)
+    assert "\n" not in str(caught.value)
 
 
 def test_tensors_have_their_published_names(tiny: Path) -> None:

@@ -35,13 +35,17 @@ def rewritten(
     tensors: Callable[[Any], Pieces] = lambda tensor: [(tensor.name, tensor.data, tensor.tensor_type)],
     more: Mapping[str, Any] = {},
     retype: Callable[[GGUFValueType], GGUFValueType] = lambda kind: kind,
+    rename: str | None = None,
 ) -> Path:
-    """A copy of a GGUF file without some keys, with others, other tensors or other types of numbers."""
+    """A copy of a GGUF file without some keys, with others, other tensors or types of numbers, or of another
+    architecture."""
     reader = gguf.GGUFReader(source)
-    name = reader.fields["general.architecture"].contents()
+    original = reader.fields["general.architecture"].contents()
+    name = rename or original
     writer = gguf.GGUFWriter(target, name)
     for key, found in reader.fields.items():
-        short = key.removeprefix(f"{name}.")
+        short = key.removeprefix(f"{original}.")
+        key = f"{name}.{short}" if short != key else key
         if key.startswith("GGUF.") or key == "general.architecture" or short in drop or short in add:
             continue
         value, kind = found.contents(), found.types[0]
@@ -236,3 +240,64 @@ def test_what_is_no_whole_number_is_refused(value: tuple[GGUFValueType, Any], tm
     write_tiny_gguf(architecture("qwen3_moe"), tmp_path / "a.gguf", "F32")
     with pytest.raises(CheckpointError, match="block_count is"):
         Checkpoint.open(rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add={"block_count": value}))
+
+
+def test_text_of_a_model_that_sees_images(tmp_path: Path) -> None:
+    model = write_tiny_gguf(architecture("qwen3_moe"), tmp_path / "a.gguf", "F32")
+    add = {"n_deepstack_layers": (GGUFValueType.UINT32, 3)}
+    assert_is(rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", rename="qwen3vlmoe", add=add), "qwen3_moe", model)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3"])
+def test_latent_attention_before_it_was_split(name: str, tmp_path: Path) -> None:
+    """Until April 2025: one matrix for keys and values, and what is said of their widths is of them."""
+    model = write_tiny_gguf(architecture(name), tmp_path / "a.gguf", "F32")
+    config, state = model.config, model.state_dict()
+    key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    file = rewritten(
+        tmp_path / "a.gguf",
+        tmp_path / "b.gguf",
+        drop=("attention.key_length_mla", "attention.value_length_mla"),
+        add={
+            "attention.head_count_kv": (GGUFValueType.UINT32, config.num_attention_heads),
+            "attention.key_length": (GGUFValueType.UINT32, key),
+            "attention.value_length": (GGUFValueType.UINT32, value),
+        },
+        tensors=lambda t: [] if re.search("attn_[kv]_b", t.name) else [(t.name, t.data, t.tensor_type)],
+        more={
+            f"blk.{n}.attn_kv_b.weight": state[f"model.layers.{n}.self_attn.kv_b_proj.weight"]
+            for n in range(config.num_hidden_layers)
+        },
+    )
+    assert_is(file, name, model, tokens=12)
+
+
+def test_a_dense_model_of_an_architecture_that_may_have_experts(tmp_path: Path) -> None:
+    write_tiny_gguf(architecture("gemma4"), tmp_path / "a.gguf", "F32")
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add={"expert_count": (GGUFValueType.UINT32, 0)})
+    with pytest.raises(UnsupportedError, match="is a dense model"):
+        Checkpoint.open(file)
+
+
+def test_a_tensor_that_cannot_be_what_it_is_called(tmp_path: Path) -> None:
+    write_tiny_gguf(architecture("qwen3_5_moe"), tmp_path / "a.gguf", "F32")
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add={"ssm.group_count": (GGUFValueType.UINT32, 3)})
+    with pytest.raises(UnsupportedError, match=r"'blk\.0\.ssm_a' .* not understood"):
+        Checkpoint.open(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_group_count", 3),
+        ("expert_group_count", 8),
+        ("expert_group_used_count", 2),
+        ("block_count", 1 << 30),
+        ("nextn_predict_layers", 4),
+    ],
+)
+def test_counts_that_make_no_model(key: str, value: int, tmp_path: Path) -> None:
+    write_tiny_gguf(architecture("deepseek_v3"), tmp_path / "a.gguf", "F32")
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add={key: (GGUFValueType.UINT32, value)})
+    with pytest.raises(CheckpointError, match=r"cannot be understood: its deepseek2\.(expert_group|block_count)"):
+        Checkpoint.open(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,19 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 from moe_local import Options, Sampling
+from moe_local.checkpoint.gguf_architectures import KNOWN
+from moe_local.checkpoint.gguf_header import block_sizes
 from moe_local.engine import load
-from moe_local.testing import architecture, tiny_inputs, write_tiny_checkpoint
-from moe_local.testing.gguf import NAMES, write_tiny_gguf
+from moe_local.store import first_use, pack
+from moe_local.testing import architecture, architectures, tiny_inputs, write_tiny_checkpoint
+from moe_local.testing.gguf import ALIKE, NAMES, write_tiny_gguf
 from moe_local.testing.tokenizer import EOS_ID, tiny_tokenizer
 
 OPTIONS = Options(device="cpu", context=64, experts=0.5, dtype="float32")
-QUANTIZED = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
-MADE_UP = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL")  # the package decodes them only
+PLAIN = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+HERE = {found.name for found in architectures()}  # an older transformers lacks some
+SOME = ("F32", "Q8_0", "Q4_K")
+ALL = [name for name, _, _ in block_sizes().values()]
 
 needs_tokenizer = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"),
@@ -26,8 +32,22 @@ needs_tokenizer = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", [*QUANTIZED, *MADE_UP])
+def test_every_architecture_has_a_tiny_file() -> None:
+    assert KNOWN.keys() == {*NAMES.values(), *ALIKE.values(), "qwen3vlmoe"}
+    assert len(KNOWN) >= 25
+
+
+def _cases() -> list[Any]:
+    some = [(name, kind) for name in (*NAMES, *ALIKE) for kind in SOME]
+    every = [(name, kind) for name in ("qwen3_moe", "deepseek_v2", "qwen3_5_moe") for kind in ALL]
+    missing = pytest.mark.skip(reason="this transformers does not have it")
+    return [
+        pytest.param(*case, id="-".join(case), marks=() if case[0] in HERE else missing)
+        for case in dict.fromkeys(some + every)
+    ]
+
+
+@pytest.mark.parametrize(("name", "kind"), _cases())
 def test_logits(name: str, kind: str, tmp_path: Path) -> None:
     reference = write_tiny_gguf(architecture(name), tmp_path / "model.gguf", kind)
     ids = tiny_inputs(architecture(name))["input_ids"]
@@ -36,9 +56,18 @@ def test_logits(name: str, kind: str, tmp_path: Path) -> None:
     with load(tmp_path / "model.gguf", OPTIONS) as engine, torch.no_grad():
         torch.testing.assert_close(engine.model(ids).logits, wanted, rtol=1e-4, atol=5e-5)
         formats = [str(encoding) for encoding in engine.load_plan.catalog.layers[0].kinds[0].encodings]
-        plain = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-        assert formats == [plain.get(kind, f"gguf-{kind}")]
+        assert formats == [PLAIN.get(kind, f"gguf-{kind}")]
         assert engine.stats()["misses"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in HERE])
+def test_packed_without_loss(name: str, tmp_path: Path) -> None:
+    """What was undone of the dense part is kept in the store as the model has it."""
+    reference = write_tiny_gguf(architecture(name), tmp_path / "model.gguf", "F32")
+    ids = tiny_inputs(architecture(name))["input_ids"]
+    store = pack(first_use.plan(tmp_path / "model.gguf", first_use.choose("fp32", dense="keep")), tmp_path / "store")
+    with load(store, OPTIONS) as engine, torch.no_grad():
+        torch.testing.assert_close(engine.model(ids).logits, reference(ids).logits, rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe"])

@@ -1,7 +1,8 @@
 """The quantised tensors of a GGUF file: rows of blocks.
 
 The `quantization_config` is made in `moe_local.checkpoint.gguf`: `tensors` has, for the name of each, its `type`
-(`Q4_K` ...) and, where llama.cpp keeps the rows of each head's rotary halves interleaved, `rotary_heads`.
+(`Q4_K` ...) and, where llama.cpp keeps the rows of each head's rotary halves interleaved, `rotary_heads`; or the
+`change` that makes it of `parts` of the file, the `numbers` of that and its `shape`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ def gguf(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[
     sizes = {name: (elements, size) for name, elements, size in block_sizes().values()}
     found = []
     for name, options in config["tensors"].items():
+        if "change" in options:
+            found.append(_changed(name, options, tensors))
+            continue
         entry, kind = tensors[name], options["type"]
         elements, size = sizes[kind]
         *stack, rows, width = entry.shape
@@ -35,3 +39,12 @@ def gguf(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> list[
             encoding = Encoding("gguf", (("type", kind),))
         found.append(EncodedTensor(name, (*stack, rows, width // size * elements), encoding, {"blocks": entry}))
     return found
+
+
+def _changed(name: str, options: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> EncodedTensor:
+    types = "+".join(options["parts"].values())
+    encoding = Encoding(
+        "gguf-changed", (("change", options["change"]), ("types", types), *options["numbers"].items())
+    )
+    parts = {str(number): tensors[part] for number, part in enumerate(options["parts"])}
+    return EncodedTensor(name, tuple(options["shape"]), encoding, parts)
