@@ -17,6 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from moe_local.checkpoint.bindings import binding_of
+from moe_local.checkpoint.bindings.base import classes_replaced
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
@@ -53,6 +55,8 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{checkpoint.config_file} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
+    if (binding := binding_of(type(config))) is not None:
+        binding.mend(config)
     _drop_quantization(config)
     _assert_rotary(config, checkpoint.config_file)
     return cast("PreTrainedConfig", config)
@@ -136,11 +140,13 @@ def compute_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dty
 
 
 def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model on the meta device: every parameter's shape and dtype, no bytes."""
+    """The model on the meta device, as its binding has it if any: every parameter's shape and dtype, no bytes."""
     config = deepcopy(config)
+    binding = binding_of(cls)
     try:
         with ExitStack() as stack:
             stack.enter_context(_bounded())
+            stack.enter_context(classes_replaced({} if binding is None else binding.classes))
             for context in cls.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model: PreTrainedModel = cls(config)
@@ -186,7 +192,8 @@ def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
 def assert_all_captured(model: PreTrainedModel) -> None:
     """Raises UnsupportedError naming the classes of MoE blocks that no binding reaches, or a model without any."""
     captured = experts_modules(model)
-    strays = sorted(set(_strays(model, captured)))
+    binding = binding_of(type(model))
+    strays = sorted(set(_strays(model, captured, () if binding is None else binding.dense)))
     if strays:
         raise UnsupportedError(
             f"{type(model).__name__} has experts that moe-local cannot page: {', '.join(strays)}",
@@ -199,9 +206,11 @@ def assert_all_captured(model: PreTrainedModel) -> None:
         )
 
 
-def _strays(model: nn.Module, captured: dict[str, nn.Module]) -> Iterator[str]:
+def _strays(
+    model: nn.Module, captured: dict[str, nn.Module], dense: tuple[type[nn.Module], ...]
+) -> Iterator[str]:
     for name, module in model.named_modules():
-        if any(name == path or name.startswith(f"{path}.") for path in captured):
+        if isinstance(module, dense) or any(name == path or name.startswith(f"{path}.") for path in captured):
             continue
         if _looks_like_experts(name, module) and not any(path.startswith(f"{name}.") for path in captured):
             yield type(module).__name__ if not isinstance(module, nn.ModuleList) else f"the list {name}"

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.bindings import binding_of
 from moe_local.checkpoint.conversions import Conversions, unreadable
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.files import Checkpoint
@@ -115,7 +116,9 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     parameters = {
         f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)
     }
-    conversions = Conversions(skeleton, parameters, checkpoint.conversions)
+    binding = binding_of(type(skeleton))
+    own = [*checkpoint.conversions, *(() if binding is None else binding.conversions())]
+    conversions = Conversions(skeleton, parameters, own)
     sources = understood(checkpoint)
     dense = {name: source for name, source in sources.items() if not conversions.take(source)}
     dense = {name: source for name, source in dense.items() if not conversions.is_stray(source)}
