@@ -44,10 +44,16 @@ class Architecture:
 
     @property
     def can_generate(self) -> bool:
-        """Whether `model.generate(input_ids)` makes text, token after token, from text alone."""
+        """Whether `model.generate(input_ids)` goes on with a text, token after token, from text alone."""
         from transformers import GenerationMixin
 
-        return issubclass(self.model_class, GenerationMixin) and not self.takes_embeddings
+        goes_on = issubclass(self.model_class, GenerationMixin) and not self.takes_embeddings
+        return goes_on and not self.is_encoder_decoder
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether `model.generate(input_ids)` makes a text of its own from another."""
+        return bool(getattr(self.config_class, "is_encoder_decoder", False))
 
     @property
     def takes_embeddings(self) -> bool:
@@ -129,7 +135,10 @@ def _experts_classes(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def _bound_blocks(name: str) -> list[type[nn.Module]]:
-    return [theirs for theirs, ours in BINDINGS[name].classes.items() if issubclass(ours, theirs)]
+    from transformers import PreTrainedModel
+
+    bound = BINDINGS[name].classes.items()
+    return [theirs for theirs, ours in bound if issubclass(ours, theirs) and not issubclass(ours, PreTrainedModel)]
 
 
 def _model_class_for(

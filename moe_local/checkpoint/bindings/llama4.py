@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -28,6 +30,15 @@ class Llama4TextMoe(theirs.Llama4TextMoe):
         return out + routed.view_as(scaled).sum(dim=1), logits
 
 
+class Llama4ForCausalLM(theirs.Llama4ForCausalLM):
+    """The part of a model with images that writes: transformers 5.24 asks it for images, which it does not have."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.image_outputs = None
+        return out
+
+
 def _conversions() -> tuple[WeightConverter, ...]:
     """Of the fused tensors, transposed, and of an expert at a time, as quantisers publish them."""
     separate = ["experts.*.gate_proj.weight", "experts.*.up_proj.weight"]
@@ -40,6 +51,10 @@ def _conversions() -> tuple[WeightConverter, ...]:
 
 
 LLAMA4 = Binding(
-    {theirs.Llama4TextExperts: Llama4TextExperts, theirs.Llama4TextMoe: Llama4TextMoe},
+    {
+        theirs.Llama4TextExperts: Llama4TextExperts,
+        theirs.Llama4TextMoe: Llama4TextMoe,
+        theirs.Llama4ForCausalLM: Llama4ForCausalLM,
+    },
     _conversions,
 )

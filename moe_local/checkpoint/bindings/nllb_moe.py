@@ -19,6 +19,7 @@ class NllbMoeExperts(Experts):
         super().__init__(
             config.num_experts, config.d_model, ffn_dim, config.activation_function, gate=False, bias=True
         )
+        self.top_k = 2
         self.kept = 1 - config.moe_token_dropout  # of an expert's output: what training left of it on average
 
 
@@ -26,7 +27,7 @@ class NllbMoeSparseMLP(theirs.NllbMoeSparseMLP):
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         hidden = hidden_states.flatten(0, 1)
         _, gates, _ = self.router(hidden, padding_mask)  # [T, experts], zero where there was no room
-        weights, index = gates.topk(2, dim=1)
+        weights, index = gates.topk(self.experts.top_k, dim=1)
         index = index.masked_fill(weights == 0, self.num_experts)
         out: Tensor = self.experts(hidden, index, weights * self.experts.kept)
         return out.view_as(hidden_states)
