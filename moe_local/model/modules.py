@@ -83,6 +83,7 @@ class EncodedEmbedding(_Unregistered):
         self.embedding_dim = original.embedding_dim
         self.padding_idx = original.padding_idx
         self._dtype = original.weight.dtype
+        self._hold(weight=torch.empty(0, dtype=self._dtype))  # some models' initialisation reaches for it
         mark_loaded(self)
 
     def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor], *, exact: bool) -> None:
