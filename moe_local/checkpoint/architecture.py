@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from moe_local.checkpoint.bindings import binding_of
+from moe_local.checkpoint.bindings import REFUSED, binding_of, folder_of
 from moe_local.checkpoint.bindings.base import classes_replaced
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import PLAIN
@@ -198,6 +198,9 @@ def assert_all_captured(model: PreTrainedModel) -> None:
     captured = experts_modules(model)
     binding = binding_of(type(model))
     strays = sorted(set(_strays(model, captured, () if binding is None else binding.dense)))
+    reason = REFUSED.get(folder_of(type(model)))
+    if reason is not None and (strays or not captured):
+        raise UnsupportedError(f"{type(model).__name__} {reason}", remedy="name another Mixture-of-Experts model")
     if strays:
         raise UnsupportedError(
             f"{type(model).__name__} has experts that moe-local cannot page: {', '.join(strays)}",
@@ -210,9 +213,7 @@ def assert_all_captured(model: PreTrainedModel) -> None:
         )
 
 
-def _strays(
-    model: nn.Module, captured: dict[str, nn.Module], dense: tuple[type[nn.Module], ...]
-) -> Iterator[str]:
+def _strays(model: nn.Module, captured: dict[str, nn.Module], dense: tuple[type[nn.Module], ...]) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, dense) or any(name == path or name.startswith(f"{path}.") for path in captured):
             continue

@@ -121,7 +121,8 @@ def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype)
 def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values after `context` tokens: a forward pass on meta, and the sizes of what it cached.
 
-    Of an encoder-decoder, after so many tokens on either side. Where a model's code cannot run on meta, falls back to two vectors a head, a layer and a token.
+    Of an encoder-decoder, after so many tokens on either side. Where a model's code cannot run on meta, falls back to
+    two vectors a head, a layer and a token.
     """
     for module in experts_modules(skeleton).values():
         module.forward = lambda hidden_states, *args, **kwargs: torch.empty_like(hidden_states)

@@ -101,7 +101,7 @@ def _skip_before_mended(architecture: str) -> None:
 
 
 def _watch_experts(model: Any, found: Architecture) -> list[tuple[str, tuple[Any, ...], Tensor]]:
-    """Fills, at each forward pass, with the arguments and the result of every experts module, or block with a binding."""
+    """Fills, at each forward pass, with arguments and result of every experts module, or block with a binding."""
     seen: list[tuple[str, tuple[Any, ...], Tensor]] = []
     blocks = {path: module for path, module in model.named_modules() if isinstance(module, found.experts_class)}
     for path, module in (experts_modules(model) or blocks).items():

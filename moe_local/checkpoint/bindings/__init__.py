@@ -1,4 +1,4 @@
-"""Architectures that transformers keeps outside its experts interface. A new one is a file and a line in `BINDINGS`."""
+"""Architectures that transformers keeps outside its experts interface: a file each, and a line in `BINDINGS`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,19 @@ BINDINGS: Registry[Binding] = Registry(
     },
 )
 
+# Those that are not run, where transformers' experts interface does not cover them, and why.
+REFUSED = {
+    "aria": "runs with transformers 5.18 or later",
+    "doge": "has no experts to page: they are rows of two tables, a few numbers each",
+    "vitpose_backbone": "makes no text: it finds people in pictures",
+}
+
 
 def binding_of(cls: type) -> Binding | None:
     """The binding of a model's class, or its configuration's; None for what the experts interface covers."""
-    folder = cls.__module__.removeprefix("transformers.models.").partition(".")[0]
-    return BINDINGS[folder] if folder in BINDINGS else None
+    return BINDINGS.get(folder_of(cls))
+
+
+def folder_of(cls: type) -> str:
+    """The folder under `transformers.models` that a class is defined in."""
+    return cls.__module__.removeprefix("transformers.models.").partition(".")[0]

@@ -18,14 +18,14 @@ class DbrxExperts(Experts):
         super().__init__(config.moe_num_experts, config.hidden_size, config.ffn_hidden_size, activation)
 
 
-class DbrxFFN(theirs.DbrxFFN):
+class DbrxFFN(theirs.DbrxFFN):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor) -> Tensor:
         weights, index = self.route_tokens_to_experts(self.router(hidden_states))
         out: Tensor = self.experts(hidden_states.flatten(0, 1), index, weights)
         return out.view_as(hidden_states)
 
 
-class PerExpert(ConversionOps):
+class PerExpert(ConversionOps):  # type: ignore[misc]
     """[experts * inner, hidden] -> [experts, inner, hidden]."""
 
     def convert(
@@ -39,9 +39,7 @@ class PerExpert(ConversionOps):
 def _conversions() -> tuple[WeightConverter, ...]:
     given = r"experts\.mlp\."
     return (
-        WeightConverter(
-            [rf"{given}w1", rf"{given}v1"], "experts.gate_up_proj", [PerExpert(), Concatenate(dim=1)]
-        ),
+        WeightConverter([rf"{given}w1", rf"{given}v1"], "experts.gate_up_proj", [PerExpert(), Concatenate(dim=1)]),
         WeightConverter(rf"{given}w2", "experts.down_proj", [PerExpert(), Transpose(1, 2)]),
     )
 

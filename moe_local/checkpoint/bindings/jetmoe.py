@@ -21,7 +21,7 @@ class JetMoeExperts(Experts):
         super().__init__(*sizes, config.activation_function)
 
 
-class JetMoeMoE(theirs.JetMoeMoE):
+class JetMoeMoE(theirs.JetMoeMoE):  # type: ignore[misc]
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         del self.input_linear, self.output_linear

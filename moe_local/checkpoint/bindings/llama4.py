@@ -18,7 +18,7 @@ class Llama4TextExperts(Experts):
         super().__init__(config.num_local_experts, config.hidden_size, config.intermediate_size, config.hidden_act)
 
 
-class Llama4TextMoe(theirs.Llama4TextMoe):
+class Llama4TextMoe(theirs.Llama4TextMoe):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         hidden = hidden_states.reshape(-1, self.hidden_dim)
         all_scores, logits = self.router(hidden)
@@ -30,7 +30,7 @@ class Llama4TextMoe(theirs.Llama4TextMoe):
         return out + routed.view_as(scaled).sum(dim=1), logits
 
 
-class Llama4ForCausalLM(theirs.Llama4ForCausalLM):
+class Llama4ForCausalLM(theirs.Llama4ForCausalLM):  # type: ignore[misc]
     """The part of a model with images that writes: transformers 5.24 asks it for images, which it does not have."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ class LongcatFlashExperts(Experts):
         super().__init__(*sizes, config.hidden_act)
 
 
-class LongcatFlashMoE(theirs.LongcatFlashMoE):
+class LongcatFlashMoE(theirs.LongcatFlashMoE):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden = hidden_states.flatten(0, 1)
         *_, weights, index = self.router(hidden_states)
@@ -27,7 +27,7 @@ class LongcatFlashMoE(theirs.LongcatFlashMoE):
         return out.view_as(hidden_states)
 
 
-class WithWeights(ConversionOps):
+class WithWeights(ConversionOps):  # type: ignore[misc]
     """The experts that have any: transformers writes gates of the others, too, which it never uses."""
 
     def convert(

@@ -23,7 +23,7 @@ class NllbMoeExperts(Experts):
         self.kept = 1 - config.moe_token_dropout  # of an expert's output: what training left of it on average
 
 
-class NllbMoeSparseMLP(theirs.NllbMoeSparseMLP):
+class NllbMoeSparseMLP(theirs.NllbMoeSparseMLP):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         hidden = hidden_states.flatten(0, 1)
         _, gates, _ = self.router(hidden, padding_mask)  # [T, experts], zero where there was no room
@@ -34,7 +34,12 @@ class NllbMoeSparseMLP(theirs.NllbMoeSparseMLP):
 
 
 def _conversions() -> tuple[WeightConverter, ...]:
-    names = {"up_proj": "fc1.weight", "up_proj_bias": "fc1.bias", "down_proj": "fc2.weight", "down_proj_bias": "fc2.bias"}
+    names = {
+        "up_proj": "fc1.weight",
+        "up_proj_bias": "fc1.bias",
+        "down_proj": "fc2.weight",
+        "down_proj_bias": "fc2.bias",
+    }
     return tuple(
         WeightConverter(f"experts.expert_*.{theirs}", f"experts.{ours}", [MergeModulelist(dim=0)])
         for ours, theirs in names.items()

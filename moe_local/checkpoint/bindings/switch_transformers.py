@@ -16,7 +16,7 @@ class SwitchTransformersExperts(Experts):
         super().__init__(config.num_experts, config.d_model, config.d_ff, config.dense_act_fn, gate=False)
 
 
-class SwitchTransformersSparseMLP(theirs.SwitchTransformersSparseMLP):
+class SwitchTransformersSparseMLP(theirs.SwitchTransformersSparseMLP):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor) -> Tensor:
         experts = self.router.num_experts
         mask, weights, _ = self.router(hidden_states)
