@@ -17,9 +17,13 @@ def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
 
 # Where the general rule would build something that cannot run, or no experts at all. By configuration class.
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "DbrxAttentionConfig": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
-    "DbrxConfig": {"n_heads": 4, "n_layers": NUM_LAYERS, "max_seq_len": 512},
-    "DbrxFFNConfig": {"ffn_hidden_size": 32, "moe_top_k": 2},
+    "DbrxConfig": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 8, "moe_top_k": 2},
+        "n_heads": 4,
+        "n_layers": NUM_LAYERS,
+        "max_seq_len": 512,
+    },
     "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "DiffusionGemmaTextConfig": {"global_head_dim": 32},
     "Dots1Config": {"n_shared_experts": 1},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import DbrxConfig
 
@@ -33,6 +34,7 @@ from moe_local.testing.quantised import rewrite_checkpoint
 from moe_local.testing.shrunk_config import NUM_EXPERTS
 
 BOUND = [found for found in architectures() if found.name in BINDINGS]
+BEFORE_CAPACITY = Version(transformers.__version__) < Version("5.18")  # Switch's router dropped nothing
 HALF = Options(device="cpu", context=64, experts=0.5)
 
 
@@ -87,7 +89,7 @@ def test_the_same_tokens_are_dropped(name: str, tmp_path: Path) -> None:
         for token, experts in enumerate(index.tolist()):
             assert {each for each in experts if each < NUM_EXPERTS} == set(places[token].nonzero().flatten().tolist())
             dropped += sum(each == NUM_EXPERTS for each in experts)
-    assert dropped
+    assert dropped or (name == "switch_transformers" and BEFORE_CAPACITY)
     assert fetched == sum(len(used - {NUM_EXPERTS}) for used in chosen.experts.values())
 
 
