@@ -79,6 +79,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "expert_capacity": 3,
         "decoder_start_token_id": PAD_ID,
     },
+    "Llama4VisionConfig": {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
     "NemotronHConfig": {"layer_types": ["linear_attention", "moe", "full_attention", "moe", "mlp", "moe"]},
     "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2, "thinker_hidden_size": 64},
     "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 48},
