@@ -32,6 +32,10 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on from the prompt as it is, without the model's chat template.")
     ] = False,
+    source: Annotated[
+        str | None, typer.Option(help="The prompt's language, like eng_Latn, for a model that translates.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The language to translate into, like fra_Latn.")] = None,
     as_json: opt.Json = False,
     pack: opt.Pack = True,
     *,
@@ -42,8 +46,9 @@ def generate(
     """Write one answer to a prompt, as it is generated.
 
     Examples: `moe-local generate "Why is the sky blue?"`, `moe-local generate Qwen/Qwen3-30B-A3B "Why?" --ram 16GiB`,
-    `moe-local generate -f question.txt`, `echo "2+2?" | moe-local generate --json`. A first word that has spaces and
-    is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
+    `moe-local generate -f question.txt`, `echo "2+2?" | moe-local generate --json`,
+    `moe-local generate facebook/nllb-moe-54b "The hen." --source eng_Latn --target fra_Latn`. A first word that has
+    spaces and is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
     at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
     from .session import interruptible, load, show_reasoning, status, stderr, tell, write
@@ -59,6 +64,8 @@ def generate(
                 chosen,
                 raw=raw,
                 system=system,
+                source=source,
+                target=target,
                 on_text=None if as_json else reasoning.then(write),
                 on_reasoning=reasoning.piece,
                 interrupt=interrupt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -101,6 +101,12 @@ def _assert_plausible(checkpoint: Checkpoint) -> None:
                 f" {len(checkpoint.tensors)} tensors",
                 remedy="download it again",
             )
+
+
+def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a model that makes one text of another, rather than go on with it."""
+    known = CONFIG_MAPPING[kind] if (kind := config.get("model_type")) in CONFIG_MAPPING else None
+    return bool(config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)))
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
