@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, NllbTokenizer, PreTrainedTokenizerBase
 
 from moe_local.checkpoint.architecture import is_encoder_decoder
 from moe_local.engine import Engine, load
 from moe_local.errors import MoeLocalError, UnsupportedError
 from moe_local.evaluation.perplexity import evaluate
 from moe_local.generation.batch import Request
+from moe_local.generation.encoder_decoder import languages, translation
 from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
 from moe_local.testing import architecture, eager_model, write_tiny_checkpoint
@@ -67,16 +70,16 @@ def test_the_source_takes_the_place_of_the_tokenizer_s(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("languages", "said"),
+    ("named", "said"),
     [
         ({"source": "eng_Latn"}, "--target"),
         ({"source": "eng_Latn", "target": "fr_Latn"}, "did you mean fra_Latn"),
         ({"source": "english", "target": "fra_Latn"}, "no language 'english'"),
     ],
 )
-def test_languages_that_there_are_not(engine: Engine, languages: dict[str, str], said: str) -> None:
+def test_languages_that_there_are_not(engine: Engine, named: dict[str, str], said: str) -> None:
     with pytest.raises(MoeLocalError) as caught:
-        engine.generate("the hen", GREEDY, **languages)  # type: ignore[arg-type]
+        engine.generate("the hen", GREEDY, **named)  # type: ignore[arg-type]
     assert said in str(caught.value)
 
 
@@ -115,3 +118,15 @@ def test_an_answer_may_be_as_long_as_the_context(engine: Engine) -> None:
 )
 def test_a_configuration_tells(config: dict[str, object], is_one: bool) -> None:
     assert is_encoder_decoder(config) is is_one
+
+
+def test_the_tokenizer_of_nllb() -> None:
+    """As published: it puts a language before a text by itself."""
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *"then"]
+    tokenizer = NllbTokenizer(vocab={letter: number for number, letter in enumerate(letters)}, merges=[])
+    known = languages(tokenizer)
+    assert len(known) > 200
+    model: Any = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    marked, first = translation(model, tokenizer, tokenizer("the hen")["input_ids"], "fra_Latn", "deu_Latn")
+    assert tokenizer.convert_ids_to_tokens(marked) == ["fra_Latn", "\u2581", *"the", "\u2581", *"hen", "</s>"]
+    assert first == known["deu_Latn"]
