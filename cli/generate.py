@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from moe_local.files import MOST_PROMPT, read_text
 from . import options as opt
 from .commands import is_prompt
 from .output import echo_json
+
+if TYPE_CHECKING:
+    from moe_local.engine import Engine
+    from moe_local.generation.generate import Generation
 
 
 def generate(
@@ -51,7 +55,7 @@ def generate(
     spaces and is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
     at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
-    from .session import interruptible, load, show_reasoning, status, stderr, tell, write
+    from .session import interruptible, load, show_reasoning, write
 
     model, given = _told_apart(model, words or [], prompt)
     text = read_prompt(None if given is None else _typed(given), file)
@@ -74,13 +78,20 @@ def generate(
             out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
             echo_json(out)
         else:
-            write("\n")
-            if result.reasoning and not result.text and result.finish_reason == "length":
-                tell("the answer ended while it was still reasoning: give more -n, or --think off")
-            if stderr.is_terminal:
-                stderr.print(status(engine, result), style="dim", soft_wrap=True)
+            _end(engine, result)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
+
+
+def _end(engine: Engine, result: Generation) -> None:
+    """What follows an answer that was written."""
+    from .session import status, stderr, tell, write
+
+    write("\n")
+    if result.reasoning and not result.text and result.finish_reason == "length":
+        tell("the answer ended while it was still reasoning: give more -n, or --think off")
+    if stderr.is_terminal:
+        stderr.print(status(engine, result), style="dim", soft_wrap=True)
 
 
 def _told_apart(model: str | None, words: list[str], prompt: str | None) -> tuple[str | None, str | None]:
