@@ -107,6 +107,8 @@ class Engine:
         self._experts = PagedExperts(load_plan, model, cache)
         self.notes += self._experts.doubts
         register_forward_hook(model, self._resize_for)
+        if model.config.is_encoder_decoder:  # its encoder is called by itself
+            register_forward_hook(model.get_encoder(), self._resize_for)
 
     def _resize_for(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""

@@ -101,6 +101,13 @@ def test_what_needs_a_text_that_goes_on_is_refused(engine: Engine) -> None:
         engine.generate("the hen", GREEDY, system="be brief", target="fra_Latn")
 
 
+def test_the_encoder_is_given_the_memory_that_it_needs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    monkeypatch.setattr(engine.cache, "resize_for", passes.append)
+    engine.generate([5 + i for i in range(20)], GREEDY)
+    assert passes[0] == 20
+
+
 def test_an_answer_may_be_as_long_as_the_context(engine: Engine) -> None:
     many = Sampling(max_new_tokens=1000, temperature=0)
     assert engine.generate([5 + i % 40 for i in range(60)], many).new_tokens == 64
