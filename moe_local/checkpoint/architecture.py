@@ -54,13 +54,13 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             config = CONFIG_MAPPING[model_type].from_dict(checkpoint.config)
         else:
             config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        if (binding := binding_of(type(config))) is not None:
+            binding.mend(config)
     except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
         raise CheckpointError(
             f"{checkpoint.config_file} is not valid for {model_type!r} ({first_line(error)})",
             remedy="download it again",
         ) from error
-    if (binding := binding_of(type(config))) is not None:
-        binding.mend(config)
     _drop_quantization(config)
     _assert_rotary(config, checkpoint.config_file)
     return cast("PreTrainedConfig", config)
@@ -105,7 +105,8 @@ def _assert_plausible(checkpoint: Checkpoint) -> None:
 
 def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of a model that makes one text of another, rather than go on with it."""
-    known = CONFIG_MAPPING[kind] if (kind := config.get("model_type")) in CONFIG_MAPPING else None
+    kind = config.get("model_type")
+    known = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
     return bool(config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)))
 
 

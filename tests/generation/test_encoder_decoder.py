@@ -120,6 +120,7 @@ def test_an_answer_may_be_as_long_as_the_context(engine: Engine) -> None:
         ({"model_type": "nllb-moe", "is_encoder_decoder": True}, True),
         ({"model_type": "mixtral"}, False),
         ({"model_type": "of tomorrow"}, False),
+        ({"model_type": ["mixtral"]}, False),
         ({}, False),
     ],
 )

@@ -15,10 +15,11 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import DbrxConfig
 
-from moe_local.checkpoint.architecture import load_config
+from moe_local.checkpoint.architecture import build_skeleton, load_config, model_class
 from moe_local.checkpoint.bindings import BINDINGS, REFUSED
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.engine import Engine, load
+from moe_local.errors import CheckpointError
 from moe_local.planning.options import Options
 from moe_local.store import first_use, pack, verify
 from moe_local.testing import (
@@ -180,6 +181,10 @@ def test_dbrx_turns_as_its_attention_says(tmp_path: Path) -> None:
     known = load_config(Checkpoint(tmp_path, config, {}))
     assert isinstance(known, DbrxConfig)
     assert known.rope_parameters["rope_theta"] == 500000
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_config": {"rope_theta": "many"}}))
+    with pytest.raises(CheckpointError):
+        wrong = load_config(Checkpoint(tmp_path, config, {}))
+        build_skeleton(model_class(wrong), wrong, torch.float32)
 
 
 @pytest.mark.parametrize("found", BOUND, ids=lambda found: found.id)
