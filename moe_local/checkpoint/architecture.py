@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,9 @@ from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
 _MOST_MODULES = 50_000  # the largest published models have about 5,000
+_LAYERS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"
+)  # fmt: skip
 _FAMILIES = (
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
@@ -93,9 +97,9 @@ def _assert_rotary(config: PreTrainedConfig, file: Path) -> None:
 def _assert_plausible(checkpoint: Checkpoint) -> None:
     """Refuses a configuration of more layers than there are tensors, before anything of that size is built."""
     parts = [checkpoint.config, *(part for part in checkpoint.config.values() if isinstance(part, dict))]
-    for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        layers = max((part[name] for part in parts if isinstance(part.get(name), int)), default=0)
-        if layers > max(1, len(checkpoint.tensors)):
+    for name, part in product(_LAYERS, parts):
+        layers = part.get(name)
+        if isinstance(layers, int) and not 0 <= layers <= max(1, len(checkpoint.tensors)):
             raise CheckpointError(
                 f"{checkpoint.config_file} says {name} {layers}, and the checkpoint has"
                 f" {len(checkpoint.tensors)} tensors",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from torch import nn
@@ -24,7 +25,7 @@ from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError
 
-_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 _SPARE = 1 << 26  # weights
 
 
@@ -155,9 +156,11 @@ def assert_dense_shapes(catalog: Catalog, skeleton: PreTrainedModel, directory: 
 
 def assert_choices(catalog: Catalog, config: PreTrainedConfig, directory: Path) -> None:
     """Raises CheckpointError for a token that would choose no expert, or more than there are."""
-    for name in _CHOICES:
-        chosen = vars(config.get_text_config()).get(name)
-        fewest = min(layer.experts for layer in catalog.layers)
+    fewest = min(layer.experts for layer in catalog.layers)
+    text = vars(config.get_text_config())
+    parts = [text, *(vars(part) for part in text.values() if isinstance(part, PreTrainedConfig))]
+    for name, part in product(_CHOICES, parts):
+        chosen = part.get(name)
         if type(chosen) is int and not 1 <= chosen <= fewest:
             raise CheckpointError(
                 f"config.json of {directory} says {name} {chosen}, and a layer has {fewest} experts",

@@ -93,7 +93,7 @@ class Conversions:
                     transform.add_tensor(target, entry.name, pattern, lambda source=source: source)
             try:
                 converted = transform.convert(target, model=self.skeleton, config=self.skeleton.config)
-            except UntraceableError as error:
+            except (UntraceableError, RuntimeError) as error:  # torch's, of no tensors or of odd ones
                 raise unreadable(target, checkpoint, error) from error
             for name, traced in converted.items():
                 results[name] = traced[0] if isinstance(traced, list) else traced
@@ -130,7 +130,7 @@ def _place(entry: Source) -> tuple[int, list[tuple[object, ...]]]:
     return _last_number(entry.name), dot_natural_key(entry.name)
 
 
-def unreadable(target: str, checkpoint: Checkpoint, error: UntraceableError) -> UnsupportedError:
+def unreadable(target: str, checkpoint: Checkpoint, error: Exception) -> UnsupportedError:
     """What is raised of a parameter whose bytes are not a matrix's, one after the other."""
     return UnsupportedError(
         f"{checkpoint.directory} stores {target} in a way that cannot be read in place ({error})",

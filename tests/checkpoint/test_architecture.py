@@ -55,6 +55,8 @@ def test_more_layers_than_tensors() -> None:
         load_config(_checkpoint({"model_type": "mixtral", "num_hidden_layers": 10**9}))
     with pytest.raises(CheckpointError, match="num_hidden_layers 1000000000"):
         load_config(_checkpoint({"model_type": "gemma4", "text_config": {"num_hidden_layers": 10**9}}))
+    with pytest.raises(CheckpointError, match="decoder_layers -1"):
+        load_config(_checkpoint({"model_type": "nllb-moe", "decoder_layers": -1}))
 
 
 def test_a_dense_model_is_refused() -> None:

@@ -19,7 +19,7 @@ from moe_local.checkpoint.architecture import build_skeleton, load_config, model
 from moe_local.checkpoint.bindings import BINDINGS, REFUSED
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.engine import Engine, load
-from moe_local.errors import CheckpointError
+from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.planning.options import Options
 from moe_local.store import first_use, pack, verify
 from moe_local.testing import (
@@ -185,6 +185,24 @@ def test_dbrx_turns_as_its_attention_says(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         wrong = load_config(Checkpoint(tmp_path, config, {}))
         build_skeleton(model_class(wrong), wrong, torch.float32)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, NUM_EXPERTS + 1])
+def test_dbrx_that_chooses_no_expert_or_too_many(top_k: int, tmp_path: Path) -> None:
+    write_tiny_checkpoint(architecture("dbrx"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["ffn_config"]["moe_top_k"] = top_k
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="moe_top_k"), load(tmp_path, HALF):
+        pass
+
+
+def test_longcat_without_experts_is_refused(tmp_path: Path) -> None:
+    write_tiny_checkpoint(architecture("longcat_flash"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_routed_experts": 0}))
+    with pytest.raises(MoeLocalError), load(tmp_path, HALF):
+        pass
 
 
 @pytest.mark.parametrize("found", BOUND, ids=lambda found: found.id)
