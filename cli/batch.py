@@ -160,7 +160,9 @@ def _run(job: Job, loading: Loading, *, ray: str | None, workers: int | None) ->
 def _run_here(job: Job, loading: Loading, *, stop: Event) -> Ran:
     from .session import load
 
-    with load(loading.model, loading.options, pack=loading.pack, template=loading.template) as engine:
+    with load(
+        loading.model, loading.options, pack=loading.pack, template=loading.template, purpose="a batch"
+    ) as engine:
         generator = engine.batch_generator()
         if generator.together == 1 < loading.options.max_sequences:
             _say("note: prompts are answered one at a time: memory is short, or this model's cache cannot be shared")

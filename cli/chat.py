@@ -63,7 +63,7 @@ def chat(
         from .session import load
 
     terminal = sys.stdin.isatty()
-    with load(model, options, pack=pack, template=settings) as engine:
+    with load(model, options, pack=pack, template=settings, purpose="a chat") as engine:
         session = engine.chat(chosen, system=system)
         session.context_shift = context_shift is ContextShift.ON
         with closing(Conversation(model, engine, session, Setup(options, pack, wrap), folded=fold)) as conversation:

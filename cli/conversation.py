@@ -99,7 +99,7 @@ class Conversation:
 
         options = self._setup.options
         try:
-            files = files_of(model, options, pack=self._setup.pack)
+            files = files_of(model, options, pack=self._setup.pack, purpose="a chat")
             files = files if isinstance(files, ModelFiles) else open_model(files, options.dtype)
         except MoeLocalError as error:
             raise self._stays(model, error) from error

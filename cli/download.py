@@ -36,7 +36,8 @@ class PackedAsItComes:
     """A download of which each file is deleted once it is packed, after saying what it takes.
 
     Into what `choose` says, in `target` or a store in the cache folder; `made` is the store then. What `chat` would
-    not pack `on_first_use` is downloaded whole.
+    not pack `on_first_use` is downloaded whole. `refuse` is shown the folder of its small files before anything
+    large is fetched.
     """
 
     choose: Callable[[], Packing]
@@ -45,6 +46,7 @@ class PackedAsItComes:
     yes: bool = False
     made: Path | None = None
     job: Job | None = None
+    refuse: Callable[[Path], None] | None = None
 
     def __call__(self, offer: Offer) -> Path | None:
         from moe_local.checkpoint.names import GGUF_SUFFIX
@@ -53,6 +55,8 @@ class PackedAsItComes:
 
         from .session import progress
 
+        if self.refuse is not None:
+            self.refuse(offer.folder)
         whole = offer.weights[0].path.endswith(GGUF_SUFFIX)
         self.job = None if whole else plan_arriving(offer, self.choose(), on_first_use=self.on_first_use)
         if self.job is None:

@@ -144,7 +144,7 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
 
     from .session import load, progress, stderr
 
-    with load(model, replace(request.to_load(), activations="bf16"), pack=False) as engine:
+    with load(model, replace(request.to_load(), activations="bf16"), pack=False, purpose="perplexity") as engine:
         ids, (window, stride) = request.ids(engine), request.sizes(engine)
         windows(len(ids), window, stride)  # refuses before anything is written
         vocabulary = vocabulary_size(engine.model)
@@ -172,7 +172,7 @@ def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[
 
     from .session import load, progress
 
-    with load(model, request.to_load(), pack=request.pack) as engine:
+    with load(model, request.to_load(), pack=request.pack, purpose="perplexity") as engine:
         ids = request.ids(engine)
         window, stride = request.sizes(engine) if reference is None else reference.sizes
         if reference is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from moe_local.files import MOST_PROMPT, read_text
 from . import options as opt
 from .commands import is_prompt
 from .output import echo_json
+
+if TYPE_CHECKING:
+    from moe_local.engine import Engine
+    from moe_local.generation.generate import Generation
 
 
 def generate(
@@ -32,6 +36,10 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on from the prompt as it is, without the model's chat template.")
     ] = False,
+    source: Annotated[
+        str | None, typer.Option(help="The prompt's language, like eng_Latn, for a model that translates.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The language to translate into, like fra_Latn.")] = None,
     as_json: opt.Json = False,
     pack: opt.Pack = True,
     *,
@@ -42,11 +50,12 @@ def generate(
     """Write one answer to a prompt, as it is generated.
 
     Examples: `moe-local generate "Why is the sky blue?"`, `moe-local generate Qwen/Qwen3-30B-A3B "Why?" --ram 16GiB`,
-    `moe-local generate -f question.txt`, `echo "2+2?" | moe-local generate --json`. A first word that has spaces and
-    is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
+    `moe-local generate -f question.txt`, `echo "2+2?" | moe-local generate --json`,
+    `moe-local generate facebook/nllb-moe-54b "The hen." --source eng_Latn --target fra_Latn`. A first word that has
+    spaces and is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
     at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
-    from .session import interruptible, load, show_reasoning, status, stderr, tell, write
+    from .session import interruptible, load, show_reasoning, write
 
     model, given = _told_apart(model, words or [], prompt)
     text = read_prompt(None if given is None else _typed(given), file)
@@ -59,6 +68,8 @@ def generate(
                 chosen,
                 raw=raw,
                 system=system,
+                source=source,
+                target=target,
                 on_text=None if as_json else reasoning.then(write),
                 on_reasoning=reasoning.piece,
                 interrupt=interrupt,
@@ -67,13 +78,20 @@ def generate(
             out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
             echo_json(out)
         else:
-            write("\n")
-            if result.reasoning and not result.text and result.finish_reason == "length":
-                tell("the answer ended while it was still reasoning: give more -n, or --think off")
-            if stderr.is_terminal:
-                stderr.print(status(engine, result), style="dim", soft_wrap=True)
+            _end(engine, result)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
+
+
+def _end(engine: Engine, result: Generation) -> None:
+    """What follows an answer that was written."""
+    from .session import status, stderr, tell, write
+
+    write("\n")
+    if result.reasoning and not result.text and result.finish_reason == "length":
+        tell("the answer ended while it was still reasoning: give more -n, or --think off")
+    if stderr.is_terminal:
+        stderr.print(status(engine, result), style="dim", soft_wrap=True)
 
 
 def _told_apart(model: str | None, words: list[str], prompt: str | None) -> tuple[str | None, str | None]:

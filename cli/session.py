@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -74,24 +75,42 @@ def load(
     pack: bool,
     format: str | None = None,
     template: TemplateSettings | None = None,
+    purpose: str | None = None,
 ) -> Engine:
     """Loads with a progress bar and prints the plan's notes; packs first if that is wanted and makes sense.
 
-    With a `format` that is packed into, whatever MODEL is.
+    With a `format` that is packed into, whatever MODEL is. An encoder-decoder is refused for a `purpose`, like
+    "a chat", before either: UnsupportedError.
     """
-    return load_files(files_of(model, options, pack=pack, format=format), options, template)
+    return load_files(files_of(model, options, pack=pack, format=format, purpose=purpose), options, template)
 
 
 def files_of(
-    model: str | None, options: Options, *, pack: bool, format: str | None = None
+    model: str | None, options: Options, *, pack: bool, format: str | None = None, purpose: str | None = None
 ) -> str | Path | ModelFiles:
     """What `load_files` takes: the files of a model, packed first as `load` does; or its name, where they are not."""
     _quiet_libraries()
     packs = format is not None or (pack and model is not None and options.dtype != "float32")
     take = as_packed(format) if packs else None
+    if take is not None and purpose is not None:
+        take.refuse = partial(_assert_goes_on, purpose=purpose)
     named = resolve(model, stores=packs and format is None, take=take)
+    if purpose is not None:
+        _assert_goes_on(named, purpose)
     made = take is not None and take.made == named
     return _packed(named, format, options.dtype) if packs and not made else named
+
+
+def _assert_goes_on(model: Path, purpose: str) -> None:
+    """Refuses an encoder-decoder by its config.json, if it has one."""
+    from moe_local.checkpoint.architecture import is_encoder_decoder
+    from moe_local.checkpoint.json_file import read_json
+    from moe_local.checkpoint.names import named_by
+    from moe_local.generation.encoder_decoder import not_for_it
+
+    config = model / "config.json"
+    if config.is_file() and is_encoder_decoder(read_json(config)):
+        raise not_for_it(named_by(model), purpose)
 
 
 def load_files(files: str | Path | ModelFiles, options: Options, template: TemplateSettings | None = None) -> Engine:

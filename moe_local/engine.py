@@ -21,6 +21,7 @@ from moe_local.experts.warm import remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, Request
 from moe_local.generation.chat import ChatSession
 from moe_local.generation.defaults import generation_defaults
+from moe_local.generation.encoder_decoder import translation
 from moe_local.generation.end_tokens import with_end_tokens
 from moe_local.generation.generate import Generation, TextGenerator
 from moe_local.generation.prompt import is_chat, prompt_ids
@@ -106,6 +107,8 @@ class Engine:
         self._experts = PagedExperts(load_plan, model, cache)
         self.notes += self._experts.doubts
         register_forward_hook(model, self._resize_for)
+        if model.config.is_encoder_decoder:  # its encoder is called by itself
+            register_forward_hook(model.get_encoder(), self._resize_for)
 
     def _resize_for(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
@@ -188,22 +191,29 @@ class Engine:
         *,
         raw: bool = False,
         system: str | None = None,
+        source: str | None = None,
+        target: str | None = None,
         on_text: OnText | None = None,
         on_reasoning: OnText | None = None,
         interrupt: threading.Event | None = None,
     ) -> Generation:
         """Text (see `encode`) or token ids in, a Generation out; `on_text` gets it piece by piece.
 
-        What a model marks off as reasoning, answering in its chat template, goes to `on_reasoning` instead.
+        What a model marks off as reasoning, answering in its chat template, goes to `on_reasoning` instead. One that
+        translates takes text as `source` and makes a text of `target`: languages by its tokenizer's names.
         """
         generator = self.generator
+        ids, first = prompt_ids(generator, prompt, raw=raw, system=system), None
+        if isinstance(prompt, str):
+            ids, first = translation(self.model, generator.tokenizer, ids, source, target)
         return generator.generate(
-            prompt_ids(generator, prompt, raw=raw, system=system),
+            ids,
             sampling or Sampling(),
             on_text=on_text,
             on_reasoning=on_reasoning,
             interrupt=interrupt,
             chat=is_chat(generator, prompt, raw=raw),
+            first=first,
         )
 
     def chat(self, sampling: Sampling | None = None, *, system: str | None = None) -> ChatSession:

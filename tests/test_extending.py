@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_local.bench.record import write_trace
 from moe_local.bench.trace import Trace
+from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.quantised import rewrite_checkpoint
 from tests.processes import MOE, run
 
@@ -40,8 +41,20 @@ LINES = {
         '    "awq": Scheme(',
         '    "half-again": Scheme("half_again.half_again", Packed.ALWAYS),',
     ),
+    "moe_local/checkpoint/bindings/__init__.py": ('        "llama4": "', '        "jetmoe": "jetmoe.JETMOE",'),
     "moe_local/planning/families.py": ('    "mixtral": Family(', '    "newtral": Family(width="intermediate_size"),'),
 }
+
+# What the page shows as it is: it is taken out of the copy first.
+SHOWN = "moe_local/checkpoint/bindings/jetmoe.py"
+
+
+def _take_out(root: Path) -> None:
+    assert FILES[SHOWN] == (root / SHOWN).read_text()
+    (root / SHOWN).unlink()
+    registry = "moe_local/checkpoint/bindings/__init__.py"
+    text = (root / registry).read_text()
+    (root / registry).write_text(text.replace(f"{LINES[registry][1]}\n", ""))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +63,8 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Moe:
     root = tmp_path_factory.mktemp("extended")
     for source, target in (("moe_local", "moe_local"), ("cli", "moe_local/cli"), ("profiles", "moe_local/hardware")):
         shutil.copytree(ROOT / source, root / target, ignore=shutil.ignore_patterns("__pycache__"))
-    assert len(FILES) == 4
+    assert len(FILES) == 5
+    _take_out(root)
     for name, text in FILES.items():
         assert not (root / name).exists()
         (root / name).write_text(text)
@@ -127,3 +141,11 @@ def test_plan_knows_the_architecture(moe: Moe, tmp_path: Path) -> None:
     }
     ours, theirs = said.values()
     assert ours["architecture"] == "newtral" and ours["parameters"] == theirs["parameters"]
+
+
+def test_the_architecture_with_a_binding_runs(moe: Moe, tmp_path: Path) -> None:
+    model = write_tiny_checkpoint(architecture("jetmoe"), tmp_path / "model")
+    assert _generates(moe, model, "--experts", "50%", "--no-pack")
+    moe("pack", model, "-o", tmp_path / "store", "--format", "int4", "--json")
+    moe("verify", tmp_path / "store")
+    assert _generates(moe, tmp_path / "store")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,21 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from moe_local.checkpoint.bindings import REFUSED, binding_of, folder_of
+from moe_local.checkpoint.bindings.base import classes_replaced
 from moe_local.checkpoint.files import Checkpoint
 from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
 _MOST_MODULES = 50_000  # the largest published models have about 5,000
-_FAMILIES = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
+_LAYERS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"
+)  # fmt: skip
+_FAMILIES = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+)
 
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -48,6 +58,8 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             config = CONFIG_MAPPING[model_type].from_dict(checkpoint.config)
         else:
             config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        if (binding := binding_of(type(config))) is not None:
+            binding.mend(config)
     except Exception as error:  # whatever a hostile or broken config makes of transformers' validation
         raise CheckpointError(
             f"{checkpoint.config_file} is not valid for {model_type!r} ({first_line(error)})",
@@ -85,14 +97,21 @@ def _assert_rotary(config: PreTrainedConfig, file: Path) -> None:
 def _assert_plausible(checkpoint: Checkpoint) -> None:
     """Refuses a configuration of more layers than there are tensors, before anything of that size is built."""
     parts = [checkpoint.config, *(part for part in checkpoint.config.values() if isinstance(part, dict))]
-    for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        layers = max((part[name] for part in parts if isinstance(part.get(name), int)), default=0)
-        if layers > max(1, len(checkpoint.tensors)):
+    for name, part in product(_LAYERS, parts):
+        layers = part.get(name)
+        if isinstance(layers, int) and not 0 <= layers <= max(1, len(checkpoint.tensors)):
             raise CheckpointError(
                 f"{checkpoint.config_file} says {name} {layers}, and the checkpoint has"
                 f" {len(checkpoint.tensors)} tensors",
                 remedy="download it again",
             )
+
+
+def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a model that makes one text of another, rather than go on with it."""
+    kind = config.get("model_type")
+    known = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    return bool(config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)))
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -136,11 +155,13 @@ def compute_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dty
 
 
 def build_skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model on the meta device: every parameter's shape and dtype, no bytes."""
+    """The model on the meta device, as its binding has it if any: every parameter's shape and dtype, no bytes."""
     config = deepcopy(config)
+    binding = binding_of(cls)
     try:
         with ExitStack() as stack:
             stack.enter_context(_bounded())
+            stack.enter_context(classes_replaced({} if binding is None else binding.classes))
             for context in cls.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model: PreTrainedModel = cls(config)
@@ -186,7 +207,11 @@ def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
 def assert_all_captured(model: PreTrainedModel) -> None:
     """Raises UnsupportedError naming the classes of MoE blocks that no binding reaches, or a model without any."""
     captured = experts_modules(model)
-    strays = sorted(set(_strays(model, captured)))
+    binding = binding_of(type(model))
+    strays = sorted(set(_strays(model, captured, () if binding is None else binding.dense)))
+    reason = REFUSED.get(folder_of(type(model)))
+    if reason is not None and (strays or not captured):
+        raise UnsupportedError(f"{type(model).__name__} {reason}", remedy="name another Mixture-of-Experts model")
     if strays:
         raise UnsupportedError(
             f"{type(model).__name__} has experts that moe-local cannot page: {', '.join(strays)}",
@@ -199,9 +224,9 @@ def assert_all_captured(model: PreTrainedModel) -> None:
         )
 
 
-def _strays(model: nn.Module, captured: dict[str, nn.Module]) -> Iterator[str]:
+def _strays(model: nn.Module, captured: dict[str, nn.Module], dense: tuple[type[nn.Module], ...]) -> Iterator[str]:
     for name, module in model.named_modules():
-        if any(name == path or name.startswith(f"{path}.") for path in captured):
+        if isinstance(module, dense) or any(name == path or name.startswith(f"{path}.") for path in captured):
             continue
         if _looks_like_experts(name, module) and not any(path.startswith(f"{name}.") for path in captured):
             yield type(module).__name__ if not isinstance(module, nn.ModuleList) else f"the list {name}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.bindings import binding_of
 from moe_local.checkpoint.conversions import Conversions, unreadable
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.files import Checkpoint
@@ -23,7 +25,7 @@ from moe_local.checkpoint.schemes import understood
 from moe_local.checkpoint.tracing import Block, Traced, UntraceableError
 from moe_local.errors import CheckpointError
 
-_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 _SPARE = 1 << 26  # weights
 
 
@@ -115,7 +117,9 @@ def build_catalog(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Catalog:
     parameters = {
         f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)
     }
-    conversions = Conversions(skeleton, parameters, checkpoint.conversions)
+    binding = binding_of(type(skeleton))
+    own = [*checkpoint.conversions, *(() if binding is None else binding.conversions())]
+    conversions = Conversions(skeleton, parameters, own)
     sources = understood(checkpoint)
     dense = {name: source for name, source in sources.items() if not conversions.take(source)}
     dense = {name: source for name, source in dense.items() if not conversions.is_stray(source)}
@@ -152,9 +156,11 @@ def assert_dense_shapes(catalog: Catalog, skeleton: PreTrainedModel, directory: 
 
 def assert_choices(catalog: Catalog, config: PreTrainedConfig, directory: Path) -> None:
     """Raises CheckpointError for a token that would choose no expert, or more than there are."""
-    for name in _CHOICES:
-        chosen = vars(config.get_text_config()).get(name)
-        fewest = min(layer.experts for layer in catalog.layers)
+    fewest = min(layer.experts for layer in catalog.layers)
+    text = vars(config.get_text_config())
+    parts = [text, *(vars(part) for part in text.values() if isinstance(part, PreTrainedConfig))]
+    for name, part in product(_CHOICES, parts):
+        chosen = part.get(name)
         if type(chosen) is int and not 1 <= chosen <= fewest:
             raise CheckpointError(
                 f"config.json of {directory} says {name} {chosen}, and a layer has {fewest} experts",

@@ -39,7 +39,7 @@ class Conversions:
         transforms = [*own, *get_model_conversion_mapping(skeleton)]
         self.renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        self.by_pattern = {p: c for c in self.converters for p in c.source_patterns}
+        self.by_pattern = {p: c for c in reversed(self.converters) for p in c.source_patterns}  # the first one's
         self.pending: dict[str, WeightTransform] = {}
         self.sources: dict[str, dict[str, list[Source]]] = {}  # parameter -> pattern -> tensors
 
@@ -88,12 +88,12 @@ class Conversions:
         for target, transform in self.pending.items():
             self._check_complete(target, checkpoint)
             for pattern, entries in self.sources[target].items():
-                for entry in sorted(entries, key=lambda entry: dot_natural_key(entry.name)):
+                for entry in sorted(entries, key=_place):
                     source = trace(entry)
                     transform.add_tensor(target, entry.name, pattern, lambda source=source: source)
             try:
                 converted = transform.convert(target, model=self.skeleton, config=self.skeleton.config)
-            except UntraceableError as error:
+            except (UntraceableError, RuntimeError) as error:  # torch's, of no tensors or of odd ones
                 raise unreadable(target, checkpoint, error) from error
             for name, traced in converted.items():
                 results[name] = traced[0] if isinstance(traced, list) else traced
@@ -116,12 +116,21 @@ class Conversions:
 
 def _numbered(name: str, groups: Iterable[list[str]]) -> int:
     """The expert's number in a per-expert tensor name: its last number; 0 for a tensor that fuses all experts."""
-    numbers = re.findall(r"\.(\d+)\.", name)
     fused = all(len(names) == 1 for names in groups)
-    return int(numbers[-1]) if numbers and not fused else 0
+    return 0 if fused else max(0, _last_number(name))
 
 
-def unreadable(target: str, checkpoint: Checkpoint, error: UntraceableError) -> UnsupportedError:
+def _last_number(name: str) -> int:
+    numbers = re.findall(r"(?:\.|expert_)(\d+)\.", name)
+    return int(numbers[-1]) if numbers else -1
+
+
+def _place(entry: Source) -> tuple[int, list[tuple[object, ...]]]:
+    """By which the tensors of several experts are put in order."""
+    return _last_number(entry.name), dot_natural_key(entry.name)
+
+
+def unreadable(target: str, checkpoint: Checkpoint, error: Exception) -> UnsupportedError:
     """What is raised of a parameter whose bytes are not a matrix's, one after the other."""
     return UnsupportedError(
         f"{checkpoint.directory} stores {target} in a way that cannot be read in place ({error})",

@@ -15,6 +15,7 @@ from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.evaluation.reference import Reference
 from moe_local.evaluation.scoring import log_probabilities
 from moe_local.evaluation.windows import windows
+from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.planning.formulas import PREFILL_CHUNK
 
 DEFAULT_WINDOW = 512
@@ -72,6 +73,7 @@ def evaluate(
     windows, the divergence from it is found. At most `chunk` tokens go through the model at once. `report` is told
     the fraction done.
     """
+    assert_goes_on(model, "perplexity")
     check_tokens(model, ids)
     parts = windows(len(ids), window, stride)
     targets = torch.tensor(list(ids))

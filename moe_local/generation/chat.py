@@ -12,6 +12,7 @@ from moe_local.checkpoint.json_file import parse_json
 from moe_local.checkpoint.regular import read_regular
 from moe_local.errors import MoeLocalError
 from moe_local.files import atomic_write
+from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.encoding import TooLongError
 from moe_local.generation.generate import Generation, TextGenerator
 from moe_local.generation.kv_reuse import KVState
@@ -36,6 +37,7 @@ class ChatSession:
     """One conversation with a loaded model."""
 
     def __init__(self, generator: TextGenerator, sampling: Sampling, *, system: str | None = None) -> None:
+        assert_goes_on(generator.model, "a chat")
         self._generator = generator
         self._state = KVState()
         self.sampling = sampling

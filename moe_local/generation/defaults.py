@@ -15,7 +15,10 @@ _REMEDY = "download it again, correct it or delete it"
 _MOST = 2**31 - 1  # of any number here
 FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
-_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")  # one id or several
+_TOKENS = (  # one id or several
+    "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id",
+)  # fmt: skip
 _COUNTS = ("no_repeat_ngram_size", "min_new_tokens")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 _METHODS = (  # of generating, that are not one sequence from one model

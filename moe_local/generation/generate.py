@@ -136,8 +136,9 @@ class TextGenerator:
         interrupt: threading.Event | None = None,
         state: KVState | None = None,
         chat: bool = False,
+        first: int | None = None,
     ) -> Generation:
-        """Continues the tokens `ids`.
+        """Continues the tokens `ids`; an encoder-decoder makes a text of them, which begins with the token `first`.
 
         `on_text` is given each piece of text as it comes. With `chat` the model answers a conversation, and what it
         marks off as reasoning goes to `on_reasoning`. Setting `interrupt` ends the generation after the token
@@ -151,7 +152,11 @@ class TextGenerator:
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         inputs = torch.tensor([list(ids)], device=self.model.device)  # [1, T]
-        chunk = {"prefill_chunk_size": self.prefill_chunk} if len(ids) - cached > self.prefill_chunk else {}
+        goes_on = not self.model.config.is_encoder_decoder
+        in_parts = goes_on and len(ids) - cached > self.prefill_chunk
+        more = {"prefill_chunk_size": self.prefill_chunk} if in_parts else {}
+        if first is not None:
+            more["forced_bos_token_id"] = first
         with _misfits_said():
             output = self.model.generate(
                 inputs,
@@ -163,11 +168,13 @@ class TextGenerator:
                 return_dict_in_generate=True,
                 **sampling.for_transformers(),
                 **{CACHE: cache},
-                **chunk,
+                **more,
             )
         sequence: list[int] = output.sequences[0].tolist()
-        state.put(sequence[:-1], kv_cache(output))  # the last token was chosen but not yet computed
-        return self._generation(sequence[len(ids) :], len(ids), cached, stream, halt)
+        if goes_on:
+            state.put(sequence[:-1], kv_cache(output))  # the last token was chosen but not yet computed
+        begun = len(ids) if goes_on else 1
+        return self._generation(sequence[begun:], len(ids), cached, stream, halt)
 
     def _generation(self, new: list[int], prompt: int, cached: int, stream: TokenStream, halt: Halt) -> Generation:
         """The new tokens and what they took; `cached` of the prompt's tokens an earlier turn had computed."""
@@ -218,7 +225,7 @@ class TextGenerator:
         return end if isinstance(end, list) else [end]
 
     def limit(self, ids: Sequence[int], sampling: Sampling) -> int:
-        """How many tokens may follow a prompt at most. Raises MoeLocalError for one that cannot be run."""
+        """How many tokens may come of a prompt at most. Raises MoeLocalError for one that cannot be run."""
         if not ids:
             raise MoeLocalError("the prompt is empty", remedy="write something")
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -232,7 +239,7 @@ class TextGenerator:
                 f"the prompt has {len(ids)} tokens and the context holds {self.context}",
                 remedy="shorten it, or give a larger --context",
             )
-        left = self.context - len(ids)
+        left = self.context if self.model.config.is_encoder_decoder else self.context - len(ids)
         return min(left, sampling.max_new_tokens or self.model.generation_config.max_new_tokens or left)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_local.errors import MoeLocalError
+from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.template import Message
 
@@ -25,6 +26,7 @@ def prompt_ids(
     if not isinstance(prompt, str):
         if all(isinstance(token, int) for token in prompt):
             return [int(token) for token in prompt if isinstance(token, int)]
+        assert_goes_on(generator.model, "a conversation")
         return render(generator, [message for message in prompt if isinstance(message, dict)], variables)
     if not is_chat(generator, prompt, raw=raw):
         if system:
@@ -36,6 +38,8 @@ def prompt_ids(
 
 def is_chat(generator: TextGenerator, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool) -> bool:
     """Whether a prompt goes through the chat template, so that an answer of the model's comes of it."""
+    if generator.model.config.is_encoder_decoder:
+        return False
     if isinstance(prompt, str):
         return not raw and bool(generator.template.source)
     return any(isinstance(part, dict) for part in prompt)

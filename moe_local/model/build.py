@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
+from moe_local.checkpoint.bindings import binding_of
+from moe_local.checkpoint.bindings.base import classes_replaced
 from moe_local.checkpoint.header import TensorEntry
 from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
@@ -26,7 +28,7 @@ from moe_local.memory.files import ReadAt
 from moe_local.model.attention import use_products
 from moe_local.model.kv_cache import grow_in_place
 from moe_local.model.modules import EmbeddingOnDisk, embeddings_on_disk, encoded_module, load_arrays, with_modules
-from moe_local.model.transformers_api import classes_replaced, mark_loaded, quiet
+from moe_local.model.transformers_api import mark_loaded, quiet
 from moe_local.store.open import ModelFiles
 from moe_local.store.tensors import read_tensor
 
@@ -43,7 +45,7 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exac
     lazy = {name: LazyTensor(source, read_at, dtype) for name, source in dense.items()}
     experts = experts_modules(skeleton)
     others = dict.fromkeys(catalog.encoded, encoded_module) | dict.fromkeys(catalog.embedding_rows, EmbeddingOnDisk)
-    with paged_experts({type(module) for module in experts.values()}), quiet():
+    with paged_experts(type(skeleton), {type(module) for module in experts.values()}), quiet():
         try:
             model, info = with_modules(type(skeleton), others).from_pretrained(
                 None,
@@ -122,9 +124,22 @@ class LazyTensor:
         return read_tensor(self._source, self._read_at, self._dtype)
 
 
-def paged_experts(classes: set[type[nn.Module]]) -> AbstractContextManager[None]:
-    """While inside, models are built with paged subclasses in place of these experts classes."""
-    return classes_replaced({original: _paged_subclass(original) for original in classes})
+def paged_experts(model: type[nn.Module], experts: set[type[nn.Module]]) -> AbstractContextManager[None]:
+    """While inside, this model is built with its binding's classes, and paged subclasses of these experts classes."""
+    paged = {cls: _paged_subclass(cls) for cls in experts}
+    binding = binding_of(model)
+    bound = {} if binding is None else binding.classes
+    return classes_replaced(paged | {theirs: paged.get(ours) or _loaded(ours) for theirs, ours in bound.items()})
+
+
+def _loaded(block: type[nn.Module]) -> type[nn.Module]:
+    """A block that transformers does not initialise, as it does not know the experts in it."""
+
+    def initialize(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        block.__init__(self, *args, **kwargs)
+        mark_loaded(self)
+
+    return type(block.__name__, (block,), {"__init__": initialize, "__module__": block.__module__})
 
 
 def _paged_subclass(original: type[nn.Module]) -> type[nn.Module]:

@@ -83,6 +83,7 @@ class EncodedEmbedding(_Unregistered):
         self.embedding_dim = original.embedding_dim
         self.padding_idx = original.padding_idx
         self._dtype = original.weight.dtype
+        self._hold(weight=torch.empty(0, dtype=self._dtype))  # some models' initialisation reaches for it
         mark_loaded(self)
 
     def connect(self, encoded: EncodedTensor, arrays: Mapping[str, Tensor], *, exact: bool) -> None:
@@ -104,7 +105,8 @@ class EmbeddingOnDisk(_Unregistered):
         self.num_embeddings = original.num_embeddings
         self.embedding_dim = original.embedding_dim
         self.padding_idx = original.padding_idx
-        self._hold(weight=torch.empty_like(original.weight, device="meta"))  # models ask for its type and shape
+        stand_in = torch.empty((), dtype=original.weight.dtype, device="cpu")
+        self._hold(weight=stand_in.expand(original.weight.shape))  # models ask for its type, shape and device
         mark_loaded(self)
 
     def connect(self, source: Source, read_at: ReadAt, read: Callable[[TensorEntry], Tensor]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from types import FunctionType
@@ -28,7 +28,7 @@ CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWith
 
 torch_attention = sdpa_attention_forward  # attention by torch's kernel, in transformers' interface
 
-_patching = threading.Lock()  # the classes belong to the whole process
+_patching = threading.Lock()  # the functions belong to the whole process
 
 
 def kv_cache(output: Any) -> Any:
@@ -71,27 +71,6 @@ def mark_loaded(module: nn.Module) -> None:
 def keep_tied(model: Any, *, without: set[str]) -> None:
     """Unties the parameters named in `without`: they are no parameters any more."""
     model.all_tied_weights_keys = {a: b for a, b in model.all_tied_weights_keys.items() if not without & {a, b}}
-
-
-@contextmanager
-def classes_replaced(replacements: Mapping[type[nn.Module], type[nn.Module]]) -> Iterator[None]:
-    """While inside, models are built with other classes in place of these.
-
-    Each modeling file builds the experts it defines, so the name in that file is the only one to replace.
-    transformers' own patch mapping does the same by walking all its modules, which imports some that need packages
-    nobody has, and does not undo it when a load fails.
-    """
-    with _patching:
-        _put(replacements.items())
-        try:
-            yield
-        finally:
-            _put((original, original) for original in replacements)
-
-
-def _put(classes: Iterable[tuple[type[nn.Module], type[nn.Module]]]) -> None:
-    for original, replacement in classes:
-        setattr(sys.modules[original.__module__], original.__name__, replacement)
 
 
 def functions_beside(model: nn.Module) -> list[tuple[str, str, Callable[..., Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
@@ -121,14 +121,17 @@ def dense_bytes(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype)
 def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values after `context` tokens: a forward pass on meta, and the sizes of what it cached.
 
-    Where a model's code cannot run on meta, falls back to two vectors a head, a layer and a token.
+    Of an encoder-decoder, after so many tokens on either side. Where a model's code cannot run on meta, falls back to
+    two vectors a head, a layer and a token.
     """
     for module in experts_modules(skeleton).values():
         module.forward = lambda hidden_states, *args, **kwargs: torch.empty_like(hidden_states)
     try:
         with torch.no_grad():
             ids = torch.zeros(1, context, dtype=torch.long, device="meta")
-            cache = kv_cache(skeleton(input_ids=ids, use_cache=True, logits_to_keep=1))
+            alone: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
+            more = {"decoder_input_ids": ids} if skeleton.config.is_encoder_decoder else alone
+            cache = kv_cache(skeleton(input_ids=ids, **more))
         return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
     except Exception:  # whatever a model's own code does that meta tensors cannot
         return _kv_by_formula(skeleton.config.get_text_config(), context, dtype)
@@ -136,6 +139,10 @@ def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) 
 
 def _tensors(cache: Any) -> Iterator[Tensor]:
     """Every tensor that a cache holds, but for single numbers, in whatever attribute of its layers."""
+    if isinstance(cache, EncoderDecoderCache):
+        yield from _tensors(cache.self_attention_cache)
+        yield from _tensors(cache.cross_attention_cache)
+        return
     for layer in getattr(cache, "layers", None) or [cache]:
         for value in vars(layer).values():
             for item in value if isinstance(value, list | tuple) else [value]:

@@ -13,6 +13,7 @@ from moe_local.testing.tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
     from moe_local.testing.disks import FailingDisk, SlowDisk
+    from moe_local.testing.eager import eager_model
     from moe_local.testing.interrupts import interrupted_after
     from moe_local.testing.late_mover import LateMover
     from moe_local.testing.shrunk_config import tiny_config
@@ -25,6 +26,7 @@ __all__ = [
     "SlowDisk",
     "architecture",
     "architectures",
+    "eager_model",
     "interrupted_after",
     "tiny_config",
     "tiny_inputs",
@@ -38,6 +40,7 @@ _HOMES = {
     "FailingDisk": "disks",
     "LateMover": "late_mover",
     "SlowDisk": "disks",
+    "eager_model": "eager",
     "interrupted_after": "interrupts",
     **dict.fromkeys(("tiny_inputs", "tiny_model", "write_tiny_checkpoint"), "tiny"),
     "tiny_config": "shrunk_config",

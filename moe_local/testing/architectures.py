@@ -1,4 +1,4 @@
-"""Which MoE architectures the installed transformers has: discovered from its source, never listed here."""
+"""Which MoE architectures the installed transformers has: discovered from its source and from the bindings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from moe_local.checkpoint.bindings import BINDINGS
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-EXPERTS_DECORATOR = "use_experts_implementation"
+# What the source has of a class that keeps the experts interface, decorated or not.
+EXPERTS_INTERFACE = ("use_experts_implementation", "def _apply_gate(")
 # What a person would load to get text out of a model, best first.
 TEXT_FIRST = ("ForCausalLM", "ForConditionalGeneration")
 WHOLE_FIRST = ("ForConditionalGeneration", "ForCausalLM")
@@ -26,7 +29,7 @@ READ_EMBEDDINGS = frozenset({"Qwen3OmniMoeTalkerForConditionalGeneration"})
 
 @dataclass(frozen=True)
 class Architecture:
-    """One experts class of transformers, and the model to load it with.
+    """One experts class of transformers, or MoE block that has a binding, and the model to load it with.
 
     Most modeling files define one experts class; a file with several gives one architecture for each.
     """
@@ -41,10 +44,16 @@ class Architecture:
 
     @property
     def can_generate(self) -> bool:
-        """Whether `model.generate(input_ids)` makes text, token after token, from text alone."""
+        """Whether `model.generate(input_ids)` goes on with a text, token after token, from text alone."""
         from transformers import GenerationMixin
 
-        return issubclass(self.model_class, GenerationMixin) and not self.takes_embeddings
+        goes_on = issubclass(self.model_class, GenerationMixin) and not self.takes_embeddings
+        return goes_on and not self.is_encoder_decoder
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether `model.generate(input_ids)` makes a text of its own from another."""
+        return bool(getattr(self.config_class, "is_encoder_decoder", False))
 
     @property
     def takes_embeddings(self) -> bool:
@@ -58,12 +67,12 @@ def architectures() -> tuple[Architecture, ...]:
 
     Where a text model exists by itself it is preferred, then a composite model that generates text, then
     whatever contains the experts. Reads the source of every modeling file and imports only those that
-    decorate an experts class, which takes seconds; later calls in the same process are free.
+    have an experts class, which takes seconds; later calls in the same process are free.
 
     Raises:
         LookupError: no model of its file contains an experts class.
     """
-    return tuple(found for path in _decorating_files() for found in _architectures_of(path, TEXT_FIRST))
+    return tuple(found for path in _modeling_files() for found in _architectures_of(path, TEXT_FIRST))
 
 
 @functools.cache
@@ -72,7 +81,7 @@ def whole_architectures() -> tuple[Architecture, ...]:
 
     Checkpoints of these families are mostly published whole, and their tensors are named differently.
     """
-    wholes = [found for path in _decorating_files() for found in _architectures_of(path, WHOLE_FIRST)]
+    wholes = [found for path in _modeling_files() for found in _architectures_of(path, WHOLE_FIRST)]
     text_only = {found.model_class for found in architectures()}
     others = [found for found in wholes if found.model_class not in text_only]
     return tuple(dataclasses.replace(found, id=f"{found.id}-whole") for found in others)
@@ -91,17 +100,22 @@ def architecture(name: str) -> Architecture:
 
 
 @functools.cache
-def _decorating_files() -> tuple[Path, ...]:
+def _modeling_files() -> tuple[Path, ...]:
     import transformers
 
     models = sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"))
-    return tuple(path for path in models if EXPERTS_DECORATOR in path.read_text(encoding="utf-8"))
+    return tuple(path for path in models if path.parent.name in BINDINGS or _has_interface(path))
+
+
+def _has_interface(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return any(mark in text for mark in EXPERTS_INTERFACE)
 
 
 def _architectures_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Architecture]:
     name = path.parent.name
     module = importlib.import_module(f"transformers.models.{name}.{path.stem}")
-    experts_classes = _experts_classes(module)
+    experts_classes = _bound_blocks(name) if name in BINDINGS else _experts_classes(module)
     for experts_class in experts_classes:
         model_class = _model_class_for(experts_class, module, suffixes)
         yield Architecture(
@@ -118,6 +132,13 @@ def _experts_classes(module: ModuleType) -> list[type[nn.Module]]:
 
     # The decorator puts `_apply_gate` on the very class that it decorates.
     return [cls for cls in _own_classes(module) if issubclass(cls, nn.Module) and "_apply_gate" in vars(cls)]
+
+
+def _bound_blocks(name: str) -> list[type[nn.Module]]:
+    from transformers import PreTrainedModel
+
+    bound = BINDINGS[name].classes.items()
+    return [theirs for theirs, ours in bound if issubclass(ours, theirs) and not issubclass(ours, PreTrainedModel)]
 
 
 def _model_class_for(

@@ -8,10 +8,10 @@ from typing import Any, cast
 from transformers import PreTrainedConfig
 
 from moe_local.testing.architectures import Architecture
+from moe_local.testing.shrunk_overrides import NUM_LAYERS, OVERRIDES
+from moe_local.testing.shrunk_overrides import VOCAB_SIZE as VOCAB_SIZE
 from moe_local.testing.tokenizer import BOS_ID, EOS_ID, PAD_ID, TOKENIZER_SIZE
 
-VOCAB_SIZE = 320
-NUM_LAYERS = 4
 NUM_EXPERTS = 8
 
 # Every configuration field that sets a size, by name, whichever architecture it belongs to. A field that an
@@ -129,12 +129,6 @@ SIZES: dict[str, Any] = {
     "num_code_groups": 4,
 }
 
-
-def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
-    """Rotary parameters whose sections (time, height, width) fill half of a rotated head."""
-    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections, **more}
-
-
 # Lists of one entry per layer whose entries choose what the layer is made of.
 LAYER_KINDS = ("layer_types", "mlp_layer_types")
 
@@ -148,52 +142,6 @@ EXPERT_SIZES = (
     "top_k_experts",
     "moe_intermediate_size",
 )
-
-# Where the general rule would build something that cannot run, or no experts at all. By configuration class.
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
-    "DiffusionGemmaTextConfig": {"global_head_dim": 32},
-    "Dots1Config": {"n_shared_experts": 1},
-    "Dots3NoteTextConfig": {
-        "swa_num_attention_heads": 4,
-        "swa_num_key_value_heads": 4,
-        "swa_q_lora_rank": 24,
-        "swa_kv_lora_rank": 32,
-        "swa_head_dim": 24,
-        "swa_qk_nope_head_dim": 16,
-        "swa_v_head_dim": 16,
-    },
-    "Ernie4_5_VLMoeTextConfig": {"rope_parameters": _mrope([3, 3, 2])},
-    "Gemma4TextConfig": {"enable_moe_block": True, "global_head_dim": 32},
-    "Glm4vMoeTextConfig": {"rope_parameters": _mrope([2, 1, 1], partial_rotary_factor=0.5)},
-    "GraniteMoeHybridConfig": {
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-        "shared_intermediate_size": 48,
-    },
-    "HunYuanMoEV1Config": {"head_dim": 16},
-    "HYV4VLTextConfig": {"rope_parameters": _mrope([2, 1, 1])},
-    "InklingAudioConfig": {"mel_vocab_size": 4},
-    "InklingVisionConfig": {"patch_size": 4, "temporal_patch_size": 2},
-    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 2},
-    "NemotronHConfig": {"layer_types": ["linear_attention", "moe", "full_attention", "moe", "mlp", "moe"]},
-    "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2, "thinker_hidden_size": 64},
-    "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 48},
-    "Qwen3OmniMoeThinkerConfig": {"vision_start_token_id": VOCAB_SIZE - 1},
-    "Qwen4ExpTextConfig": {
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 16,
-        "indexer_budget": 8,
-        "indexer_compress_ratio": 2,
-        "ple_layer_ids": [1],
-        "ple_embed_dim": 64,
-        "heads_per_ngram": 2,
-        "ngram_vocab_size_base": 64,
-        "make_ngram_vocab_size_divisible_by": 8,
-        "split_ngram_parts": 2,
-    },
-    "ZayaConfig": {"num_experts_per_tok": 1},
-}
 
 
 def tiny_config(architecture: Architecture) -> PreTrainedConfig:

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moe_local.testing.architectures import Architecture
+from moe_local.testing.eager import mended
 from moe_local.testing.shrunk_config import NUM_EXPERTS, tiny_config
 from moe_local.testing.tokenizer import SPECIAL_TOKENS, TOKENIZER_SIZE, tiny_tokenizer
 
@@ -54,7 +55,7 @@ def tiny_model(architecture: Architecture, *, seed: int = 0) -> PreTrainedModel:
         model = architecture.model_class._from_config(tiny_config(architecture), dtype=torch.float32)
     model.set_experts_implementation("eager")
     randomize_(model, torch.Generator().manual_seed(seed))
-    return cast(PreTrainedModel, model.eval())
+    return cast(PreTrainedModel, mended(architecture, model.eval()))
 
 
 def write_tiny_checkpoint(

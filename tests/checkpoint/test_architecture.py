@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
 
+from moe_local.checkpoint import architecture
 from moe_local.checkpoint.architecture import (
     _assert_rotary,
     assert_all_captured,
@@ -54,6 +55,8 @@ def test_more_layers_than_tensors() -> None:
         load_config(_checkpoint({"model_type": "mixtral", "num_hidden_layers": 10**9}))
     with pytest.raises(CheckpointError, match="num_hidden_layers 1000000000"):
         load_config(_checkpoint({"model_type": "gemma4", "text_config": {"num_hidden_layers": 10**9}}))
+    with pytest.raises(CheckpointError, match="decoder_layers -1"):
+        load_config(_checkpoint({"model_type": "nllb-moe", "decoder_layers": -1}))
 
 
 def test_a_dense_model_is_refused() -> None:
@@ -62,12 +65,19 @@ def test_a_dense_model_is_refused() -> None:
         assert_all_captured(build_skeleton(LlamaForCausalLM, config, torch.float32))
 
 
-@pytest.mark.parametrize("model_type", ["llama4_text", "jetmoe", "longcat_flash"])
-def test_blocks_without_a_binding_are_named(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", ["llama4_text", "jetmoe", "longcat_flash", "switch_transformers"])
+def test_blocks_without_a_binding_are_named(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architecture, "binding_of", lambda cls: None)
     config = AutoConfig.for_model(model_type)
     config.num_hidden_layers = 2
     with pytest.raises(UnsupportedError, match=r"cannot page: \w+"):
         assert_all_captured(build_skeleton(model_class(config), config, torch.bfloat16))
+
+
+def test_why_an_architecture_is_not_run() -> None:
+    config = AutoConfig.for_model("doge", num_hidden_layers=1, hidden_size=32, num_attention_heads=2, is_moe=True)
+    with pytest.raises(UnsupportedError, match="rows of two tables"):
+        assert_all_captured(build_skeleton(model_class(config), config, torch.float32))
 
 
 def test_a_model_that_makes_no_text_is_refused() -> None:

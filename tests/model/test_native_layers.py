@@ -29,7 +29,7 @@ from moe_local.model.native_routers import use_native_routers
 # Refused, or too odd to be run: see test_parity.py.
 CANNOT = {"diffusion_gemma", "qwen3_omni_moe-Qwen3OmniMoeTalkerTextExperts"}
 # Whose norms have a mean, or gates.
-OTHER_NORMS = {"cohere2_moe", "phimoe"}
+OTHER_NORMS = {"cohere2_moe", "dbrx", "nllb_moe", "phimoe"}
 # transformers' own deepseek_v4 mixes types in bf16 there, and granitemoe's router was another.
 OLDER = Version(transformers.__version__) < Version("5.24")
 BF16 = torch.bfloat16

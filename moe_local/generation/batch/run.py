@@ -21,6 +21,7 @@ from moe_local.generation.batch.kv_rows import Hide, KVRows
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.scheduler import Scheduler, shared_beginning
 from moe_local.generation.batch.sequence import BatchSequence
+from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.prompt import prompt_ids
 from moe_local.generation.stream import DAMAGED, DAMAGED_REMEDY, damaged
@@ -50,6 +51,7 @@ class BatchGenerator:
     def __init__(self, generator: TextGenerator, *, sequences: int, kv_tokens: int, hide: Hide) -> None:
         self.progress = Progress()
         self.on_pass: Callable[[Progress], None] = lambda progress: None  # called after every forward pass
+        assert_goes_on(generator.model, "a batch")
         self._generator = generator
         self._model = generator.model
         self._hide = hide
