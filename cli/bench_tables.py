@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from moe_local.bench import tables
+from moe_local.bench import figures, tables
 from moe_local.bench.report_reader import part, run_labels
 from moe_local.units import format_size
 
@@ -65,8 +65,8 @@ def _head(report: Mapping[str, Any]) -> str:
     )
 
 
-def _rendered(table: tables.Table) -> Table:
-    drawn = _table(table.head)
+def _rendered(table: figures.Table) -> Table:
+    drawn = _table(table.head, words=table.words)
     drawn.title, drawn.caption = escape(table.title), escape(table.note)
     drawn.title_justify = drawn.caption_justify = "left"
     for row in table.lines:
@@ -74,14 +74,14 @@ def _rendered(table: tables.Table) -> Table:
     return drawn
 
 
-def _table(titles: Iterable[str]) -> Table:
-    """The first column names, the others hold figures."""
+def _table(titles: Iterable[str], *, words: bool = False) -> Table:
+    """The first column names, the others hold figures, or `words`."""
     drawn = Table(box=None, pad_edge=False)
     for number, title in enumerate(titles):
         if number == 0:
             drawn.add_column(escape(title), overflow="fold", min_width=14)
         else:
-            drawn.add_column(escape(title), justify="right", overflow="fold")
+            drawn.add_column(escape(title), justify="left" if words else "right", overflow="fold")
     return drawn
 
 
@@ -96,7 +96,7 @@ def _sweep(found: Sequence[Mapping[str, Any]]) -> Table:
         if "error" in run:
             drawn.add_row(escape(label), "failed")
             continue
-        cells = [tables.said(part(run["summary"][name]).get("median"), tables.METRICS[name][1]) for name in _SWEEP]
+        cells = [figures.said(part(run["summary"][name]).get("median"), tables.METRICS[name][1]) for name in _SWEEP]
         drawn.add_row(escape(label), *cells, format_size(run["memory"]["ram"]["peak"]))
     return drawn
 
@@ -112,7 +112,7 @@ def show_comparison(compared: Compared) -> None:
         drawn.add_row(f"[bold]{escape(config or 'all runs')}[/]")
         for one in found:
             if one.config == config:
-                label, format_ = tables.METRICS.get(one.metric, (one.metric, tables.figure))
+                label, format_ = tables.METRICS.get(one.metric, (one.metric, figures.figure))
                 ratio = "-" if one.ratio is None else f"{one.ratio:.3f}"
                 ratio += "" if one.interval is None else f" ({one.interval[0]:.3f} to {one.interval[1]:.3f})"
                 cells = (format_(one.before), format_(one.after), ratio, one.verdict)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from moe_local.bench.about import facts, lead, title
+from moe_local.bench.figures import Table
 from moe_local.bench.report_reader import Report
-from moe_local.bench.tables import Table, details, headline
+from moe_local.bench.tables import details, headline
 
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|"})
 

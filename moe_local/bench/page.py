@@ -8,9 +8,10 @@ from html import escape
 from itertools import groupby
 
 from moe_local.bench.about import facts, lead, title
+from moe_local.bench.figures import Table
 from moe_local.bench.pictures import Picture, inline, pictures
 from moe_local.bench.report_reader import Report
-from moe_local.bench.tables import Table, details, headline
+from moe_local.bench.tables import details, headline
 
 # Even if something hostile came through, a browser would neither run nor fetch it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -41,6 +42,7 @@ th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child { text-align: left; padding-left: 0; font-weight: normal; position: sticky; left: 0;
   background: var(--page); }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
+.words th, .words td { text-align: left; white-space: normal; }
 tbody tr:hover { background: var(--band); }
 summary { cursor: pointer; color: var(--muted); }
 @media (max-width: 40rem) {
@@ -121,7 +123,8 @@ def _table(table: Table) -> str:
         + "</tr>\n"
         for row in table.lines
     )
-    content = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    kind = ' class="words"' if table.words else ""
+    content = f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
     if table.long:
         content = f"<details><summary>{len(table.lines)} rows</summary>{content}</details>"
     return f"<section><h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{content}</section>"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from moe_local.bench.figures import NOTHING, Format, Table, figure, said, seconds, share, spread, whole
 from moe_local.bench.report_reader import (
     ORACLE,
     Part,
     Report,
-    hit_rate,
-    hits_of,
     layer_shares,
     matrix,
     number,
@@ -24,28 +22,15 @@ from moe_local.bench.report_reader import (
     routing,
     run_labels,
     runs,
-    strategies,
 )
+from moe_local.bench.strategy_tables import strategy_tables
 from moe_local.policies import DEFAULT_POLICY
 from moe_local.units import format_size
-
-NOTHING = "–"  # noqa: RUF001 - a dash where a figure is missing
-
-
-@dataclass(frozen=True)
-class Table:
-    """`lines` are as long as `head`; the first column names, others hold figures. `long`: a line for each layer."""
-
-    title: str
-    note: str
-    head: list[str]
-    lines: list[list[str]]
-    long: bool = False
 
 
 def headline(report: Report) -> list[Table]:
     """What was measured or replayed; tables without figures are left out."""
-    made = (*_summary(report), *_replayed(report), *_foreseen(report), *_strategies(report))
+    made = (*_summary(report), *_replayed(report), *_foreseen(report), *strategy_tables(report))
     return [table for table in made if table.lines]
 
 
@@ -54,31 +39,6 @@ def details(report: Report) -> list[Table]:
     made = (*_links(report), *_memory(report), *_balance(report), *_groups(report))
     return [table for table in made if table.lines]
 
-
-def share(value: float) -> str:
-    """A share in [0, 1], in percent."""
-    return f"{value:.1%}"
-
-
-def multiple(value: float) -> str:
-    """How many times as much."""
-    return f"{value:.1f}x"
-
-
-def seconds(value: float) -> str:
-    """Seconds, in milliseconds below one."""
-    return f"{value * 1e3:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
-
-
-def figure(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def whole(value: float) -> str:
-    return f"{value:.0f}"
-
-
-Format = Callable[[float], str]
 
 METRICS: dict[str, tuple[str, Format]] = {
     "decode_tokens_per_second": ("decode, tokens/s", figure),
@@ -98,17 +58,6 @@ METRICS: dict[str, tuple[str, Format]] = {
     "bytes_wasted_per_token": ("read ahead for nothing a token", format_size),
     "stall_share": ("share of time stalled", share),
 }
-
-
-def said(value: object, format_: Format) -> str:
-    known = number(value)
-    return NOTHING if known is None else format_(known)
-
-
-def spread(metric: Part, format_: Format) -> str:
-    """`12.3 (11.8 to 12.9)`; the median alone where all repetitions say the same."""
-    middle, low, high = (said(metric.get(name), format_) for name in ("median", "low", "high"))
-    return middle if NOTHING in (middle, low, high) or low == high else f"{middle} ({low} to {high})"
 
 
 def _summary(report: Report) -> Iterator[Table]:
@@ -167,33 +116,6 @@ def _foreseen(report: Report) -> Iterator[Table]:
         for found in parts(part(report.get("replay")).get("predictions"))
     ]
     yield Table("How right predictors were", note, head, lines)
-
-
-def _strategies(report: Report) -> Iterator[Table]:
-    found = strategies(report)
-    policies, capacities = hits_of(found)
-    balance = [
-        ("busiest", multiple), ("unused", share), ("dropped", share), ("experts_per_token", figure),
-        ("experts_per_batch", figure),
-    ]  # fmt: skip
-    head = ["strategy", "busiest", "unused", "dropped", "experts a token", "a batch"]
-    lines = [[_strategy(one), *(said(one.get(name), form) for name, form in balance)] for one in found]
-    note = (
-        "Busiest: the most used expert's load over the mean. Unused: experts that nobody chose. Dropped: tokens that"
-        " no expert sees. Then different experts that a layer needs."
-    )
-    yield Table("Balance", note, head, lines)
-    columns = ["strategy", *(f"{capacity * 100:.3g}%" for capacity in capacities)]
-    for policy in policies:
-        note = "Columns are cache sizes, as shares of all experts. Without figures: it cannot route a token alone."
-        rows = [[_strategy(o), *(said(hit_rate(o, policy, at), share) for at in capacities)] for o in found]
-        yield Table(f"Hits of tokens one by one, {policy}", note, columns, rows)
-    told = [[_strategy(one), plain(one.get("paper"), 60), plain(one.get("note") or NOTHING, 120)] for one in found]
-    yield Table("Strategies", "Papers, and what was assumed.", ["strategy", "paper", "note"], told)
-
-
-def _strategy(one: Part) -> str:
-    return plain(one.get("title", "?"), 40)
 
 
 def _curve(result: Part) -> tuple[str, str]:

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from moe_local.bench.figures import NOTHING
 from moe_local.bench.page import html, own_ids
-from moe_local.bench.tables import NOTHING, details, headline
+from moe_local.bench.tables import details, headline
 from tests.bench.reports import emptied, live, nulled, poisoned, replay
 from tests.bench.test_pictures import NAMESPACES, without_a_part
 

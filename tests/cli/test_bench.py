@@ -164,6 +164,30 @@ def test_configurations_take_turns(run: Run, qwen: Path, tmp_path: Path) -> None
     expect_error(run("bench", qwen, *QUICK, "--interleave"), "for several configurations")
 
 
+def test_routing_strategies(run: Run, qwen: Path, tmp_path: Path) -> None:
+    """Live, then from what was kept: the same report; as tables, a page and a picture."""
+    kept = tmp_path / "scores.npz"
+    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 30)
+    arguments = ("--text", tmp_path / "text", "--tokens", 80, "--context", 64, "--batch", 16, "--no-pack")
+    done = run("bench", "routing", qwen, *arguments, "--save", kept, "--json")
+    assert done.exit_code == 0, done.stderr
+    live, again = json.loads(done.stdout), json.loads(run("bench", "routing", kept, "--batch", 16, "--json").stdout)
+    assert live["strategies"] == again["strategies"]
+    assert live["strategies"]["tokens"] == 78  # of two pieces all but the last
+    files = ("--html", tmp_path / "x.html", "--md", tmp_path / "x.md", "--csv", tmp_path / "x.csv")
+    shown = run(
+        "bench", "routing", kept, "--strategy", "top-k,expert-choice", *files, "--plot", tmp_path / "pictures"
+    )
+    assert shown.exit_code == 0, shown.stderr
+    assert "expert choice" in shown.stdout and "Switch" not in shown.stdout
+    assert "cannot decode token by token" in (tmp_path / "x.md").read_text()
+    assert "hit_rate_belady_0.25" in (tmp_path / "x.csv").read_text()
+    assert (tmp_path / "pictures" / "strategies.png").stat().st_size > 10_000
+    expect_error(run("bench", "routing", kept, "--strategy", "topk"), "did you mean top-k?")
+    expect_error(run("bench", "routing", kept, "--policy", "lur"), "no policy 'lur'")
+    expect_error(run("bench", "routing", qwen, "--tokens", "1"), "too few to route")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
