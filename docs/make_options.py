@@ -1,4 +1,4 @@
-"""Writes docs/options.md from the commands themselves: `python docs/make_options.py`. A test holds the page to it."""
+"""Writes docs/options.md from the commands themselves: `python -m docs.make_options`. A test holds the page to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_local.cli.main import app
 PAGE = Path(__file__).with_name("options.md")
 _HEAD = """# Options
 
-Of every command, made from the commands by `python docs/make_options.py`. What an option is without being given comes
+Of every command, made from the commands by `python -m docs.make_options`. What an option is without being given comes
 last in its line; the variable sets it beforehand, and so does the [settings file](reference.md#settings).
 `--debug`, before or after a command, shows a traceback when something fails.
 """

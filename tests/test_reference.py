@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import inspect
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import typer
 
 import moe_local
+from docs import make_options as options_page
 from moe_local import testing
 from moe_local.cli.main import app
 from moe_local.engine import Engine
@@ -76,9 +77,5 @@ def test_commands() -> None:
 
 
 def test_options_are_as_their_page_says() -> None:
-    """docs/options.md is made from the commands: by `python docs/make_options.py`."""
-    spec = importlib.util.spec_from_file_location("make_options", DOCS / "make_options.py")
-    assert spec is not None and spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    assert maker.PAGE.read_text(encoding="utf-8") == maker.page()
+    """docs/options.md is made from the commands: by `python -m docs.make_options`."""
+    assert options_page.PAGE.read_text(encoding="utf-8") == options_page.page()
