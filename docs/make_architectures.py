@@ -22,9 +22,9 @@ _ALSO = {"deepseek_v3": "deepseek2"}  # which of the two a file holds is in its 
 _HEAD = """# Architectures
 
 Every model class with experts that transformers {version} has, made by `python -m docs.make_architectures`
-from the code. Each that is run is read from safetensors under its published names, packed, and run from the store, in
-tests that compare it with transformers' own forward pass. GGUF: llama.cpp's name of it where such files are read. What
-is peculiar about some: [models](models.md#architectures).
+from the code. Each that is run is read from safetensors under its published names, packed, and run from the
+store, in tests that compare it with transformers' own forward pass. GGUF: llama.cpp's name of it where such files
+are read. What is peculiar about some: [models](models.md#architectures).
 
 | architecture | model class | GGUF | generates |
 |---|---|---|---|
