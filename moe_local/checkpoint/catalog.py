@@ -76,7 +76,7 @@ class Catalog:
     dense: Mapping[str, Source]
     parameters: Mapping[str, str] = field(default_factory=dict)
     encoded: Mapping[str, EncodedTensor] = field(default_factory=dict)
-    embedding_rows: Mapping[str, Source] = field(default_factory=dict)
+    embedding_rows: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
 
     @property
     def record_size(self) -> int:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
     WeightConverter,
     WeightRenaming,
     WeightTransform,
@@ -98,6 +99,17 @@ class Conversions:
             for name, traced in converted.items():
                 results[name] = traced[0] if isinstance(traced, list) else traced
         return results
+
+    def stacked(self) -> dict[str, tuple[Source, ...]]:
+        """The parameters that are no more than tensors of the checkpoint, as they are, one below the other."""
+        found = {}
+        for target, transform in self.pending.items():
+            operations = transform.operations if isinstance(transform, WeightConverter) else []
+            plain = all(isinstance(each, Concatenate) and each.dim == 0 for each in operations)
+            if plain and len(operations) < 2 and len(self.sources[target]) == 1:
+                ((_, entries),) = self.sources[target].items()
+                found[target] = tuple(sorted(entries, key=lambda entry: dot_natural_key(entry.name)))
+        return found
 
     def _check_complete(self, target: str, checkpoint: Checkpoint) -> None:
         """Every expert must have every part: no gaps in the numbering, as many of each pattern."""

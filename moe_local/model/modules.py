@@ -7,7 +7,9 @@ move, cast and save, and these must stay what the files have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -109,33 +111,47 @@ class EmbeddingOnDisk(_Unregistered):
         self._hold(weight=stand_in.expand(original.weight.shape))  # models ask for its type, shape and device
         mark_loaded(self)
 
-    def connect(self, source: Source, read_at: ReadAt, read: Callable[[TensorEntry], Tensor]) -> None:
-        scales = read(source.parts["scales"]) if isinstance(source, EncodedTensor) else None
-        self._hold(rows=rows_of(source), scales=scales, read_at=read_at)
+    def connect(self, parts: Sequence[Source], read_at: ReadAt, read: Callable[[TensorEntry], Tensor]) -> None:
+        """`parts` hold the rows, one below the other; one that is encoded is alone."""
+        (first, *_) = parts
+        scales = read(first.parts["scales"]).cpu() if isinstance(first, EncodedTensor) else None
+        self._hold(rows=_Stack([rows_of(part) for part in parts]), scales=scales, read_at=read_at)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] int -> [..., embedding_dim].
+        """ids [...] int -> [..., embedding_dim], on the device that they are on.
 
         Raises IndexError for one that is not in the vocabulary, StorageError when a row cannot be read.
         """
         own = self._held
-        wanted, places = torch.unique(ids, return_inverse=True)
+        wanted, places = torch.unique(ids.cpu(), return_inverse=True)
         if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < self.num_embeddings):
             raise IndexError(f"token {int(wanted[0])} or {int(wanted[-1])} of {self.num_embeddings}")
-        rows = _read_rows(own["rows"], own["read_at"], wanted.tolist()).to(own["weight"].dtype)
+        stack: _Stack = own["rows"]
+        rows = stack.read(own["read_at"], wanted.tolist()).to(own["weight"].dtype)
         if own["scales"] is not None:
             rows = rows * own["scales"][wanted][:, None].to(rows.dtype)
-        return rows[places]
+        found: Tensor = rows[places].to(ids.device)
+        return found
 
 
-def _read_rows(entry: TensorEntry, read_at: ReadAt, wanted: list[int]) -> Tensor:
-    """These rows of a matrix, [len(wanted), width] in its own type."""
-    size = entry.length // entry.shape[0]
-    raw = torch.empty(len(wanted), size, dtype=torch.uint8)
-    memory = raw.view(-1).numpy().data
-    for place, row in enumerate(wanted):
-        read_at(entry.file, entry.offset + row * size, memory[place * size : (place + 1) * size])
-    return raw.view(entry.dtype)
+class _Stack:
+    """Matrices of a width and type in files, one below the other."""
+
+    def __init__(self, parts: Sequence[TensorEntry]) -> None:
+        self._parts = parts
+        self._starts = [0, *accumulate(part.shape[0] for part in parts)]  # of each part, in rows
+
+    def read(self, read_at: ReadAt, wanted: Sequence[int]) -> Tensor:
+        """These rows, [len(wanted), width] in their own type."""
+        (first, *_) = self._parts
+        size = first.length // first.shape[0]
+        raw = torch.empty(len(wanted), size, dtype=torch.uint8)
+        memory = raw.view(-1).numpy().data
+        for place, row in enumerate(wanted):
+            number = bisect_right(self._starts, row) - 1
+            part, below = self._parts[number], row - self._starts[number]
+            read_at(part.file, part.offset + below * size, memory[place * size : (place + 1) * size])
+        return raw.view(first.dtype)
 
 
 def rows_of(source: Source) -> TensorEntry:
@@ -185,7 +201,10 @@ def load_arrays(
 
 
 def embeddings_on_disk(
-    model: PreTrainedModel, rows: Mapping[str, Source], read_at: ReadAt, read: Callable[[TensorEntry], Tensor]
+    model: PreTrainedModel,
+    rows: Mapping[str, Sequence[Source]],
+    read_at: ReadAt,
+    read: Callable[[TensorEntry], Tensor],
 ) -> None:
     """Tells every embedding on the disk where it is; `read` gives a whole tensor of the files."""
     for path, source in rows.items():

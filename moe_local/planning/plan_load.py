@@ -87,7 +87,7 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     files = _in_dtype_of(accelerator, files, options, notes)
     if accelerator.has_own_memory and not options.other_machine and (reason := trouble(accelerator.device)):
         notes.append(f"what is encoded is decoded at every use on {accelerator.name}, which is slow: {reason}")
-    rows = readable_by_rows(files.skeleton, files.catalog) if accelerator.is_cpu else {}
+    rows = readable_by_rows(files.skeleton, files.catalog)
     needs = measure(
         files.skeleton,
         files.catalog,

@@ -112,7 +112,7 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         slot=record_bytes(sizes, formats),
         experts=sizes.experts,
         top_k=(sizes.top_k,) * len(sizes.experts),
-        embedding_rows=0 if gpu or sizes.tied else embedding_rows(sizes, formats),
+        embedding_rows=0 if sizes.tied else embedding_rows(sizes, formats),
     )
 
 
