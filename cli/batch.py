@@ -15,6 +15,7 @@ import typer
 
 from moe_local.errors import MoeLocalError
 from moe_local.registry import choice
+from moe_local.units import format_size
 
 from . import options as opt
 from .output import binary_stdout, echo_json
@@ -281,7 +282,7 @@ def _sentence(summary: dict[str, Any]) -> str:
         parts.append(f"{summary['tokens_per_second']:.1f} tokens/s")
     if "hit_rate" in summary:
         parts.append(f"hits {summary['hit_rate']:.1%}")
-        parts.append(f"{summary['bytes_read_per_token'] / 1e6:.1f} MB read a token")
+        parts.append(f"{format_size(summary['bytes_read_per_token'])} read a token")
     if summary["interrupted"]:
         parts.append("interrupted; the same command goes on")
     return " · ".join(parts)

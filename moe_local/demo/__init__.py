@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_local.errors import StorageError, is_disk_full
+from moe_local.units import format_size
 
 if TYPE_CHECKING:
     from moe_local.demo.convert import Carving
@@ -117,7 +118,7 @@ def check_space(parent: Path) -> None:
     free = shutil.disk_usage(parent).free
     if free < NEEDED_BYTES:
         raise StorageError(
-            f"{parent}: making the demo model takes {NEEDED_BYTES // 10**6} MB, {free // 10**6} MB are free",
+            f"{parent}: making the demo model takes {format_size(NEEDED_BYTES)}, {format_size(free)} are free",
             remedy="free some space or choose another cache directory",
         )
 

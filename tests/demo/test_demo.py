@@ -85,7 +85,7 @@ def test_too_little_space_is_refused_before_anything_is_fetched(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 5_000_000))
     monkeypatch.setattr(source, "fetch_dense", None)
-    with pytest.raises(StorageError, match="5 MB are free"):
+    with pytest.raises(StorageError, match="MiB are free"):
         demo.ensure_demo(tiny_demo)
 
 
