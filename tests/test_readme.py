@@ -30,7 +30,7 @@ PYTHON = [(name, number) for name in NAMES for number in range(len(_blocks(name,
 def test_the_first_command_chats_and_the_second_tests() -> None:
     chats, tests = _blocks("README.md", "sh")[:2]
     assert re.search(r"pip install .* && moe-local chat$", chats.strip())
-    assert re.search(r"pip install .* && pytest$", tests.strip())
+    assert re.search(r"pip install .* && pytest -n 2$", tests.strip())
 
 
 def test_readme_is_short() -> None:

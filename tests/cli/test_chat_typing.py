@@ -36,7 +36,7 @@ class Screen:
             MOE[0],
             [*MOE[1:], "chat", *map(str, arguments)],
             env={
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
                 "TERM": "xterm",
                 "OMP_NUM_THREADS": "1",
                 "HF_HUB_OFFLINE": "1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
 
 from moe_local.generation.chat import ChatSession
@@ -81,6 +82,7 @@ class Conversation(Target):
         (self.folder / "saved.json").write_bytes(spoilt_json(random, self.good))
 
     def open(self) -> None:
-        session = ChatSession(cast(Any, None), Sampling())  # nothing is generated
+        model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
+        session = ChatSession(cast(Any, SimpleNamespace(model=model)), Sampling())  # nothing is generated
         session.load(self.folder / "saved.json")
         assert all(isinstance(message["content"], str) for message in session.messages)
