@@ -22,7 +22,7 @@ class LocalHub(ThreadingHTTPServer):
     """Serves folders `owner/name` of a folder as models; `owner/name@v1` is the same one's revision v1.
 
     `cut` is how many bytes of the next large file are sent, `spoilt` how many whole ones are sent with a bit of them
-    changed. `served` has every file that was sent, with the range that was asked for; `tokens` who asked.
+    changed, `gone_after` how many whole ones are sent before nothing is found any more. `served` has every file that was sent, with the range that was asked for; `tokens` who asked.
     """
 
     daemon_threads = True
@@ -32,6 +32,7 @@ class LocalHub(ThreadingHTTPServer):
         self.root = root
         self.cut: int | None = None
         self.spoilt = 0
+        self.gone_after: int | None = None
         self.served: list[tuple[str, str | None]] = []
         self.tokens: set[str | None] = set()
 
@@ -56,6 +57,12 @@ class LocalHub(ThreadingHTTPServer):
             if base == repo and revision in (name or "main", commit(folder)):
                 return folder
         return None
+
+
+    def is_gone(self) -> bool:
+        """Whether it sent as many whole large files as `gone_after` says."""
+        whole = [name for name, asked in self.served if name.endswith(_LARGE) and not asked]
+        return self.gone_after is not None and len(whole) >= self.gone_after
 
 
 @contextmanager
@@ -104,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/models":
             return self._send(json.dumps(self._models(parse_qs(query))).encode(), body)
         asked = _API.fullmatch(path) or _FILE.fullmatch(path)
-        if asked is None or not (self.server.root / asked["repo"]).is_dir():
+        if asked is None or self.server.is_gone() or not (self.server.root / asked["repo"]).is_dir():
             return self._refuse("RepoNotFound")
         folder = self.server.folder(asked["repo"], unquote(asked["revision"] or "main"))
         if folder is None:

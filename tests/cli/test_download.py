@@ -157,6 +157,19 @@ def test_files_that_stay_damaged(hub: LocalHub, machine: Machine, reference: dic
     assert contents(machine.pull()) == reference
 
 
+def test_a_hub_that_dies_on_the_way(hub: LocalHub, machine: Machine, reference: dict[str, bytes]) -> None:
+    """The error is the hub's, not the store's; the next run goes on."""
+    hub.gone_after = 4
+    done = machine.moe("pull", MODEL)
+    assert done.returncode == 7, done.stderr
+    assert "error: the hub did not give model-" in done.stderr
+    assert done.stderr.rstrip().endswith("run the same command again: it goes on")
+    hub.gone_after = None
+    (partial,) = (machine.home / "stores").iterdir()
+    assert (partial / "journal.jsonl").read_text().count("\n") > 1
+    assert contents(machine.pull()) == reference
+
+
 def test_a_header_that_lies(published: Path, tmp_path: Path) -> None:
     shutil.copytree(published / MODEL, tmp_path / "published" / MODEL)
     shard = sorted((tmp_path / "published" / MODEL).glob("*.safetensors"))[0]
