@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 _SPARE = 64 << 20  # bytes of disk to leave
 
 
-def asking(*, yes: bool = False) -> Take:
-    """A download of the whole model, after saying what it takes."""
+def asking(*, yes: bool = False, refuse: Callable[[Path], None] | None = None) -> Take:
+    """A download of the whole model, after saying what it takes. See `PackedAsItComes` for `refuse`."""
 
     def take(offer: Offer) -> None:
+        if refuse is not None:
+            refuse(offer.folder)
         _tell(offer, None, None, yes)
 
     return take
@@ -70,7 +72,9 @@ class PackedAsItComes:
         return self.made
 
 
-def as_packed(format: str | None = None, *, yes: bool = False) -> PackedAsItComes:
+def as_packed(
+    format: str | None = None, *, yes: bool = False, refuse: Callable[[Path], None] | None = None
+) -> PackedAsItComes:
     """How a command that packs on first use downloads, into a `format` where one is asked for."""
 
     def choose() -> Packing:
@@ -78,7 +82,7 @@ def as_packed(format: str | None = None, *, yes: bool = False) -> PackedAsItCome
 
         return first_use.choose(format or first_use.AUTO)
 
-    return PackedAsItComes(choose, on_first_use=format is None, yes=yes)
+    return PackedAsItComes(choose, on_first_use=format is None, yes=yes, refuse=refuse)
 
 
 def _tell(offer: Offer, job: Job | None, store: Path | None, yes: bool) -> None:

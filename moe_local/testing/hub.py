@@ -22,7 +22,8 @@ class LocalHub(ThreadingHTTPServer):
     """Serves folders `owner/name` of a folder as models; `owner/name@v1` is the same one's revision v1.
 
     `cut` is how many bytes of the next large file are sent, `spoilt` how many whole ones are sent with a bit of them
-    changed, `gone_after` how many whole ones are sent before nothing is found any more. `served` has every file that was sent, with the range that was asked for; `tokens` who asked.
+    changed, `gone_after` how many whole ones are sent before nothing is found any more. `served` has every file that
+    was sent, with the range that was asked for; `tokens` who asked.
     """
 
     daemon_threads = True
@@ -57,7 +58,6 @@ class LocalHub(ThreadingHTTPServer):
             if base == repo and revision in (name or "main", commit(folder)):
                 return folder
         return None
-
 
     def is_gone(self) -> bool:
         """Whether it sent as many whole large files as `gone_after` says."""

@@ -245,6 +245,49 @@ def test_killed_at_twenty_moments(machine: Machine, reference: dict[str, bytes])
     assert [folder.name for folder in (machine.home / "stores").iterdir()] == [machine.pull().name]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", MODEL, "--policy", "lruu"],
+        ["bench", MODEL, "--interleave"],
+        ["bench", MODEL, "--prompts", "nowhere.jsonl"],
+        ["eval", MODEL, "--text", "nowhere.txt"],
+        ["eval", MODEL, "--text", "pyproject.toml", "--window", "1"],
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_is_said_before_a_download(hub: LocalHub, machine: Machine, command: list[str]) -> None:
+    done = machine.moe(*command)
+    assert done.returncode == 1, done.stderr
+    assert not hub.served
+
+
+def test_exact_numbers_are_those_of_the_original(machine: Machine) -> None:
+    """What computes in float32 packs nothing, as it comes or later."""
+    few = ["--dtype", "float32", "--limit", "1", "--new-tokens", "2", "--repeat", "1"]
+    done = machine.moe("bench", MODEL, "--json", *few)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["format"] == "bf16"
+    assert len(machine.weights()) > 5
+    assert not (machine.home / "stores").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["chat", "--no-pack"], ["eval", "--text", "pyproject.toml"], ["eval", "--text", "pyproject.toml", "--no-pack"]],
+    ids=" ".join,
+)
+def test_an_encoder_decoder_is_refused_before_its_download(tmp_path: Path, command: list[str]) -> None:
+    folder = tmp_path / "published" / MODEL
+    write_tiny_checkpoint(architecture("switch_transformers"), folder, dtype=torch.bfloat16)
+    with local_hub(tmp_path / "published") as server:
+        machine = Machine(server, tmp_path)
+        done = machine.moe(command[0], MODEL, *command[1:])
+        assert done.returncode == 4, done.stderr
+        assert f"{MODEL} is an encoder-decoder" in done.stderr
+        assert not [name for name, asked in server.served if name.endswith(".safetensors") and not asked]
+
+
 def test_somebody_is_asked(hub: LocalHub, machine: Machine) -> None:
     pexpect = pytest.importorskip("pexpect")
     command = [str(word) for word in [*MOE, "pull", MODEL]]
