@@ -105,7 +105,8 @@ def _tell(offer: Offer, job: Job | None, store: Path | None, yes: bool) -> None:
     if smaller := _smaller(offer):
         stderr.print(f"  smaller   ready-made on the hub: {', '.join(smaller)}", markup=False, soft_wrap=True)
     stderr.print("Go on? [Y/n] ", end="", markup=False)
-    if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+    said = sys.stdin.readline()  # "" at the end of input, where nobody said yes
+    if not said or said.strip().lower() not in ("", "y", "yes"):
         raise MoeLocalError("nothing was downloaded")
 
 

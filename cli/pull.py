@@ -53,11 +53,12 @@ def pull(
         raise CheckpointError(f"{model} is not the name of a hub's model", remedy=f"name it like {EXAMPLE}")
     if revision is not None and name.revision not in (None, revision):
         raise MoeLocalError(f"{model} and --revision {revision} disagree", remedy="give one of them")
+    name = replace(name, revision=revision or name.revision)
     take = asking(yes=yes) if keep_original else as_packed(yes=yes)
     try:
-        found = pull_model(replace(name, revision=revision or name.revision), take)
+        found = pull_model(name, take)
     except DownloadError as error:
-        store = find_model(model)
+        store = find_model(str(name))
         if keep_original or not isinstance(store, Path):
             raise
         stderr.print(f"note: {error.message}; this store of it is here", markup=False, soft_wrap=True)

@@ -170,6 +170,14 @@ def test_a_hub_that_dies_on_the_way(hub: LocalHub, machine: Machine, reference: 
     assert contents(machine.pull()) == reference
 
 
+def test_a_hub_that_falls_silent(hub: LocalHub, machine: Machine) -> None:
+    """While headers are read, which are many: nobody waits for ever, and Ctrl-C does not either."""
+    hub.silent_after = 8
+    done = machine.moe("pull", MODEL, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert done.returncode == 7, done.stderr
+    assert "timed out" in done.stderr
+
+
 def test_a_header_that_lies(published: Path, tmp_path: Path) -> None:
     shutil.copytree(published / MODEL, tmp_path / "published" / MODEL)
     shard = sorted((tmp_path / "published" / MODEL).glob("*.safetensors"))[0]
@@ -288,14 +296,15 @@ def test_an_encoder_decoder_is_refused_before_its_download(tmp_path: Path, comma
         assert not [name for name, asked in server.served if name.endswith(".safetensors") and not asked]
 
 
-def test_somebody_is_asked(hub: LocalHub, machine: Machine) -> None:
+@pytest.mark.parametrize("said", ["n\n", "\x04"], ids=["no", "Ctrl-D"])
+def test_somebody_is_asked(hub: LocalHub, machine: Machine, said: str) -> None:
     pexpect = pytest.importorskip("pexpect")
     command = [str(word) for word in [*MOE, "pull", MODEL]]
     child = pexpect.spawn(command[0], command[1:], env=machine.environment, encoding="utf-8", timeout=60)
     child.expect_exact(f"{MODEL} is not here yet")
     child.expect_exact(f"ready-made on the hub: {MODEL}-GGUF")
     child.expect_exact("Go on? [Y/n] ")
-    child.sendline("n")
+    child.send(said)
     child.expect_exact("error: nothing was downloaded")
     child.expect(pexpect.EOF)
     child.close()
