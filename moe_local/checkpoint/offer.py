@@ -41,11 +41,6 @@ class Offer:
         """Where the model is, once it is here."""
         return self.snapshot / self.name.path
 
-    @property
-    def size(self) -> int:
-        """Bytes of its weights."""
-        return sum(file.size for file in self.weights)
-
     def place(self, file: HubFile) -> Path:
         """Where a file is, once it is here."""
         return self.snapshot / file.path

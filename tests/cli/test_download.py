@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,7 +168,16 @@ def test_a_hub_that_dies_on_the_way(hub: LocalHub, machine: Machine, reference: 
     hub.gone_after = None
     (partial,) = (machine.home / "stores").iterdir()
     assert (partial / "journal.jsonl").read_text().count("\n") > 1
+    before, after = done.stderr.splitlines(), machine.moe("pull", MODEL).stderr.splitlines()
+    assert "in 14 files" in before[1]
+    assert 0 < int(re.findall(r"in (\d+) files", after[1])[0]) < 14  # what is yet to come, and what that takes
+    assert _disk(after[3]) < _disk(before[3])
     assert contents(machine.pull()) == reference
+
+
+def _disk(line: str) -> float:
+    """The KiB of the line that says what a download takes."""
+    return float(re.findall(r"disk +([\d.]+) KiB at most", line)[0])
 
 
 def test_a_hub_that_falls_silent(hub: LocalHub, machine: Machine) -> None:
