@@ -41,7 +41,7 @@ def pull(
     """
     from moe_local.checkpoint.hub import pull as pull_model
     from moe_local.checkpoint.names import EXAMPLE, parse_hub_name
-    from moe_local.store.short_names import find_model
+    from moe_local.store.short_names import find_left_store
 
     from .download import as_packed, asking
     from .session import stderr
@@ -58,8 +58,8 @@ def pull(
     try:
         found = pull_model(name, take)
     except DownloadError as error:
-        store = find_model(str(name))
-        if keep_original or not isinstance(store, Path):
+        store = None if keep_original else find_left_store(name)
+        if store is None:
             raise
         stderr.print(f"note: {error.message}; this store of it is here", markup=False, soft_wrap=True)
         echo(store)

@@ -102,6 +102,28 @@ def test_the_same_store_as_of_the_whole_model(machine: Machine, reference: dict[
     assert alone.stdout.strip() == str(store)
 
 
+def test_a_store_is_of_its_revision_and_folder(published: Path, tmp_path: Path) -> None:
+    """Without a network each is found by its name, and none is taken for another."""
+    root = tmp_path / "published"
+    shutil.copytree(published / MODEL, root / MODEL)
+    shutil.copytree(published / MODEL, root / f"{MODEL}@v1")
+    shutil.copytree(published / MODEL, root / "owner" / "several" / "inner")
+    config = json.loads((root / MODEL / "config.json").read_text())
+    (root / f"{MODEL}@v1" / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
+    with local_hub(root) as server:
+        machine = Machine(server, tmp_path)
+        main = machine.pull(MODEL)
+        alone = machine.moe("pull", MODEL, "--revision", "v1", HF_HUB_OFFLINE="1")
+        assert alone.returncode == 7, alone.stdout
+        for other in (f"{MODEL}@v1", "hf://owner/several/inner"):
+            store = machine.pull(other)
+            assert store != main
+            again = machine.moe("pull", other, HF_HUB_OFFLINE="1")
+            assert again.stdout.strip() == str(store), again.stderr
+            assert f"is run from {store}" in machine.moe("inspect", other, HF_HUB_OFFLINE="1").stderr
+        assert machine.moe("pull", MODEL, HF_HUB_OFFLINE="1").stdout.strip() == str(main)
+
+
 def test_what_runs_a_model_packs_it_as_it_comes(machine: Machine, reference: dict[str, bytes]) -> None:
     done = machine.moe("generate", MODEL, "-p", "hi", "-n", "2", "--json")
     assert done.returncode == 0, done.stderr
