@@ -78,8 +78,7 @@ def live(
         )
     if len(chosen) > 1 and workload.record is not None:
         raise MoeLocalError("--record takes one configuration, and this is a sweep", remedy="record one of them")
-    workload.request()  # refuses what makes no sense before anything is downloaded
-    named = None if model is None else _named(model, chosen[0][0].options(), pack=pack and format is None)
+    named = None if model is None else _named(model, chosen[0][0].options(), workload, pack=pack and format is None)
     asked = Asked(named, workload, pack)
     one = len(chosen) == 1
     report = measured(asked, *chosen[0]) if one else swept(asked, chosen, interleaved=interleave)
@@ -88,13 +87,17 @@ def live(
         raise MoeLocalError(f"{len(failed)} of {len(report['runs'])} configurations failed", remedy=failed[0])
 
 
-def _named(model: str, options: Options, *, pack: bool) -> str:
-    """Where MODEL is, downloaded if need be."""
-    from .download import as_packed
+def _named(model: str, options: Options, workload: WorkloadFlags, *, pack: bool) -> str:
+    """Where MODEL is, downloaded if need be: before that a workload that makes no sense is refused."""
+    from .download import as_packed, asking
     from .session import packs, resolve
 
+    def refuse(folder: Path) -> None:
+        workload.request()
+
     packed = packs(options, pack=pack)
-    return str(resolve(model, stores=packed, take=as_packed() if packed else None))
+    take = as_packed(refuse=refuse) if packed else asking(refuse=refuse)
+    return str(resolve(model, stores=packed, take=take))
 
 
 def replay(
