@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +22,9 @@ from .routing_flags import RoutingFlags
 from .spread import spread
 from .sweep import Asked, configurations, measured, swept
 from .workload import WorkloadFlags
+
+if TYPE_CHECKING:
+    from moe_local.planning.options import Options
 
 _LIVE = "live"
 
@@ -68,26 +71,33 @@ def live(
     `moe-local bench --experts 25%,50%,100%`, `moe-local bench Qwen/Qwen3-30B-A3B --prompts questions.jsonl --by
     category --html report.html`.
     """
-    from .download import as_packed
-    from .session import resolve
-
-    packs = pack and format is None
-    named = None if model is None else str(resolve(model, stores=packs, take=as_packed() if packs else None))
-    asked = Asked(named, workload, pack)
     chosen = configurations(flags, format)
     if len(chosen) == 1 and interleave:
         raise MoeLocalError(
             "--interleave is for several configurations", remedy="give a list, like --policy lru,lfru"
         )
-    if len(chosen) == 1:
-        report = measured(asked, *chosen[0])
-    elif workload.record is not None:
+    if len(chosen) > 1 and workload.record is not None:
         raise MoeLocalError("--record takes one configuration, and this is a sweep", remedy="record one of them")
-    else:
-        report = swept(asked, chosen, interleaved=interleave)
+    named = None if model is None else _named(model, chosen[0][0].options(), workload, pack=pack and format is None)
+    asked = Asked(named, workload, pack)
+    one = len(chosen) == 1
+    report = measured(asked, *chosen[0]) if one else swept(asked, chosen, interleaved=interleave)
     output.tell(report)
     if failed := [run["error"] for run in report["runs"] if "error" in run]:
         raise MoeLocalError(f"{len(failed)} of {len(report['runs'])} configurations failed", remedy=failed[0])
+
+
+def _named(model: str, options: Options, workload: WorkloadFlags, *, pack: bool) -> str:
+    """Where MODEL is, downloaded if need be: before that a workload that makes no sense is refused."""
+    from .download import as_packed, asking
+    from .session import packs, resolve
+
+    def refuse(folder: Path) -> None:
+        workload.request()
+
+    packed = packs(options, pack=pack)
+    take = as_packed(refuse=refuse) if packed else asking(refuse=refuse)
+    return str(resolve(model, stores=packed, take=take))
 
 
 def replay(

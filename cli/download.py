@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 _SPARE = 64 << 20  # bytes of disk to leave
 
 
-def asking(*, yes: bool = False) -> Take:
-    """A download of the whole model, after saying what it takes."""
+def asking(*, yes: bool = False, refuse: Callable[[Path], None] | None = None) -> Take:
+    """A download of the whole model, after saying what it takes. See `PackedAsItComes` for `refuse`."""
 
     def take(offer: Offer) -> None:
+        if refuse is not None:
+            refuse(offer.folder)
         _tell(offer, None, None, yes)
 
     return take
@@ -70,7 +72,9 @@ class PackedAsItComes:
         return self.made
 
 
-def as_packed(format: str | None = None, *, yes: bool = False) -> PackedAsItComes:
+def as_packed(
+    format: str | None = None, *, yes: bool = False, refuse: Callable[[Path], None] | None = None
+) -> PackedAsItComes:
     """How a command that packs on first use downloads, into a `format` where one is asked for."""
 
     def choose() -> Packing:
@@ -78,7 +82,7 @@ def as_packed(format: str | None = None, *, yes: bool = False) -> PackedAsItCome
 
         return first_use.choose(format or first_use.AUTO)
 
-    return PackedAsItComes(choose, on_first_use=format is None, yes=yes)
+    return PackedAsItComes(choose, on_first_use=format is None, yes=yes, refuse=refuse)
 
 
 def _tell(offer: Offer, job: Job | None, store: Path | None, yes: bool) -> None:
@@ -86,10 +90,10 @@ def _tell(offer: Offer, job: Job | None, store: Path | None, yes: bool) -> None:
     StorageError where the disk has no room.
     """
     stderr.print(f"{offer.name} is not here yet, or not all of it", markup=False, soft_wrap=True)
-    most = _most(offer, job)
+    sizes, most = _needs(offer, job, store)
     where = _existing(offer.snapshot if store is None else store)
     free = shutil.disk_usage(where).free
-    for line in _lines(offer, job, store, most, free):
+    for line in _lines(sizes, job, store, most, free):
         stderr.print(f"  {line}", markup=False, soft_wrap=True)
     if free < most + _SPARE:
         raise StorageError(
@@ -101,27 +105,32 @@ def _tell(offer: Offer, job: Job | None, store: Path | None, yes: bool) -> None:
     if smaller := _smaller(offer):
         stderr.print(f"  smaller   ready-made on the hub: {', '.join(smaller)}", markup=False, soft_wrap=True)
     stderr.print("Go on? [Y/n] ", end="", markup=False)
-    if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+    said = sys.stdin.readline()  # "" at the end of input, where nobody said yes
+    if not said or said.strip().lower() not in ("", "y", "yes"):
         raise MoeLocalError("nothing was downloaded")
 
 
-def _lines(offer: Offer, job: Job | None, store: Path | None, most: int, free: int) -> Iterator[str]:
-    count = len(offer.weights)
-    files = f"{count} file{'s' if count > 1 else ''}"
+def _lines(sizes: Sequence[int], job: Job | None, store: Path | None, most: int, free: int) -> Iterator[str]:
+    count = len(sizes)
+    files = f"{count} file{'s' if count != 1 else ''}"
     goes = "" if job is None else f", {'it goes' if count == 1 else 'each goes'} again once packed (--keep-original)"
-    yield f"download  {format_size(offer.size)} in {files}{goes}"
+    yield f"download  {format_size(sum(sizes))} in {files}{goes}"
     if job is not None:
         yield f"packed    {format_size(job.total)} in {store}"
     yield f"disk      {format_size(most)} at most from here on, {format_size(free)} free"
 
 
-def _most(offer: Offer, job: Job | None) -> int:
-    """Bytes of disk that it takes at most, beside what is here."""
+def _needs(offer: Offer, job: Job | None, store: Path | None) -> tuple[list[int], int]:
+    """The bytes of each file that is yet to come, and of disk that all takes at most beside what is here."""
     from moe_local.store.arriving import Arriving
-    from moe_local.store.parts import most_bytes, parts
+    from moe_local.store.packer import left_to_pack
+    from moe_local.store.parts import most_bytes, needed
 
     sizes = Arriving(offer).sizes
-    return sum(sizes.values()) if job is None else most_bytes(parts(job), sizes)
+    if job is None or store is None:
+        return [size for size in sizes.values() if size], sum(sizes.values())
+    left = left_to_pack(job, store)
+    return [sizes[file] for file in needed(left) if sizes[file]], most_bytes(left, sizes)
 
 
 def _smaller(offer: Offer) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moe_local.evaluation.reference import Reference
     from moe_local.planning.options import Options
 
+_PURPOSE = "perplexity"
 _CHARACTERS = 256  # of a text for each token of --limit: more than any tokenizer puts into one, on average
 _MOST = 1 << 30  # characters of a text that is used whole
 _TOKENIZING = 200  # bytes of memory for a character that is turned into tokens, measured
@@ -59,14 +60,13 @@ def evaluate(
     Examples: `moe-local eval Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 20000`, `moe-local eval ./packed
     --against Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 5000`.
     """
-    from .download import as_packed
-    from .session import resolve, stderr
+    from .session import stderr
 
     if limit is not None and limit < 2:
         raise MoeLocalError(f"--limit {limit} is too few tokens to score one", remedy="give at least 2")
-    named = None if model is None else str(resolve(model, stores=pack, take=as_packed() if pack else None))
     content = _read(text, None if limit is None else min(limit, _MOST) * _CHARACTERS)
     request = _Request(content, window, stride, limit, pack, flags.options())
+    named = None if model is None else _named(model, request)
     with ExitStack() as stack:
         reference = None if against is None else _run_reference(against, request, stack)
         out = _run(named, request, reference)
@@ -137,6 +137,16 @@ class _Kept:
     predictions: Reference
 
 
+def _named(model: str, request: _Request) -> str:
+    """Where MODEL is, downloaded if need be: before the reference is run, which may take long."""
+    from .download import as_packed, asking
+    from .session import packs, refusing, resolve
+
+    refuse, packed = refusing(_PURPOSE), packs(request.options, pack=request.pack)
+    take = as_packed(refuse=refuse) if packed else asking(refuse=refuse)
+    return str(resolve(model, stores=packed, take=take))
+
+
 def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
     from moe_local.evaluation.perplexity import evaluate, vocabulary_size
     from moe_local.evaluation.reference import reference_bytes, reference_file
@@ -144,7 +154,7 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
 
     from .session import load, progress, stderr
 
-    with load(model, replace(request.to_load(), activations="bf16"), pack=False, purpose="perplexity") as engine:
+    with load(model, replace(request.to_load(), activations="bf16"), pack=False, purpose=_PURPOSE) as engine:
         ids, (window, stride) = request.ids(engine), request.sizes(engine)
         windows(len(ids), window, stride)  # refuses before anything is written
         vocabulary = vocabulary_size(engine.model)
@@ -172,7 +182,7 @@ def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[
 
     from .session import load, progress
 
-    with load(model, request.to_load(), pack=request.pack, purpose="perplexity") as engine:
+    with load(model, request.to_load(), pack=request.pack, purpose=_PURPOSE) as engine:
         ids = request.ids(engine)
         window, stride = request.sizes(engine) if reference is None else reference.sizes
         if reference is not None:

@@ -41,7 +41,7 @@ def pull(
     """
     from moe_local.checkpoint.hub import pull as pull_model
     from moe_local.checkpoint.names import EXAMPLE, parse_hub_name
-    from moe_local.store.short_names import find_model
+    from moe_local.store.short_names import find_left_store
 
     from .download import as_packed, asking
     from .session import stderr
@@ -53,12 +53,13 @@ def pull(
         raise CheckpointError(f"{model} is not the name of a hub's model", remedy=f"name it like {EXAMPLE}")
     if revision is not None and name.revision not in (None, revision):
         raise MoeLocalError(f"{model} and --revision {revision} disagree", remedy="give one of them")
+    name = replace(name, revision=revision or name.revision)
     take = asking(yes=yes) if keep_original else as_packed(yes=yes)
     try:
-        found = pull_model(replace(name, revision=revision or name.revision), take)
+        found = pull_model(name, take)
     except DownloadError as error:
-        store = find_model(model)
-        if keep_original or not isinstance(store, Path):
+        store = None if keep_original else find_left_store(name)
+        if store is None:
             raise
         stderr.print(f"note: {error.message}; this store of it is here", markup=False, soft_wrap=True)
         echo(store)

@@ -90,19 +90,27 @@ def files_of(
 ) -> str | Path | ModelFiles:
     """What `load_files` takes: the files of a model, packed first as `load` does; or its name, where they are not."""
     _quiet_libraries()
-    packs = format is not None or (pack and model is not None and options.dtype != "float32")
-    take = as_packed(format) if packs else None
-    if take is not None and purpose is not None:
-        take.refuse = partial(_assert_goes_on, purpose=purpose)
-    named = resolve(model, stores=packs and format is None, take=take)
-    if purpose is not None:
-        _assert_goes_on(named, purpose)
+    packed = format is not None or (model is not None and packs(options, pack=pack))
+    refuse = None if purpose is None else refusing(purpose)
+    take = as_packed(format, refuse=refuse) if packed else None
+    named = resolve(model, stores=packed and format is None, take=take or asking(refuse=refuse))
+    if refuse is not None:
+        refuse(named)
     made = take is not None and take.made == named
-    return _packed(named, format, options.dtype) if packs and not made else named
+    return _packed(named, format, options.dtype) if packed and not made else named
+
+
+def packs(options: Options, *, pack: bool) -> bool:
+    """Whether a model is packed on first use: not where its own numbers are to be computed with exactly."""
+    return pack and options.dtype != "float32"
+
+
+def refusing(purpose: str) -> Callable[[Path], None]:
+    """What refuses the folder of an encoder-decoder, by its config.json if it has one: UnsupportedError."""
+    return partial(_assert_goes_on, purpose=purpose)
 
 
 def _assert_goes_on(model: Path, purpose: str) -> None:
-    """Refuses an encoder-decoder by its config.json, if it has one."""
     from moe_local.checkpoint.architecture import is_encoder_decoder
     from moe_local.checkpoint.json_file import read_json
     from moe_local.checkpoint.names import named_by

@@ -106,7 +106,7 @@ def pull(name: HubName, take: Take | None = None) -> LocalCopy:
                 f"the disk is full: {name} was not downloaded whole",
                 remedy="free some space and run it again: it resumes",
             ) from error
-        if (folder := _cached_folder(name)) is None:
+        if (folder := cached_folder(name)) is None:
             raise _refusal(name, error) from error
         return _cached(name, folder, first_line(error))
 
@@ -170,7 +170,7 @@ def _listing(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
-def _cached_folder(name: HubName) -> Path | None:
+def cached_folder(name: HubName) -> Path | None:
     """What the hub's cache holds of a revision, whole or not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

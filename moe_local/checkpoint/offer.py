@@ -11,7 +11,7 @@ from time import time
 from typing import Any
 
 from moe_local.checkpoint.names import HubName
-from moe_local.errors import DownloadError
+from moe_local.errors import DownloadError, StorageError, first_line
 
 _SHOWN = 3
 _STALE = 600.0  # seconds that nobody wrote a half file for
@@ -41,11 +41,6 @@ class Offer:
         """Where the model is, once it is here."""
         return self.snapshot / self.name.path
 
-    @property
-    def size(self) -> int:
-        """Bytes of its weights."""
-        return sum(file.size for file in self.weights)
-
     def place(self, file: HubFile) -> Path:
         """Where a file is, once it is here."""
         return self.snapshot / file.path
@@ -58,19 +53,12 @@ class Offer:
 def fetch(offer: Offer, file: HubFile, arrived: Callable[[int], None]) -> None:
     """Downloads a file into the hub's cache, or finishes that, and compares it with its SHA-256.
 
-    `arrived` is told of its bytes as they come. Raises DownloadError when it is damaged twice.
+    `arrived` is told of its bytes as they come. Raises DownloadError when it does not come or is damaged twice,
+    StorageError when it cannot be written.
     """
-    from huggingface_hub import hf_hub_download
-
     for again in (False, True):
         _sweep(offer, file)
-        hf_hub_download(
-            offer.name.repo,
-            file.path,
-            revision=offer.snapshot.name,
-            force_download=again,
-            tqdm_class=_counting(arrived),
-        )
+        _download(offer, file, arrived, again=again)
         if is_sound(offer.place(file), file):
             return
     remove(offer.place(file))
@@ -78,6 +66,29 @@ def fetch(offer: Offer, file: HubFile, arrived: Callable[[int], None]) -> None:
         f"{file.path} of {offer.name} came damaged, twice",
         remedy="check the disk and the network, and run the same command again",
     )
+
+
+def _download(offer: Offer, file: HubFile, arrived: Callable[[int], None], *, again: bool) -> None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(
+            offer.name.repo,
+            file.path,
+            revision=offer.snapshot.name,
+            force_download=again,
+            tqdm_class=_counting(arrived),
+        )
+    except Exception as error:  # whatever the hub's client and its network library have
+        if isinstance(error, OSError) and error.errno is not None:  # the hub's own errors have no number
+            raise StorageError(
+                f"cannot write {file.path} of {offer.name} ({error})",
+                remedy="free some space or set HF_HOME to another folder, and run the same command again: it goes on",
+            ) from error
+        raise DownloadError(
+            f"the hub did not give {file.path} of {offer.name} ({first_line(error)})",
+            remedy="check the network and run the same command again: it goes on",
+        ) from error
 
 
 def _sweep(offer: Offer, file: HubFile) -> None:

@@ -52,7 +52,7 @@ def _beginning(offer: Offer, file: HubFile, count: int) -> bytes:
 
 @contextmanager
 def _asked(offer: Offer, file: HubFile, count: int) -> Iterator[Any]:
-    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public in all but its stubs
         build_hf_headers,
         hf_raise_for_status,
@@ -60,6 +60,7 @@ def _asked(offer: Offer, file: HubFile, count: int) -> Iterator[Any]:
 
     url = hf_hub_url(offer.name.repo, file.path, revision=offer.snapshot.name)
     headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+    patience = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds of silence; the session itself has none
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=patience) as response:
         hf_raise_for_status(response)
         yield response

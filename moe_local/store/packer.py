@@ -63,6 +63,17 @@ def pack(job: Job, target: Path, report: Report | None = None, shards: Shards | 
         raise StorageError(f"cannot pack into {target} ({error})", remedy="name another folder") from error
 
 
+def left_to_pack(job: Job, target: Path) -> list[Part]:
+    """The parts that `pack` would write: all of them, or what an earlier run into `target` left."""
+    journal = Journal.read(_partial(target), job.identity)
+    return [part for part in parts(job) if journal is None or part.name not in journal.done]
+
+
+def _partial(target: Path) -> Path:
+    """Where a store is until it is whole."""
+    return target.with_name(f"{target.name}.partial")
+
+
 def _is_made(target: Path, job: Job) -> bool:
     """Whether the store is there. Raises MoeLocalError when something else is, but for one to be packed again."""
     if is_store(target):
@@ -79,7 +90,7 @@ def _is_made(target: Path, job: Job) -> bool:
 def _pack(job: Job, target: Path, report: Report, shards: Shards) -> Path:
     if _is_made(target, job):  # by whom we waited for
         return target
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _partial(target)
     if not _is_finished(partial, job):
         journal = Journal.open(partial, job.identity)
         found = parts(job)

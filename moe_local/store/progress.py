@@ -34,16 +34,22 @@ class Journal:
     @classmethod
     def open(cls, partial: Path, identity: dict[str, str]) -> Journal:
         """The journal in `partial`; an empty one where that is of another packing, which is thrown away."""
-        file = partial / JOURNAL
-        lines = _json_lines(file)
-        if not lines or lines[0] != identity:
+        if (journal := cls.read(partial, identity)) is None:
             if partial.exists() and not is_unfinished(partial):
                 raise MoeLocalError(f"{partial} is in the way", remedy="move it, or name another folder")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            journal = cls(file, {}, {})
+            journal = cls(partial / JOURNAL, {}, {})
             journal._append(identity)
-            return journal
+        return journal
+
+    @classmethod
+    def read(cls, partial: Path, identity: dict[str, str]) -> Journal | None:
+        """The journal in `partial`; None where there is none, or that of another packing."""
+        file = partial / JOURNAL
+        lines = _json_lines(file)
+        if not lines or lines[0] != identity:
+            return None
         whole = [line for line in lines[1:] if _is_entry(line) and (partial / line["file"]).is_file()]
         done = {line["file"]: line["checksums"] for line in whole}
         return cls(file, done, {line["file"]: tuple(line["change"]) for line in whole if "change" in line})

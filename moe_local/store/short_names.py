@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from moe_local.checkpoint.hub import local_path
-from moe_local.checkpoint.names import EXAMPLE, parse_hub_name
+from moe_local.checkpoint.hub import cached_folder, local_path
+from moe_local.checkpoint.names import EXAMPLE, HubName, parse_hub_name
 from moe_local.errors import CheckpointError
 from moe_local.registry import closest
 from moe_local.store.known import STORE, Known, known_models
+from moe_local.store.store_index import stores as all_stores
 
 
 def find_model(text: str, *, stores: bool = True, elsewhere: Callable[[], Iterable[str]] = tuple) -> str | Path:
@@ -24,9 +25,9 @@ def find_model(text: str, *, stores: bool = True, elsewhere: Callable[[], Iterab
     name = parse_hub_name(text)
     known = known_models()
     if name is not None:
-        left = _only_stores(str(name), known) if stores else []
+        left = _left_of(name, known) if stores else None
         same = next((each.name for each in known if each.name.casefold() == str(name).casefold()), text)
-        return left[0].where if left else same
+        return left or same
     found = matching(text, known)
     if not found:
         raise CheckpointError(f"{text} does not exist", remedy=_remedy(text, known, elsewhere()))
@@ -48,10 +49,28 @@ def find_known(text: str) -> Known:
     return found[0]
 
 
-def _only_stores(name: str, known: Iterable[Known]) -> list[Known]:
-    """The whole stores of a hub's model, the one used last first; none where its download is here."""
-    of_it = [each for each in known if each.model == name]
-    return [each for each in of_it if each.whole] if all(each.kind == STORE for each in of_it) else []
+def find_left_store(name: HubName) -> Path | None:
+    """The whole store of a hub's model, the one used last; None where its download is here."""
+    return _left_of(name, known_models())
+
+
+def _left_of(name: HubName, known: Sequence[Known]) -> Path | None:
+    """The store of the revision and folder that are meant, else of a model that was named without either."""
+    whole = [each.where for each in known if each.kind == STORE and each.whole]
+    if (exact := _packed_from(name)) & set(whole):
+        return next(store for store in whole if store in exact)
+    of_it = [each for each in known if each.model == str(name)]
+    left = [each.where for each in of_it if each.whole] if all(each.kind == STORE for each in of_it) else []
+    return left[0] if left else None
+
+
+def _packed_from(name: HubName) -> set[Path]:
+    """The stores of a folder or file of the hub's cache; none where its weights are still there."""
+    snapshot = cached_folder(name)
+    source = None if snapshot is None else (snapshot / name.path).resolve()
+    if source is None or source.is_file() or any(source.glob("*.safetensors")):
+        return set()
+    return {stored.directory for stored in all_stores() if stored.source == str(source)}
 
 
 def matching(text: str, known: Iterable[Known]) -> list[Known]:

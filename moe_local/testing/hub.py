@@ -22,7 +22,9 @@ class LocalHub(ThreadingHTTPServer):
     """Serves folders `owner/name` of a folder as models; `owner/name@v1` is the same one's revision v1.
 
     `cut` is how many bytes of the next large file are sent, `spoilt` how many whole ones are sent with a bit of them
-    changed. `served` has every file that was sent, with the range that was asked for; `tokens` who asked.
+    changed, `gone_after` how many whole ones are sent before nothing is found any more, `silent_after` how many
+    files before nothing is answered. `served` has every file that was sent, with the range that was asked for;
+    `tokens` who asked.
     """
 
     daemon_threads = True
@@ -32,6 +34,9 @@ class LocalHub(ThreadingHTTPServer):
         self.root = root
         self.cut: int | None = None
         self.spoilt = 0
+        self.gone_after: int | None = None
+        self.silent_after: int | None = None
+        self.ended = threading.Event()
         self.served: list[tuple[str, str | None]] = []
         self.tokens: set[str | None] = set()
 
@@ -57,6 +62,11 @@ class LocalHub(ThreadingHTTPServer):
                 return folder
         return None
 
+    def is_gone(self) -> bool:
+        """Whether it sent as many whole large files as `gone_after` says."""
+        whole = [name for name, asked in self.served if name.endswith(_LARGE) and not asked]
+        return self.gone_after is not None and len(whole) >= self.gone_after
+
 
 @contextmanager
 def local_hub(root: Path) -> Iterator[LocalHub]:
@@ -66,6 +76,7 @@ def local_hub(root: Path) -> Iterator[LocalHub]:
         try:
             yield server
         finally:
+            server.ended.set()
             server.shutdown()
 
 
@@ -100,11 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.server.tokens.add(self.headers.get("Authorization"))
+        if self.server.silent_after is not None and len(self.server.served) >= self.server.silent_after:
+            self.server.ended.wait()
         path, _, query = self.path.partition("?")
         if path == "/api/models":
             return self._send(json.dumps(self._models(parse_qs(query))).encode(), body)
         asked = _API.fullmatch(path) or _FILE.fullmatch(path)
-        if asked is None or not (self.server.root / asked["repo"]).is_dir():
+        if asked is None or self.server.is_gone() or not (self.server.root / asked["repo"]).is_dir():
             return self._refuse("RepoNotFound")
         folder = self.server.folder(asked["repo"], unquote(asked["revision"] or "main"))
         if folder is None:

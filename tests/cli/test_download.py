@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,28 @@ def test_the_same_store_as_of_the_whole_model(machine: Machine, reference: dict[
     assert alone.stdout.strip() == str(store)
 
 
+def test_a_store_is_of_its_revision_and_folder(published: Path, tmp_path: Path) -> None:
+    """Without a network each is found by its name, and none is taken for another."""
+    root = tmp_path / "published"
+    shutil.copytree(published / MODEL, root / MODEL)
+    shutil.copytree(published / MODEL, root / f"{MODEL}@v1")
+    shutil.copytree(published / MODEL, root / "owner" / "several" / "inner")
+    config = json.loads((root / MODEL / "config.json").read_text())
+    (root / f"{MODEL}@v1" / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
+    with local_hub(root) as server:
+        machine = Machine(server, tmp_path)
+        main = machine.pull(MODEL)
+        alone = machine.moe("pull", MODEL, "--revision", "v1", HF_HUB_OFFLINE="1")
+        assert alone.returncode == 7, alone.stdout
+        for other in (f"{MODEL}@v1", "hf://owner/several/inner"):
+            store = machine.pull(other)
+            assert store != main
+            again = machine.moe("pull", other, HF_HUB_OFFLINE="1")
+            assert again.stdout.strip() == str(store), again.stderr
+            assert f"is run from {store}" in machine.moe("inspect", other, HF_HUB_OFFLINE="1").stderr
+        assert machine.moe("pull", MODEL, HF_HUB_OFFLINE="1").stdout.strip() == str(main)
+
+
 def test_what_runs_a_model_packs_it_as_it_comes(machine: Machine, reference: dict[str, bytes]) -> None:
     done = machine.moe("generate", MODEL, "-p", "hi", "-n", "2", "--json")
     assert done.returncode == 0, done.stderr
@@ -155,6 +178,36 @@ def test_files_that_stay_damaged(hub: LocalHub, machine: Machine, reference: dic
     assert "came damaged, twice" in done.stderr
     assert not machine.weights()
     assert contents(machine.pull()) == reference
+
+
+def test_a_hub_that_dies_on_the_way(hub: LocalHub, machine: Machine, reference: dict[str, bytes]) -> None:
+    """The error is the hub's, not the store's; the next run goes on."""
+    hub.gone_after = 4
+    done = machine.moe("pull", MODEL)
+    assert done.returncode == 7, done.stderr
+    assert "error: the hub did not give model-" in done.stderr
+    assert done.stderr.rstrip().endswith("run the same command again: it goes on")
+    hub.gone_after = None
+    (partial,) = (machine.home / "stores").iterdir()
+    assert (partial / "journal.jsonl").read_text().count("\n") > 1
+    before, after = done.stderr.splitlines(), machine.moe("pull", MODEL).stderr.splitlines()
+    assert "in 14 files" in before[1]
+    assert 0 < int(re.findall(r"in (\d+) files", after[1])[0]) < 14  # what is yet to come, and what that takes
+    assert _disk(after[3]) < _disk(before[3])
+    assert contents(machine.pull()) == reference
+
+
+def _disk(line: str) -> float:
+    """The KiB of the line that says what a download takes."""
+    return float(re.findall(r"disk +([\d.]+) KiB at most", line)[0])
+
+
+def test_a_hub_that_falls_silent(hub: LocalHub, machine: Machine) -> None:
+    """While headers are read, which are many: nobody waits for ever, and Ctrl-C does not either."""
+    hub.silent_after = 8
+    done = machine.moe("pull", MODEL, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert done.returncode == 7, done.stderr
+    assert "timed out" in done.stderr
 
 
 def test_a_header_that_lies(published: Path, tmp_path: Path) -> None:
@@ -232,14 +285,58 @@ def test_killed_at_twenty_moments(machine: Machine, reference: dict[str, bytes])
     assert [folder.name for folder in (machine.home / "stores").iterdir()] == [machine.pull().name]
 
 
-def test_somebody_is_asked(hub: LocalHub, machine: Machine) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", MODEL, "--policy", "lruu"],
+        ["bench", MODEL, "--interleave"],
+        ["bench", MODEL, "--prompts", "nowhere.jsonl"],
+        ["eval", MODEL, "--text", "nowhere.txt"],
+        ["eval", MODEL, "--text", "pyproject.toml", "--window", "1"],
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_is_said_before_a_download(hub: LocalHub, machine: Machine, command: list[str]) -> None:
+    done = machine.moe(*command)
+    assert done.returncode == 1, done.stderr
+    assert not [name for name, asked in hub.served if name.endswith(".safetensors") and not asked]
+
+
+def test_exact_numbers_are_those_of_the_original(machine: Machine) -> None:
+    """What computes in float32 packs nothing, as it comes or later."""
+    few = ["--dtype", "float32", "--limit", "1", "--new-tokens", "2", "--repeat", "1"]
+    done = machine.moe("bench", MODEL, "--json", *few)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["format"] == "bf16"
+    assert len(machine.weights()) > 5
+    assert not (machine.home / "stores").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["chat", "--no-pack"], ["eval", "--text", "pyproject.toml"], ["eval", "--text", "pyproject.toml", "--no-pack"]],
+    ids=" ".join,
+)
+def test_an_encoder_decoder_is_refused_before_its_download(tmp_path: Path, command: list[str]) -> None:
+    folder = tmp_path / "published" / MODEL
+    write_tiny_checkpoint(architecture("switch_transformers"), folder, dtype=torch.bfloat16)
+    with local_hub(tmp_path / "published") as server:
+        machine = Machine(server, tmp_path)
+        done = machine.moe(command[0], MODEL, *command[1:])
+        assert done.returncode == 4, done.stderr
+        assert f"{MODEL} is an encoder-decoder" in done.stderr
+        assert not [name for name, asked in server.served if name.endswith(".safetensors") and not asked]
+
+
+@pytest.mark.parametrize("said", ["n\n", "\x04"], ids=["no", "Ctrl-D"])
+def test_somebody_is_asked(hub: LocalHub, machine: Machine, said: str) -> None:
     pexpect = pytest.importorskip("pexpect")
     command = [str(word) for word in [*MOE, "pull", MODEL]]
     child = pexpect.spawn(command[0], command[1:], env=machine.environment, encoding="utf-8", timeout=60)
     child.expect_exact(f"{MODEL} is not here yet")
     child.expect_exact(f"ready-made on the hub: {MODEL}-GGUF")
     child.expect_exact("Go on? [Y/n] ")
-    child.sendline("n")
+    child.send(said)
     child.expect_exact("error: nothing was downloaded")
     child.expect(pexpect.EOF)
     child.close()
