@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from moe_local.checkpoint.bindings import REFUSED, binding_of, folder_of
 from moe_local.checkpoint.bindings.base import classes_replaced
 from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.models import MODELS
 from moe_local.checkpoint.record import PLAIN
 from moe_local.errors import CheckpointError, UnsupportedError, first_line
 
@@ -36,17 +37,18 @@ _FAMILIES = (
 
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The checkpoint's configuration, built by transformers; never runs code from the checkpoint.
+    """The checkpoint's configuration, of transformers' class or of ours; never runs code from the checkpoint.
 
     Raises UnsupportedError for an unknown model type or one that needs its own code.
     """
     model_type = checkpoint.config.get("model_type")
     where = f"{checkpoint.directory} (model_type {model_type!r})"
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+    known = _config_class(model_type)
+    if known is None:
         if "auto_map" in checkpoint.config:
             raise UnsupportedError(
                 f"{where} needs code from its own repository, which moe-local never runs",
-                remedy="use a model that transformers implements",
+                remedy=f"use a model that transformers implements, or one of {', '.join(MODELS)}",
             )
         raise UnsupportedError(
             f"{where} is unknown to transformers {transformers.__version__}",
@@ -54,8 +56,8 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         )
     _assert_plausible(checkpoint)
     try:
-        if checkpoint.gguf:
-            config = CONFIG_MAPPING[model_type].from_dict(checkpoint.config)
+        if checkpoint.gguf or model_type in MODELS:
+            config = known.from_dict(checkpoint.config)
         else:
             config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
         if (binding := binding_of(type(config))) is not None:
@@ -68,6 +70,15 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     _drop_quantization(config)
     _assert_rotary(config, checkpoint.config_file)
     return cast("PreTrainedConfig", config)
+
+
+def _config_class(model_type: object) -> type[PreTrainedConfig] | None:
+    """Ours where there is one; None for a type that nobody knows."""
+    if isinstance(model_type, str) and model_type in MODELS:
+        return cast("type[PreTrainedConfig]", MODELS[model_type].config_class)
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        return cast("type[PreTrainedConfig]", CONFIG_MAPPING[model_type])
+    return None
 
 
 def _drop_quantization(config: PreTrainedConfig) -> None:
@@ -109,16 +120,17 @@ def _assert_plausible(checkpoint: Checkpoint) -> None:
 
 def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of a model that makes one text of another, rather than go on with it."""
-    kind = config.get("model_type")
-    known = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    known = _config_class(config.get("model_type"))
     return bool(config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)))
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class to load: the one that `architectures` names, else the generating one for its configuration."""
+    """The class to load: ours, else the one `architectures` names, else the generating one for its configuration."""
     names = config.architectures or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"config.json has the architectures {names!r}", remedy="download it again")
+    if config.model_type in MODELS:
+        return MODELS[config.model_type]
     name = next(iter(names), "")
     named = _class_named(name)
     if named is not None and named.can_generate():

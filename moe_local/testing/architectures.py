@@ -1,4 +1,4 @@
-"""Which MoE architectures the installed transformers has: discovered from its source and from the bindings."""
+"""Which MoE architectures there are: discovered from transformers' source and the bindings, and ours."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moe_local.checkpoint.bindings import BINDINGS
+from moe_local.checkpoint.models import MODELS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ READ_EMBEDDINGS = frozenset({"Qwen3OmniMoeTalkerForConditionalGeneration"})
 
 @dataclass(frozen=True)
 class Architecture:
-    """One experts class of transformers, or MoE block that has a binding, and the model to load it with.
+    """One experts class, of transformers or ours, or MoE block that has a binding, and the model to load it with.
 
     Most modeling files define one experts class; a file with several gives one architecture for each.
     """
@@ -37,7 +38,7 @@ class Architecture:
     id: str
     """Unique: the name, and what tells it from others of the same name."""
     name: str
-    """The folder under `transformers.models`, such as `qwen3_moe`."""
+    """The folder under `transformers.models`, such as `qwen3_moe`, or the file of ours."""
     experts_class: type[nn.Module]
     model_class: type[PreTrainedModel]
     config_class: type[PreTrainedConfig]
@@ -63,7 +64,7 @@ class Architecture:
 
 @functools.cache
 def architectures() -> tuple[Architecture, ...]:
-    """Every experts class of the installed transformers, in the order of the folders' names.
+    """Every experts class of the installed transformers, in the order of the folders' names; then ours.
 
     Where a text model exists by itself it is preferred, then a composite model that generates text, then
     whatever contains the experts. Reads the source of every modeling file and imports only those that
@@ -72,7 +73,7 @@ def architectures() -> tuple[Architecture, ...]:
     Raises:
         LookupError: no model of its file contains an experts class.
     """
-    return tuple(found for path in _modeling_files() for found in _architectures_of(path, TEXT_FIRST))
+    return tuple(found for file in _modeling_files() for found in _architectures_of(*file, TEXT_FIRST))
 
 
 @functools.cache
@@ -81,7 +82,7 @@ def whole_architectures() -> tuple[Architecture, ...]:
 
     Checkpoints of these families are mostly published whole, and their tensors are named differently.
     """
-    wholes = [found for path in _modeling_files() for found in _architectures_of(path, WHOLE_FIRST)]
+    wholes = [found for file in _modeling_files() for found in _architectures_of(*file, WHOLE_FIRST)]
     text_only = {found.model_class for found in architectures()}
     others = [found for found in wholes if found.model_class not in text_only]
     return tuple(dataclasses.replace(found, id=f"{found.id}-whole") for found in others)
@@ -100,11 +101,18 @@ def architecture(name: str) -> Architecture:
 
 
 @functools.cache
-def _modeling_files() -> tuple[Path, ...]:
+def _modeling_files() -> tuple[tuple[str, str], ...]:
+    """An architecture's name, and the module that defines it."""
     import transformers
 
-    models = sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"))
-    return tuple(path for path in models if path.parent.name in BINDINGS or _has_interface(path))
+    paths = sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"))
+    theirs = [
+        (path.parent.name, f"transformers.models.{path.parent.name}.{path.stem}")
+        for path in paths
+        if path.parent.name in BINDINGS or _has_interface(path)
+    ]
+    ours = [model.__module__ for model in MODELS.values()]
+    return *theirs, *((module.rpartition(".")[2], module) for module in ours)
 
 
 def _has_interface(path: Path) -> bool:
@@ -112,9 +120,8 @@ def _has_interface(path: Path) -> bool:
     return any(mark in text for mark in EXPERTS_INTERFACE)
 
 
-def _architectures_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Architecture]:
-    name = path.parent.name
-    module = importlib.import_module(f"transformers.models.{name}.{path.stem}")
+def _architectures_of(name: str, path: str, suffixes: tuple[str, ...]) -> Iterator[Architecture]:
+    module = importlib.import_module(path)
     experts_classes = _bound_blocks(name) if name in BINDINGS else _experts_classes(module)
     for experts_class in experts_classes:
         model_class = _model_class_for(experts_class, module, suffixes)
@@ -130,8 +137,8 @@ def _architectures_of(path: Path, suffixes: tuple[str, ...]) -> Iterator[Archite
 def _experts_classes(module: ModuleType) -> list[type[nn.Module]]:
     from torch import nn
 
-    # The decorator puts `_apply_gate` on the very class that it decorates.
-    return [cls for cls in _own_classes(module) if issubclass(cls, nn.Module) and "_apply_gate" in vars(cls)]
+    # The decorator puts `_apply_gate` on the class that it decorates; ours inherit it.
+    return [cls for cls in _own_classes(module) if issubclass(cls, nn.Module) and hasattr(cls, "_apply_gate")]
 
 
 def _bound_blocks(name: str) -> list[type[nn.Module]]:

@@ -24,6 +24,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "n_layers": NUM_LAYERS,
         "max_seq_len": 512,
     },
+    "DeepseekConfig": {"first_k_dense_replace": 1, "n_shared_experts": 2},
     "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "DiffusionGemmaTextConfig": {"global_head_dim": 32},
     "Dots1Config": {"n_shared_experts": 1},
