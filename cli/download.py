@@ -85,6 +85,11 @@ def as_packed(
     return PackedAsItComes(choose, on_first_use=format is None, yes=yes, refuse=refuse)
 
 
+def waiting() -> None:
+    """Says that another process downloads the same model."""
+    stderr.print("another process downloads this model: waiting for it", markup=False)
+
+
 def _tell(offer: Offer, job: Job | None, store: Path | None, yes: bool) -> None:
     """Says what a download takes and asks whether to go on, where somebody is there. Raises MoeLocalError if not,
     StorageError where the disk has no room.

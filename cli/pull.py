@@ -43,7 +43,7 @@ def pull(
     from moe_local.checkpoint.names import EXAMPLE, parse_hub_name
     from moe_local.store.short_names import find_left_store
 
-    from .download import as_packed, asking
+    from .download import as_packed, asking, waiting
     from .session import stderr
 
     name = parse_hub_name(model)
@@ -56,7 +56,7 @@ def pull(
     name = replace(name, revision=revision or name.revision)
     take = asking(yes=yes) if keep_original else as_packed(yes=yes)
     try:
-        found = pull_model(name, take)
+        found = pull_model(name, take, waiting)
     except DownloadError as error:
         store = None if keep_original else find_left_store(name)
         if store is None:

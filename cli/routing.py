@@ -24,7 +24,7 @@ def record(model: str | None, asked: RoutingFlags, options: Options, *, pack: bo
     from .session import load, progress
 
     text = None if asked.text is None else read_text(asked.text, most=asked.tokens * _CHARACTERS, whole=False)
-    with load(model, options, pack=pack) as engine:
+    with load(model, options, pack=pack, purpose="routing token by token") as engine:
         texts = _texts(engine, text, asked.tokens)
         with progress() as report:
             return record_scores(engine, texts, report)

@@ -21,7 +21,7 @@ from moe_local.errors import StorageError
 from moe_local.paths import cache_dir
 from moe_local.units import format_size
 
-from .download import as_packed, asking
+from .download import as_packed, asking, waiting
 from .interrupts import ignored
 from .output import stderr as stderr
 from .output import visible
@@ -61,7 +61,7 @@ def resolve(model: str | None, *, stores: bool = True, take: Take | None = None)
         found = find_model(model, stores=stores, elsewhere=shipped_names)
         if isinstance(found, Path) and is_store(found):
             stderr.print(f"{model} is run from {found}", markup=False, soft_wrap=True)
-        return locate(str(found), take or asking())
+        return locate(str(found), take or asking(), waiting)
     from moe_local.demo import ensure_demo
 
     with progress() as report:

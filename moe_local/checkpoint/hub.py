@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from moe_local.errors import (
     first_line,
     is_disk_full,
 )
+from moe_local.files import locked
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -44,10 +46,11 @@ class LocalCopy:
     unasked: str | None = None  # why the hub was not asked whether there is a newer one
 
 
-def locate(model: str, take: Take | None = None) -> Path:
+def locate(model: str, take: Take | None = None, waiting: Callable[[], None] = lambda: None) -> Path:
     """A model's directory or GGUF file: a path as it is, a hub's model from the local cache or downloaded into it.
 
-    See `pull` for `take`. Raises CheckpointError for what is neither, DownloadError when the hub cannot give it.
+    See `pull` for `take` and `waiting`. Raises CheckpointError for what is neither, DownloadError when the hub cannot
+    give it.
     """
     if not cleaned(model):
         raise CheckpointError("the model's name is empty", remedy=f"name a path or a hub id like {EXAMPLE}")
@@ -58,7 +61,7 @@ def locate(model: str, take: Take | None = None) -> Path:
         raise CheckpointError(
             f"{model} does not exist", remedy=f"name a checkpoint directory or a hub id like {EXAMPLE}"
         )
-    return pull(name, take).path
+    return pull(name, take, waiting).path
 
 
 def _is_mistyped_path(name: HubName) -> bool:
@@ -88,16 +91,17 @@ def local_path(model: str) -> Path | None:
     return None
 
 
-def pull(name: HubName, take: Take | None = None) -> LocalCopy:
+def pull(name: HubName, take: Take | None = None, waiting: Callable[[], None] = lambda: None) -> LocalCopy:
     """Downloads what running a hub's model takes, resuming where it stopped.
 
     `take` is offered a model whose weights are not all here, and may give what it made of it; where it gives None, or
     there is none, the weights are downloaded. Where the hub does not give them, a whole copy in its cache does,
-    whatever put it there. The token comes from `HF_TOKEN` or `hf auth login`. Raises DownloadError, CheckpointError
-    or UnsupportedError.
+    whatever put it there. Another process that takes the same repository is waited for, which `waiting` is told of.
+    The token comes from `HF_TOKEN` or `hf auth login`. Raises DownloadError, CheckpointError or UnsupportedError.
     """
     try:
-        return _download(name, take)
+        with _alone(name, waiting):
+            return _download(name, take)
     except MoeLocalError:
         raise
     except Exception as error:  # whatever the hub's client and its network library have
@@ -109,6 +113,21 @@ def pull(name: HubName, take: Take | None = None) -> LocalCopy:
         if (folder := cached_folder(name)) is None:
             raise _refusal(name, error) from error
         return _cached(name, folder, first_line(error))
+
+
+@contextmanager
+def _alone(name: HubName, waiting: Callable[[], None]) -> Iterator[None]:
+    """While inside, no other process of ours changes what the hub's cache holds of a repository: one that packs it
+    deletes its files. A cache that cannot be written is nobody's to change.
+    """
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / ".locks" / f"models--{name.repo.replace('/', '--')}"
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / "moe-local.lock", waiting))
+        yield
 
 
 def _download(name: HubName, take: Take | None) -> LocalCopy:

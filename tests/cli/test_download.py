@@ -16,7 +16,7 @@ import torch
 
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.hub import LocalHub, local_hub
-from tests.processes import MOE, run, small_disk
+from tests.processes import MOE, PATIENCE, run, small_disk, start
 
 MODEL = "owner/model"
 
@@ -342,3 +342,16 @@ def test_somebody_is_asked(hub: LocalHub, machine: Machine, said: str) -> None:
     child.close()
     assert child.exitstatus == 1
     assert not [name for name, asked in hub.served if name.endswith(".safetensors") and not asked]
+
+
+def test_one_that_packs_deletes_nothing_that_another_keeps(machine: Machine) -> None:
+    """They take turns. Whoever is first, what is kept is there in the end."""
+    commands = [("pull", MODEL), ("pull", MODEL, "--keep-original"), ("pack", MODEL, "--format", "int8")]
+    piped = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [start([*MOE, *command], env=machine.environment, **piped) for command in commands]
+    for child in started:
+        _, said = child.communicate(timeout=PATIENCE)
+        assert child.returncode == 0, said
+    assert len([name for name in machine.weights() if name.endswith(".safetensors")]) > 5
+    stores = [store.name for store in (machine.home / "stores").iterdir()]
+    assert stores and not any(name.endswith((".partial", ".lock")) for name in stores)
