@@ -16,6 +16,7 @@ from moe_local.testing.architectures import Architecture
 from moe_local.testing.gguf_metadata import GEMMA_HEAD, metadata
 from moe_local.testing.gguf_tensors import gguf_tensors
 from moe_local.testing.shrunk_config import VOCAB_SIZE, tiny_config
+from moe_local.testing.shrunk_overrides import OVERRIDES as SHRUNK
 from moe_local.testing.tiny import randomize_
 from moe_local.testing.tokenizer import (
     BOS_ID,
@@ -91,6 +92,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "llama4": {"interleave_moe_layer_step": 2, "moe_layers": [1, 3], "attention_chunk_size": 8192},
 }
 
+DBRX = SHRUNK["DbrxConfig"]
 # Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
 SCALES = {
     "Q2_K": (80, 82),
@@ -177,7 +179,8 @@ def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel
     # The rest as llama.cpp has it, whatever a configuration says
     wanted = {
         **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size", "d_model"), width),
-        "ffn_config": {**given.get("ffn_config", {}), "ffn_hidden_size": width},
+        "attn_config": DBRX["attn_config"],
+        "ffn_config": DBRX["ffn_config"] | {"ffn_hidden_size": width},
         "moe_intermediate_size": max(block, 32),
         "mamba_d_head": 2 * width // given.get("mamba_n_heads", 1),
         "head_dim": given.get("head_dim") if "qk_rope_head_dim" in given else width // tiny.num_attention_heads,
