@@ -46,6 +46,7 @@ class GgufArchitecture:
     experts: tuple[str, str, str] = PROJECTIONS
     names: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)  # of all layers
+    layers: str = "model.layers"
     rotary_permuted: bool = False  # rows of q and k: each head's rotary halves interleaved
     rope_factors: bool = False  # tensors of the file may divide rotary frequencies
     unused: tuple[str, ...] = ()  # tensors that transformers computes itself

@@ -54,7 +54,7 @@ def _to_undo(known: GgufArchitecture, tensors: Mapping[str, GgufTensor]) -> list
     """(prefix of the file's names, name of the checkpoint's tensor, what to undo) wherever all of its parts are."""
     layers = dict.fromkeys(match["layer"] for name in tensors if (match := _IN_LAYER.match(name)))
     places = [("", "", undo) for undo in known.undo_outside]
-    places += [(f"blk.{n}.", f"model.layers.{n}.", undo) for n in layers for undo in known.undo]
+    places += [(f"blk.{n}.", f"{known.layers}.{n}.", undo) for n in layers for undo in known.undo]
     return [
         (prefix, ours + undo.name, undo)
         for prefix, ours, undo in places
@@ -99,13 +99,13 @@ def _entries(known: GgufArchitecture, tensor: GgufTensor, *, as_blocks: bool) ->
     whole = _squeezed(tensor, _whole(tensor, as_blocks=as_blocks or tensor.type not in PLAIN_TYPES))
     if (alone := _ONE_EXPERT.fullmatch(tensor.name)) and f"ffn_{alone['projection']}_exps" not in known.names:
         pattern = known.experts[_EXPERTS[f"ffn_{alone['projection']}_exps"][0]].format(int(alone["expert"]))
-        yield _named(whole, f"model.layers.{alone['layer']}.{pattern}.{alone['kind']}")
+        yield _named(whole, f"{known.layers}.{alone['layer']}.{pattern}.{alone['kind']}")
         return
     match = _IN_LAYER.fullmatch(tensor.name)
     if match is None:
         yield _named(whole, _global_name(known, tensor))
         return
-    prefix, part, kind = f"model.layers.{match['layer']}", match["part"], match["kind"]
+    prefix, part, kind = f"{known.layers}.{match['layer']}", match["part"], match["kind"]
     if (whole_name := known.names.get(f"{part}.{kind}" if kind else part)) is not None:
         yield _named(whole, f"{prefix}.{whole_name}")
     elif part in known.names and kind in ("weight", "bias"):

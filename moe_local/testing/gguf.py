@@ -16,6 +16,7 @@ from moe_local.testing.architectures import Architecture
 from moe_local.testing.gguf_metadata import GEMMA_HEAD, metadata
 from moe_local.testing.gguf_tensors import gguf_tensors
 from moe_local.testing.shrunk_config import VOCAB_SIZE, tiny_config
+from moe_local.testing.shrunk_overrides import OVERRIDES as SHRUNK
 from moe_local.testing.tiny import randomize_
 from moe_local.testing.tokenizer import (
     BOS_ID,
@@ -59,6 +60,10 @@ NAMES = {
     "jamba": "jamba",
     "kimi_linear": "kimi-linear",
     "granitemoeshared": "granitemoe",
+    "deepseek": "deepseek",
+    "grok": "grok",
+    "dbrx": "dbrx",
+    "llama4": "llama4",
 }
 ALIKE = {"glm4_moe_lite": "deepseek2", "solar_open": "glm4moe"}  # read as another class that calculates the same
 # What llama.cpp demands of some
@@ -83,8 +88,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v32": {**INDEXER},
     "glm_moe_dsa": {**INDEXER, "indexer_types": ["full", "shared", "full", "shared"]},
     "phimoe": {"lm_head_bias": True, "attention_bias": True},
+    "grok": {"tie_word_embeddings": True},
+    "llama4": {"interleave_moe_layer_step": 2, "moe_layers": [1, 3], "attention_chunk_size": 8192},
 }
 
+DBRX = SHRUNK["DbrxConfig"]
 # Where the blocks of a type have their float16 scales: byte offsets. The rest may be anything.
 SCALES = {
     "Q2_K": (80, 82),
@@ -164,17 +172,20 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 def _model(architecture: Architecture, block: int, seed: int) -> PreTrainedModel:
     """A tiny model whose rows are whole blocks."""
-    given = tiny_config(architecture).to_dict()
+    tiny = tiny_config(architecture)
+    given = tiny.to_dict()
     given.pop("per_layer_config", None)
     width = max(block, 64)
     # The rest as llama.cpp has it, whatever a configuration says
     wanted = {
-        **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size"), width),
+        **dict.fromkeys(("hidden_size", "intermediate_size", "shared_expert_intermediate_size", "d_model"), width),
+        "attn_config": DBRX["attn_config"],
+        "ffn_config": DBRX["ffn_config"] | {"ffn_hidden_size": width},
         "moe_intermediate_size": max(block, 32),
         "mamba_d_head": 2 * width // given.get("mamba_n_heads", 1),
-        "head_dim": given.get("head_dim") if "qk_rope_head_dim" in given else width // given["num_attention_heads"],
+        "head_dim": given.get("head_dim") if "qk_rope_head_dim" in given else width // tiny.num_attention_heads,
         "tie_word_embeddings": architecture.name == "lfm2_moe",
-        "norm_topk_prob": architecture.name not in ("qwen2_moe", "olmoe", "deepseek_v2"),
+        "norm_topk_prob": architecture.name not in ("qwen2_moe", "olmoe", "deepseek", "deepseek_v2"),
         "sliding_window": given.get("sliding_window") if architecture.name == "gpt_oss" else None,
         "use_sliding_window": False,
         # Granite's, as in its published checkpoints: none of them one

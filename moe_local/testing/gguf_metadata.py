@@ -168,6 +168,46 @@ def _gemma(config: Any) -> Values:
     }
 
 
+def _deepseek(config: Any) -> Values:
+    return {
+        **wide_experts(config),
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": 1.0,
+        "leading_dense_block_count": config.first_k_dense_replace,
+        "rope.dimension_count": head_width(config),
+        "rope.scaling.type": "none",
+    }
+
+
+def _grok(config: Any) -> Values:
+    return {
+        "attention.output_scale": config.attn_output_multiplier,
+        "attn_logit_softcapping": config.max_attn_value,
+        "router_logit_softcapping": 30.0,  # which nobody applies
+        "embedding_scale": config.embedding_multiplier_scale,
+        "logit_scale": config.output_multiplier_scale,
+    }
+
+
+def _dbrx(config: Any) -> Values:
+    return {
+        "feed_forward_length": config.ffn_config.ffn_hidden_size,
+        "expert_count": config.ffn_config.moe_num_experts,
+        "expert_used_count": config.ffn_config.moe_top_k,
+        "attention.clamp_kqv": float(config.attn_config.clip_qkv),
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+
+
+def _llama4(config: Any) -> Values:
+    return {
+        "feed_forward_length": config.intermediate_size_mlp,
+        "expert_feed_forward_length": config.intermediate_size,
+        "interleave_moe_layer_step": config.interleave_moe_layer_step,
+        "rope.dimension_count": head_width(config),
+    }
+
+
 OWN: dict[str, Callable[[Any], Values]] = {
     "qwen3moe": wide_experts,
     "qwen2moe": with_shared_expert,
@@ -202,4 +242,8 @@ OWN: dict[str, Callable[[Any], Values]] = {
     "mistral4": _latent,
     "deepseek32": _indexed,
     "glm-dsa": _indexed,
+    "deepseek": _deepseek,
+    "grok": _grok,
+    "dbrx": _dbrx,
+    "llama4": _llama4,
 }

@@ -19,6 +19,7 @@ Write = Callable[[str, Tensor, Any], "Pieces | None"]  # name in the layer, numb
 
 PERMUTED = {
     "llama",
+    "deepseek",
     "granitemoe",
     "granitehybrid",
 }  # architectures whose conversion interleaves the rotary halves of q and k
@@ -95,11 +96,10 @@ def _put_back(tensor: Tensor, write: Callable[[Tensor], Pieces], name: str) -> C
 def _pieces(
     path: str, tensor: Tensor, config: PreTrainedConfig, name: str, mapping: gguf.TensorNameMap, *, fused: bool
 ) -> Pieces:
-    layer = re.match(r"model\.layers\.(\d+)\.(.*)", path)
-    if layer is not None and ".experts." in path:
-        pieces: Pieces | None = _experts(path.rpartition(".")[2], tensor, alternate=name == "gpt-oss", fused=fused)
-    else:
-        pieces = WRITE[name](layer[2] if layer else path, tensor, config) if name in WRITE else None
+    layer = re.match(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.(.*)", path)
+    pieces = WRITE[name](layer[2] if layer else path, tensor, config) if name in WRITE else None
+    if pieces is None and layer is not None and ".experts." in path:
+        pieces = _experts(path.rpartition(".")[2], tensor, alternate=name == "gpt-oss", fused=fused)
     if pieces is None:
         return {_mapped(path, mapping): _permuted(path, tensor, config, name)}
     return {f"blk.{layer[1]}.{part}" if layer else part: numbers for part, numbers in pieces.items()}
@@ -252,7 +252,34 @@ def _gemma(path: str, tensor: Tensor, config: Any) -> Pieces | None:
     return {scales[path]: tensor} if path in scales else None
 
 
+def _grok(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    norms = {
+        "post_attention_layernorm.weight": "attn_output_norm.weight",
+        "pre_feedforward_layernorm.weight": "ffn_norm.weight",
+        "post_feedforward_layernorm.weight": "layer_output_norm.weight",
+    }
+    return {norms[path]: tensor} if path in norms else None
+
+
+def _dbrx(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    if ".experts." not in path:
+        return None
+    each = tensor.view(config.ffn_config.moe_num_experts, -1, config.d_model)
+    kind = path.rpartition(".")[2]
+    part = {"w1": "ffn_gate_exps", "v1": "ffn_up_exps", "w2": "ffn_down_exps"}[kind]
+    return {f"{part}.weight": each.transpose(1, 2) if kind == "w2" else each}
+
+
+def _llama4(path: str, tensor: Tensor, config: Any) -> Pieces | None:
+    """The experts' matrices, which are transposed there."""
+    kind = path.rpartition(".")[2]
+    return _experts(kind, tensor.transpose(1, 2), alternate=False, fused=False) if ".experts." in path else None
+
+
 WRITE: dict[str, Write] = {
+    "grok": _grok,
+    "dbrx": _dbrx,
+    "llama4": _llama4,
     "granitemoe": _granite,
     "granitehybrid": _granite,
     "nemotron_h_moe": _nemotron,

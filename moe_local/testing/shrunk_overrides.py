@@ -44,6 +44,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "shared_intermediate_size": 48,
     },
+    # So low a cap that it would show if it was forgotten; scales of few digits, as a GGUF file keeps seven.
+    "Grok1Config": {
+        "max_attn_value": 0.5,
+        "attn_output_multiplier": 0.0884,
+        "embedding_multiplier_scale": 78.384,
+        "output_multiplier_scale": 0.577,
+    },
     "HunYuanMoEV1Config": {"head_dim": 16},
     "HYV4VLTextConfig": {"rope_parameters": _mrope([2, 1, 1])},
     "InklingAudioConfig": {"mel_vocab_size": 4},

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from moe_local import Options
 from moe_local.checkpoint.files import Checkpoint
+from moe_local.checkpoint.models.grok import Grok1Config
 from moe_local.engine import load
 from moe_local.errors import CheckpointError, MoeLocalError, UnsupportedError
 from moe_local.store import first_use, pack
@@ -80,7 +81,7 @@ def _divide(model: PreTrainedModel, factors: Iterable[float]) -> list[float]:
     return given
 
 
-@pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "llama4"])
 @pytest.mark.parametrize("linear", [1.0, 2.0])
 def test_factors_of_positions(name: str, linear: float, tmp_path: Path) -> None:
     model = write_tiny_gguf(architecture(name), tmp_path / "a.gguf", "F32")
@@ -155,7 +156,15 @@ def one_by_one(tensor: Any) -> Pieces:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("mixtral", "Q4_0"), ("mixtral", "F16"), ("qwen2_moe", "Q8_0"), ("lfm2_moe", "F32")]
+    ("name", "kind"),
+    [
+        ("mixtral", "Q4_0"),
+        ("mixtral", "F16"),
+        ("qwen2_moe", "Q8_0"),
+        ("lfm2_moe", "F32"),
+        ("dbrx", "F16"),
+        ("grok", "F32"),
+    ],
 )
 def test_experts_one_by_one(name: str, kind: str, tmp_path: Path) -> None:
     model = write_tiny_gguf(architecture(name), tmp_path / "a.gguf", kind)
@@ -270,6 +279,35 @@ def test_latent_attention_before_it_was_split(name: str, tmp_path: Path) -> None
         },
     )
     assert_is(file, name, model, tokens=12)
+
+
+def test_grok_of_before_its_scales_were_written(tmp_path: Path) -> None:
+    model: Any = write_tiny_gguf(architecture("grok"), tmp_path / "a.gguf", "F32")
+    keys = ("attention.output_scale", "attn_logit_softcapping", "embedding_scale", "logit_scale")
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", drop=keys)
+    as_published = Grok1Config()
+    for name in ("embedding_multiplier_scale", "output_multiplier_scale"):
+        setattr(model.config, name, getattr(as_published, name))
+    for layer in model.model.layers:
+        layer.self_attn.scaling = as_published.attn_output_multiplier
+        layer.self_attn.attn_logit_softcapping = as_published.max_attn_value
+    assert_is(file, "grok", model)
+
+
+def test_grok_2_is_refused(tmp_path: Path) -> None:
+    """Which has a dense MLP beside the experts."""
+    write_tiny_gguf(architecture("grok"), tmp_path / "a.gguf", "F32")
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", more={"blk.0.ffn_up.weight": [[1.0] * 64]})
+    with pytest.raises(UnsupportedError, match=r"'blk\.0\.ffn_up\.weight' .* not understood"):
+        Checkpoint.open(file)
+
+
+def test_llama4_of_128_experts_has_no_norms_of_queries_and_keys(tmp_path: Path) -> None:
+    write_tiny_gguf(architecture("llama4"), tmp_path / "a.gguf", "F32")
+    more = {"expert_count": (GGUFValueType.UINT32, 128)}
+    file = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", add=more)
+    assert Checkpoint.open(tmp_path / "a.gguf").config["use_qk_norm"]
+    assert not Checkpoint.open(file).config["use_qk_norm"]
 
 
 def test_a_dense_model_of_an_architecture_that_may_have_experts(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeMLP, Qwen2MoeTopKRouter
+from transformers.models.qwen2_moe.modeling_qwen2_moe import (
+    Qwen2MoeExperts,
+    Qwen2MoeMLP,
+    Qwen2MoePreTrainedModel,
+    Qwen2MoeTopKRouter,
+)
 
 
 class DeepseekConfig(LlamaConfig):  # type: ignore[misc]
@@ -26,8 +31,8 @@ class DeepseekConfig(LlamaConfig):  # type: ignore[misc]
     norm_topk_prob: bool = False
     scoring_func: str = "softmax"
 
-    def validate_architecture(self) -> None:
-        super().validate_architecture()
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
         if self.scoring_func != "softmax":
             raise ValueError(f"experts are scored by {self.scoring_func!r}, not by a softmax")
 
@@ -57,7 +62,9 @@ class DeepseekDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
             self.mlp = DeepseekMoe(config)
 
 
-class DeepseekModel(LlamaModel):  # type: ignore[misc]
+class DeepseekModel(LlamaModel, Qwen2MoePreTrainedModel):  # type: ignore[misc]
+    """Of Qwen2-MoE it has how experts and routers are initialised."""
+
     config_class = DeepseekConfig
 
     def __init__(self, config: DeepseekConfig) -> None:
@@ -66,7 +73,7 @@ class DeepseekModel(LlamaModel):  # type: ignore[misc]
         self.post_init()
 
 
-class DeepseekForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+class DeepseekForCausalLM(LlamaForCausalLM, Qwen2MoePreTrainedModel):  # type: ignore[misc]
     config_class = DeepseekConfig
 
     def __init__(self, config: DeepseekConfig) -> None:
@@ -75,5 +82,6 @@ class DeepseekForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         self.post_init()
 
 
+AutoConfig.register("deepseek", DeepseekConfig, exist_ok=True)
 # An expert at a time, as Qwen's are published.
 register_checkpoint_conversion_mapping("deepseek", get_checkpoint_conversion_mapping("qwen2_moe"), overwrite=True)

@@ -9,15 +9,14 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any, ClassVar, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention, Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts, MixtralPreTrainedModel, MixtralTopKRouter
 
 _NORMS = {
     "pre_attn_norm": "input_layernorm",
@@ -47,10 +46,10 @@ class Grok1Config(LlamaConfig):  # type: ignore[misc]
     tie_word_embeddings: bool = True
     num_experts: int = 8
     num_experts_per_tok: int = 2
-    attn_output_multiplier: float = 128**-0.5
-    max_attn_value: float = 30.0
-    embedding_multiplier_scale: float = 6144**0.5
-    output_multiplier_scale: float = 3**-0.5
+    attn_output_multiplier: float | int = 128**-0.5
+    max_attn_value: float | int = 30.0
+    embedding_multiplier_scale: float | int = 6144**0.5
+    output_multiplier_scale: float | int = 3**-0.5
 
     @property
     def query_pre_attn_scalar(self) -> float:
@@ -62,12 +61,7 @@ class Grok1Experts(MixtralExperts):  # type: ignore[misc]
     """All of a layer."""
 
 
-class Grok1Router(nn.Module):
-    def __init__(self, config: Grok1Config) -> None:
-        super().__init__()
-        self.top_k = config.num_experts_per_tok
-        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
-
+class Grok1Router(MixtralTopKRouter):  # type: ignore[misc]
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hidden [T, H] -> logits [T, experts], weights [T, k] and index [T, k] of the chosen ones."""
         logits = F.linear(hidden.float(), self.weight.float())
@@ -95,7 +89,9 @@ class Grok1DecoderLayer(Gemma2DecoderLayer):  # type: ignore[misc]
             setattr(self, name, LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
 
-class Grok1Model(LlamaModel):  # type: ignore[misc]
+class Grok1Model(LlamaModel, MixtralPreTrainedModel):  # type: ignore[misc]
+    """Of Mixtral it has how experts and routers are initialised."""
+
     config_class = Grok1Config
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False  # torch's kernel caps no scores
     _can_record_outputs: ClassVar[dict[str, type]] = {
@@ -113,7 +109,7 @@ class Grok1Model(LlamaModel):  # type: ignore[misc]
         return super().forward(inputs_embeds=embeddings * self.config.embedding_multiplier_scale, **kwargs)
 
 
-class Grok1ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+class Grok1ForCausalLM(LlamaForCausalLM, MixtralPreTrainedModel):  # type: ignore[misc]
     config_class = Grok1Config
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False
 
@@ -129,6 +125,7 @@ class Grok1ForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         return out
 
 
+AutoConfig.register("grok-1", Grok1Config, exist_ok=True)
 register_checkpoint_conversion_mapping(
     "grok-1",
     [
