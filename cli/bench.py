@@ -89,15 +89,12 @@ def live(
 
 def _named(model: str, options: Options, workload: WorkloadFlags, *, pack: bool) -> str:
     """Where MODEL is, downloaded if need be: before that a workload that makes no sense is refused."""
-    from .download import as_packed, asking
-    from .session import packs, resolve
+    from .session import located
 
     def refuse(folder: Path) -> None:
         workload.request()
 
-    packed = packs(options, pack=pack)
-    take = as_packed(refuse=refuse) if packed else asking(refuse=refuse)
-    return str(resolve(model, stores=packed, take=take))
+    return located(model, options, refuse, pack=pack)
 
 
 def replay(

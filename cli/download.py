@@ -51,7 +51,6 @@ class PackedAsItComes:
     refuse: Callable[[Path], None] | None = None
 
     def __call__(self, offer: Offer) -> Path | None:
-        from moe_local.checkpoint.names import GGUF_SUFFIX
         from moe_local.store import cached_store, is_store, pack
         from moe_local.store.arriving import Arriving, plan_arriving
 
@@ -59,8 +58,7 @@ class PackedAsItComes:
 
         if self.refuse is not None:
             self.refuse(offer.folder)
-        whole = offer.weights[0].path.endswith(GGUF_SUFFIX)
-        self.job = None if whole else plan_arriving(offer, self.choose(), on_first_use=self.on_first_use)
+        self.job = None if offer.is_gguf else plan_arriving(offer, self.choose(), on_first_use=self.on_first_use)
         if self.job is None:
             _tell(offer, None, None, self.yes)
             return None
@@ -139,10 +137,9 @@ def _needs(offer: Offer, job: Job | None, store: Path | None) -> tuple[list[int]
 
 
 def _smaller(offer: Offer) -> list[str]:
-    from moe_local.checkpoint.names import GGUF_SUFFIX
     from moe_local.checkpoint.offer import ready_made
 
-    return [] if offer.weights[0].path.endswith(GGUF_SUFFIX) else ready_made(offer.name.repo)
+    return [] if offer.is_gguf else ready_made(offer.name.repo)
 
 
 def _existing(folder: Path) -> Path:

@@ -139,12 +139,9 @@ class _Kept:
 
 def _named(model: str, request: _Request) -> str:
     """Where MODEL is, downloaded if need be: before the reference is run, which may take long."""
-    from .download import as_packed, asking
-    from .session import packs, refusing, resolve
+    from .session import located, refusing
 
-    refuse, packed = refusing(_PURPOSE), packs(request.options, pack=request.pack)
-    take = as_packed(refuse=refuse) if packed else asking(refuse=refuse)
-    return str(resolve(model, stores=packed, take=take))
+    return located(model, request.options, refusing(_PURPOSE), pack=request.pack)
 
 
 def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:

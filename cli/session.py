@@ -100,6 +100,13 @@ def files_of(
     return _packed(named, format, options.dtype) if packed and not made else named
 
 
+def located(model: str, options: Options, refuse: Callable[[Path], None], *, pack: bool) -> str:
+    """Where MODEL is before it is loaded, downloaded if need be; `refuse` sees its small files before the large."""
+    packed = packs(options, pack=pack)
+    take = as_packed(refuse=refuse) if packed else asking(refuse=refuse)
+    return str(resolve(model, stores=packed, take=take))
+
+
 def packs(options: Options, *, pack: bool) -> bool:
     """Whether a model is packed on first use: not where its own numbers are to be computed with exactly."""
     return pack and options.dtype != "float32"

@@ -85,6 +85,18 @@ def capacity_slots(trace: Trace, share: float) -> tuple[int, ...]:
     return (slots,) * trace.layers
 
 
+def possible(trace: Trace, shares: Sequence[float]) -> tuple[list[tuple[float, tuple[int, ...]]], dict[float, str]]:
+    """The capacities that hold what one token needs, with their slots, and why the others cannot be."""
+    kept: list[tuple[float, tuple[int, ...]]] = []
+    left_out: dict[float, str] = {}
+    for share in shares:
+        try:
+            kept.append((share, capacity_slots(trace, share)))
+        except MoeLocalError as error:
+            left_out[share] = error.message
+    return kept, left_out
+
+
 def replay(
     trace: Trace,
     policies: Sequence[Policy],

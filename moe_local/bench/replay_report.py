@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_local.bench.predictor_accuracy import choose as choose_predictors
 from moe_local.bench.predictor_accuracy import foresee
-from moe_local.bench.replay import SCOPES, Replay, capacity_slots, choose, replay
+from moe_local.bench.replay import SCOPES, Replay, capacity_slots, choose, possible, replay
 from moe_local.bench.replay_speed import Forecast
 from moe_local.bench.report import head
 from moe_local.bench.routing_stats import routing
@@ -44,7 +44,9 @@ def replay_report(
     forecast = None if question.profile is None else Forecast.of(question.profile, question.model or trace.model)
     policies = choose(question.policies)
     predictors = choose_predictors(question.predictors, trace)
-    kept, left_out = _possible(trace, question.capacities)
+    kept, left_out = possible(trace, question.capacities)
+    if not kept:
+        capacity_slots(trace, question.capacities[0])  # says why
     host = None if question.host is None else capacity_slots(trace, question.host)
     found = replay(
         trace, policies, [slots for _, slots in kept], scopes=question.scopes, host_slots=host, report=report
@@ -68,22 +70,6 @@ def replay_report(
             "predictions": [vars(one) for one in foresee(trace, predictors, report)],
         },
     }
-
-
-def _possible(
-    trace: Trace, capacities: Sequence[float]
-) -> tuple[list[tuple[float, tuple[int, ...]]], dict[float, str]]:
-    """Those that can be, with their slots, and why the others cannot. Raises MoeLocalError where none can."""
-    kept: list[tuple[float, tuple[int, ...]]] = []
-    left_out: dict[float, str] = {}
-    for share in capacities:
-        try:
-            kept.append((share, capacity_slots(trace, share)))
-        except MoeLocalError as error:
-            left_out[share] = error.message
-    if not kept:
-        capacity_slots(trace, capacities[0])
-    return kept, left_out
 
 
 def _result(one: Replay, trace: Trace, forecast: Forecast | None) -> dict[str, Any]:

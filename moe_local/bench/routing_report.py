@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_local.bench.replay import choose as choose_policies
-from moe_local.bench.replay import replay
+from moe_local.bench.replay import possible, replay
 from moe_local.bench.report import head
 from moe_local.bench.scores import Scores
 from moe_local.bench.strategies import STRATEGIES
@@ -115,13 +115,18 @@ def _balance(ids: Ids, batches: Sequence[slice], experts: int) -> dict[str, floa
 
 
 def _hits(ids: Ids, scores: Scores, question: RoutingQuestion) -> list[dict[str, Any]]:
-    """Hit rates of the tokens one by one, for each policy at each capacity, Belady's optimum last."""
+    """Hit rates of the tokens one by one, for each policy at each capacity that holds one token's experts, Belady's
+    optimum last.
+    """
     experts = scores.scores.shape[2]
     names = tuple(map(str, range(len(scores.lens))))
     narrow: Any = ids.astype(id_type(experts))
     trace = Trace(narrow, scores.lens, names, experts)
-    slots = {max(ids.shape[2], round(experts * share)): share for share in question.capacities}
-    found = replay(trace, choose_policies(question.policies), [(count,) * ids.shape[1] for count in slots])
+    kept, _ = possible(trace, question.capacities)
+    if not kept:
+        return []
+    shares = {slots: share for share, slots in kept}
+    found = replay(trace, choose_policies(question.policies), [*shares])
     return [
-        {"policy": one.policy, "capacity": slots[one.slots[0]], "hit_rate": round(one.hit_rate, 6)} for one in found
+        {"policy": one.policy, "capacity": shares[one.slots], "hit_rate": round(one.hit_rate, 6)} for one in found
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from moe_local.checkpoint.names import HubName
+from moe_local.checkpoint.names import GGUF_SUFFIX, HubName
 from moe_local.errors import DownloadError, StorageError, first_line
 
 _SHOWN = 3
@@ -40,6 +40,10 @@ class Offer:
     def folder(self) -> Path:
         """Where the model is, once it is here."""
         return self.snapshot / self.name.path
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.weights[0].path.endswith(GGUF_SUFFIX)
 
     def place(self, file: HubFile) -> Path:
         """Where a file is, once it is here."""

@@ -112,6 +112,10 @@ def test_the_report() -> None:
     hits = {(hit["policy"], hit["capacity"]): hit["hit_rate"] for hit in found["top-k"]["hits"]}
     assert hits["lfru", 0.25] < hits["belady", 0.25] < hits["belady", 0.5]
     json.dumps(report)
+    small = routing_report(_scores(), RoutingQuestion(capacities=(0.125, 0.5)), "1", lambda stage, fraction: None)
+    shares = {one["strategy"]: {hit["capacity"] for hit in one["hits"]} for one in small["strategies"]["results"]}
+    assert shares["top-k"] == {0.5}  # an eighth of eight experts is one, and a token needs two
+    assert shares["hash"] == {0.125, 0.5}
     with pytest.raises(MoeLocalError, match=r"no routing strategy .swich.; did you mean switch"):
         _ = RoutingQuestion(strategies=("swich",)).chosen
     with pytest.raises(MoeLocalError, match="routes no tokens together"):
