@@ -1,0 +1,1 @@
+"""How models call tools: what each family writes, read back as calls."""
