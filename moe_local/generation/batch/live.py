@@ -194,7 +194,7 @@ class LiveBatch:
         if first.length - first.at > self._chunk:
             first.at, first.row = first.at + self._chunk, rows
             return None
-        if not self._branches:
+        if self._joins and not self._branches:
             self._keep_prompts(group, rows)
         self._rows = self._rows.joined([rows])
         self.turns.start(group)

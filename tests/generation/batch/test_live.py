@@ -141,12 +141,7 @@ def test_who_goes_gives_its_place_at_once(qwen: Path) -> None:
         assert [memory.ids for memory in told[1:]] == [_alone(engine, prompt, 50) for prompt in PROMPTS[1:3]]
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=25, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(st.data())
 def test_columns_never_exceed_the_budget(qwen_engine: Engine, data: st.DataObject) -> None:
     """Whatever comes and goes: what runs, what is read and what is kept have the budget's columns together."""
