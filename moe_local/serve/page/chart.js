@@ -10,9 +10,9 @@ const SVG = "http://www.w3.org/2000/svg";
 export class Chart {
   #top = 0; // what the highest place stands for
 
-  /** `of` takes a value from rates, `show` writes it; `most` is the top of the axis, where that is known. */
-  constructor(parent, { title, of, show, most }) {
-    Object.assign(this, { title, of, show, most });
+  /** `of` takes a value from rates, `show` writes it; the axis ends at `most`, or at a round number of `unit`. */
+  constructor(parent, { title, of, show, most, unit = 1 }) {
+    Object.assign(this, { title, of, show, most, unit });
     this.value = element("span", { class: "value" }, "–");
     this.axis = element("span", { class: "axis" });
     this.area = shape("path", { class: "area" });
@@ -28,7 +28,7 @@ export class Chart {
     const points = history.map((rates) => ({ time: rates.time, value: this.of(rates) }));
     const known = points.filter(({ value }) => value !== null).map(({ value }) => value);
     const latest = points.at(-1)?.value ?? null;
-    this.#top = this.most ?? roundUp(Math.max(0, ...known));
+    this.#top = this.most ?? this.unit * roundUp(Math.max(0, ...known) / this.unit);
     this.value.textContent = latest === null ? "–" : this.show(latest);
     this.axis.textContent = known.length ? `top: ${this.show(this.#top)}` : "";
     this.picture.setAttribute("aria-label", this.#described(known, latest));

@@ -98,7 +98,6 @@ export class Chat {
     });
     at("messages").replaceChildren(...shown);
     at("welcome").hidden = messages.length > 0;
-    at("status").textContent = "";
     at("spoken").replaceChildren();
   }
 
@@ -131,7 +130,7 @@ export class Chat {
       for await (const chunk of completion(body, signal)) {
         watch.see(chunk);
         this.#take(chunk, answer);
-        if (watch.isDue()) at("status").textContent = statsText(watch.stats());
+        if (watch.isDue()) showStatus(statsText(watch.stats()));
       }
     } catch (error) {
       if (error.name === "AbortError") message.note = "Stopped.";
@@ -156,7 +155,6 @@ export class Chat {
     const follow = isAtEnd();
     answer.finish({ last: true });
     this.#conversation.save();
-    at("status").textContent = statsText(answer.message.stats);
     tell(answer.message.error || answer.message.note || "The answer is complete.");
     const [edited] = [...document.querySelectorAll("#messages .user")].slice(-1);
     edited.replaceWith(userMessage(this.#conversation.messages.at(-2), () => this.#editLast()));
@@ -167,11 +165,10 @@ export class Chat {
     this.#stop = stop;
     at("send").textContent = stop ? "Stop" : "Send";
     at("messages").setAttribute("aria-busy", String(Boolean(stop)));
-    if (stop) {
-      at("status").textContent = "Waiting for the first token…";
-      tell("Answering.");
-      scrollToEnd();
-    }
+    showStatus(stop ? "Waiting for the first token…" : "");
+    if (!stop) return;
+    tell("Answering.");
+    scrollToEnd();
   }
 }
 
@@ -228,6 +225,13 @@ function withoutActions() {
 /** For screen readers: a block of the answer, once it is complete. */
 function speak(text) {
   at("spoken").append(element("p", {}, text));
+}
+
+/** Under the message that is written: how the answer comes along, else which keys do what. */
+function showStatus(text) {
+  at("status").textContent = text;
+  at("status").hidden = !text;
+  at("keys").hidden = Boolean(text);
 }
 
 function tell(text) {

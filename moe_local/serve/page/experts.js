@@ -11,15 +11,16 @@ import { ask, events } from "./server.js";
 import { showTable } from "./table.js";
 
 const at = (id) => document.getElementById(id);
+const ofDevice = document.querySelectorAll("[data-of-device]"); // what a CPU alone has not
 const AGAIN = 2000; // milliseconds until the next try after a connection was lost
 const TABLE = 2000; // from one state of the table to the next
 const CALM = 1000; // from one picture to the next for who wants less motion
 
 const CHARTS = [
   { title: "Hit rate", of: (rates) => rates.hitRate, show: percent, most: 1 },
-  { title: "Read from disk", of: (rates) => rates.bytesRead, show: (value) => `${size(value)}/s` },
+  { title: "Read from disk", of: (rates) => rates.bytesRead, show: (value) => `${size(value)}/s`, unit: 2 ** 20 },
   { title: "Waiting for experts", of: (rates) => rates.stalled, show: percent, most: 1 },
-  { title: "Tokens", of: (rates) => rates.tokens, show: (value) => `${figures(value)}/s` },
+  { title: "Tokens, of prompts too", of: (rates) => rates.tokens, show: (value) => `${figures(value)}/s` },
 ];
 
 export class Experts {
@@ -87,6 +88,7 @@ export class Experts {
     this.#map.draw();
     for (const chart of this.#charts) chart.draw(this.#rates.history, frame.time);
     showMemory(at("memory"), frame);
+    for (const each of ofDevice) each.hidden = frame.memory.vram_budget === null;
     showTotals(frame.counters, rates);
     if (now - this.#tabulated >= TABLE) this.#tabulate();
   }

@@ -4,7 +4,7 @@
 import { count } from "./numbers.js";
 
 const MARGIN = { left: 34, top: 18 }; // pixels for the numbers of layers and experts
-const CELL = { least: 3, most: 22 }; // pixels a side
+const CELL = { least: 3, widest: 44, highest: 22 }; // pixels
 const HIGHEST = 620; // pixels of all layers, where cells need not be the least
 const GAP_FROM = 6; // cells of that many pixels have a line between them
 const SHADES = 32; // from idle to hot
@@ -64,8 +64,8 @@ export class HeatMap {
   #layOut({ layers }) {
     const { columns } = this.heat;
     const room = this.canvas.parentElement.clientWidth - MARGIN.left - 2;
-    const bounded = (pixels) => Math.max(CELL.least, Math.min(CELL.most, Math.floor(pixels)));
-    this.cell = { width: bounded(room / columns), height: bounded(HIGHEST / layers) };
+    const fitting = (pixels, most) => Math.max(CELL.least, Math.min(most, Math.floor(pixels)));
+    this.cell = { width: fitting(room / columns, CELL.widest), height: fitting(HIGHEST / layers, CELL.highest) };
     const width = this.cell.width * columns;
     const height = this.cell.height * layers;
     const ratio = window.devicePixelRatio;

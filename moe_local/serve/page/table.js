@@ -11,7 +11,8 @@ export function showTable(body, heat) {
     const inTier = (letter) => count(letters.split(letter).length - 1);
     const uses = count(heat.uses.subarray(...heat.cellsOf(layer)).reduce((sum, each) => sum + each, 0));
     const chosen = frame.chosen[layer].join(", ") || "none";
-    const cells = [inTier("d"), inTier("r"), inTier("."), uses, chosen, busiest(heat, layer)];
+    const device = frame.memory.vram_budget === null ? [] : [inTier("d")];
+    const cells = [...device, inTier("r"), inTier("."), uses, chosen, busiest(heat, layer)];
     return element("tr", {}, element("th", { scope: "row" }, String(layer)), ...cells.map((text) => element("td", {}, text)));
   });
   body.replaceChildren(...rows);
