@@ -251,9 +251,9 @@ class ExpertCache:
         self._spans = spans
         self._loader.watch(spans)
 
-    def residents(self) -> list[list[int]]:
-        """The experts of each layer that the device tier keeps."""
-        return [list(layer) for layer in self._device.layers]
+    def residents(self, *, in_ram: bool = False) -> list[list[int]]:
+        """The experts of each layer that the device tier keeps, or the host tier `in_ram`: no layers without one."""
+        return [list(layer) for layer in tier.layers] if (tier := self._host if in_ram else self._device) else []
 
     @property
     def counters(self) -> Counters:
