@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_local.checkpoint.tokenizer import load_tokenizer, no_tokenizer
 from moe_local.errors import UnsupportedError
 from moe_local.experts.cache import ExpertCache
-from moe_local.experts.routing import PaddingMask, RoutingHook
+from moe_local.experts.routing import PaddingMask, RoutingHook, in_turn
 from moe_local.experts.warm import remember, warm_up
-from moe_local.generation.batch import Answer, BatchGenerator, Request
+from moe_local.generation.batch import Answer, BatchGenerator, LiveBatch, Request
 from moe_local.generation.chat import ChatSession
 from moe_local.generation.defaults import generation_defaults
 from moe_local.generation.encoder_decoder import translation
@@ -231,6 +231,17 @@ class Engine:
         padding = PaddingMask(self.cache.experts)
         self.tap(padding)
         return BatchGenerator(
+            self.generator,
+            sequences=self.load_plan.sequences,
+            kv_tokens=self.load_plan.kv_tokens,
+            hide=padding.hide,
+        )
+
+    def live_batch(self, *watching: RoutingHook) -> LiveBatch:
+        """What answers requests that come one by one; `watching` see the routing of its passes."""
+        padding = PaddingMask(self.cache.experts)
+        self.tap(in_turn(padding, *watching))
+        return LiveBatch(
             self.generator,
             sequences=self.load_plan.sequences,
             kv_tokens=self.load_plan.kv_tokens,

@@ -15,6 +15,17 @@ class RoutingHook(Protocol):
     def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+def in_turn(*hooks: RoutingHook) -> RoutingHook:
+    """Several hooks as one: each sees what those before it gave."""
+
+    def see(layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        for hook in hooks:
+            index, weights = hook(layer, index, weights)
+        return index, weights
+
+    return hooks[0] if len(hooks) == 1 else see
+
+
 class PaddingMask:
     """A routing hook that takes the padding of a batch out: no expert is read or computed for it."""
 

@@ -6,6 +6,7 @@ Sequences are aligned at their last token and padded on the left. Layers that at
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,10 +54,14 @@ def can_branch(cache: Any) -> bool:
 def select(cache: Any, sequences: Tensor) -> None:
     """Keeps `sequences` [n] int64 of those in the cache, in that order."""
     for layer in cache.layers:
-        if _attends(layer):
-            layer.keys, layer.values = layer.keys[sequences], layer.values[sequences]
-        for holder, name in _states(layer):
-            holder[name] = holder[name][sequences]
+        _select(layer, sequences)
+
+
+def _select(layer: Any, sequences: Tensor) -> None:
+    if _attends(layer):
+        layer.keys, layer.values = layer.keys[sequences], layer.values[sequences]
+    for holder, name in _states(layer):
+        holder[name] = holder[name][sequences]
 
 
 def join(caches: Sequence[Any], columns: Sequence[Sequence[Tensor]], length: int) -> Any:
@@ -104,6 +109,51 @@ def branch(cache: Any, count: int) -> DynamicCache:
     """`count` sequences that begin as the one in `cache` did; it stays as it is."""
     data = [(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1)) for layer in cache.layers]
     return DynamicCache(data)
+
+
+def beginning(cache: Any, row: int, columns: Tensor) -> Any:
+    """A cache of its own with one sequence of those in `cache`, which stays as it is: its tokens at `columns` int64.
+
+    These are all of the sequence's, or of a cache that `can_branch` the first of them.
+    """
+    one = copy.copy(cache)
+    one.layers = [_alone(cache, layer, row, columns) for layer in cache.layers]
+    return one
+
+
+def take_out(cache: Any, leaving: Sequence[tuple[int, Tensor]], rest: Tensor) -> list[Any]:
+    """Caches of their own for sequences of `cache`, (row, columns of its tokens) each; `rest` [n] stays in it.
+
+    Layer by layer, so that little is there twice.
+    """
+    made = [copy.copy(cache) for _ in leaving]
+    for one in made:
+        one.layers = []
+    for layer in cache.layers:
+        for one, (row, columns) in zip(made, leaving, strict=True):
+            one.layers.append(_alone(cache, layer, row, columns))
+        _select(layer, rest)
+    return made
+
+
+def _alone(cache: Any, layer: Any, row: int, columns: Tensor) -> Any:
+    """A layer with one sequence of another, copied."""
+    one = copy.copy(cache)
+    one.layers = [_row_of(layer, row)]
+    return join([one], [[columns]], len(columns)).layers[0]
+
+
+def _row_of(layer: Any, row: int) -> Any:
+    """A layer of the same kind that sees one sequence of it."""
+    one = copy.copy(layer)
+    if _attends(one):
+        one.keys, one.values = one.keys[row : row + 1], one.values[row : row + 1]
+    for name in _STATES:
+        if isinstance(held := getattr(one, name, None), dict):
+            setattr(one, name, dict(held))
+    for holder, name in _states(one):
+        holder[name] = holder[name][row : row + 1].clone()
+    return one
 
 
 def _attends(layer: Any) -> bool:

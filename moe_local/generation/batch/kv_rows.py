@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_local.generation.batch.caches import branch, join, select
+from moe_local.generation.batch.caches import beginning, branch, join, select, take_out
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.formulas import PREFILL_CHUNK
 
@@ -40,6 +40,17 @@ class KVRows:
     def branch(self, count: int) -> KVRows:
         """`count` sequences that begin as this one did."""
         return KVRows(self._model, branch(self._cache, count), self.mask.expand(count, -1), self._hide, self._chunk)
+
+    def beginning(self, number: int, tokens: int) -> KVRows:
+        """A copy of one sequence: of its first `tokens`, all of them unless the cache `can_branch`; at least one."""
+        columns = self.mask[number].nonzero().flatten()[:tokens]
+        mask = torch.ones(1, tokens, dtype=torch.long, device=self.mask.device)
+        return KVRows(self._model, beginning(self._cache, number, columns), mask, self._hide, self._chunk)
+
+    def crop(self, tokens: int) -> None:
+        """Lets go of all but the first `tokens` of its one sequence, which has no padding; it `can_branch`."""
+        self._cache.crop(tokens - self.length)  # a negative number: tokens to take off the end
+        self.mask = self.mask[:, :tokens]
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -90,6 +101,22 @@ class KVRows:
             select(self._cache, at)
         else:
             self._cache = None
+
+    def take_out(self, leaving: Sequence[tuple[int, int]], rest: Sequence[int]) -> list[KVRows]:
+        """Lets go of all sequences but `rest`; those of `leaving`, (number, tokens) each, as rows of their own."""
+        if not rest and len(leaving) == 1 and leaving[0][1] == self.length and len(self) == 1:
+            one = KVRows(self._model, self._cache, self.mask, self._hide, self._chunk)
+            self.mask, self._cache = self.mask[:0], None
+            return [one]
+        at = torch.tensor(list(rest), dtype=torch.long, device=self.mask.device)
+        places = [(number, self.mask[number].nonzero().flatten()) for number, _ in leaving]
+        made = take_out(self._cache, places, at) if len(self) else []
+        self.mask = self.mask[at]
+        self._cache = self._cache if rest else None
+        return [
+            KVRows(self._model, cache, torch.ones_like(columns)[None], self._hide, self._chunk)
+            for cache, (_, columns) in zip(made, places, strict=True)
+        ]
 
     def joined(self, others: Sequence[KVRows]) -> KVRows:
         """All sequences in one, with no more padding than they need. Those that were joined are empty afterwards."""

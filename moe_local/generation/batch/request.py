@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moe_local.generation.batch.steering import Steering
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.template import Message
 
@@ -19,6 +20,7 @@ class Request:
     system: str | None = None
     raw: bool = False
     template_variables: Mapping[str, Any] | None = None  # that the chat template is told
+    steering: Steering = field(default_factory=Steering)
     tag: Any = None  # the caller's own, handed back with the answer
 
 
@@ -33,6 +35,7 @@ class Answer:
     finish_reason: str = "error"  # "stop", "length" or "error"
     error: str | None = None
     reasoning: str = ""  # what was said on the way to the text, where the model marks it off
+    cached_tokens: int = 0  # of the prompt, that were computed before
 
     @property
     def new_tokens(self) -> int:

@@ -6,6 +6,7 @@ from moe_local.generation.batch.choice import Choice
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.prompt import is_chat
+from moe_local.generation.stream import AnswerStream
 
 
 class BatchSequence:
@@ -21,9 +22,12 @@ class BatchSequence:
         self.limit = generator.limit(ids, request.sampling)  # tokens of the answer
         self.choice = Choice(generator.model, request.sampling, len(ids))
         chat = is_chat(generator, request.prompt, raw=request.raw)
-        self._stream = generator.answer_stream(ids, request.sampling, chat)
+        self._stream = self._answer_stream(generator, chat)
         self._ends = generator.end_tokens
         self.shared = 0  # tokens that the others begin with as well, computed already
+
+    def _answer_stream(self, generator: TextGenerator, chat: bool) -> AnswerStream:
+        return generator.answer_stream(self.ids, self.request.sampling, chat)
 
     @property
     def length(self) -> int:

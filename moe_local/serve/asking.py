@@ -1,0 +1,46 @@
+"""What a client asks for, whatever protocol it speaks, made into what the batch takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from moe_local.generation.batch import Request
+from moe_local.generation.batch.steering import Steering
+from moe_local.generation.generate import TextGenerator
+from moe_local.generation.grammar import Grammar, Grammars
+from moe_local.generation.prompt import prompt_ids
+from moe_local.generation.sampling import Sampling
+
+JSON_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and how it is to be answered. `schema` is what the answer has to be JSON of."""
+
+    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    steering: Steering = field(default_factory=Steering)
+    raw: bool = False  # text to go on from, without the chat template
+    variables: Mapping[str, Any] = field(default_factory=dict)  # that the chat template is told
+    schema: Mapping[str, Any] | bool | None = None
+
+
+def prepare(
+    generator: TextGenerator, asked: Asked, grammars: Callable[[], Grammars]
+) -> tuple[Request, list[int]]:
+    """The request and its prompt's tokens. Raises MoeLocalError for what cannot be answered."""
+    ids = prompt_ids(generator, asked.prompt, raw=asked.raw, system=None, variables=asked.variables)
+    steering = asked.steering
+    if (constraint := _constraint(asked, grammars)) is not None:
+        steering = replace(steering, constraint=constraint)
+    request = Request(
+        asked.prompt, asked.sampling, raw=asked.raw, template_variables=asked.variables, steering=steering
+    )
+    return request, ids
+
+
+def _constraint(asked: Asked, grammars: Callable[[], Grammars]) -> Grammar | None:
+    return None if asked.schema is None else grammars().json(asked.schema)

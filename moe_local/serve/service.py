@@ -1,0 +1,206 @@
+"""The engine behind a server: one thread loads it and generates, whoever asks waits for their answer elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from moe_local.engine import Engine, Report
+from moe_local.errors import MoeLocalError
+from moe_local.generation.batch import FollowedSequence, LiveBatch, Request
+from moe_local.generation.grammar import Grammars
+from moe_local.serve.asking import Asked, prepare
+from moe_local.serve.errors import BUSY, SERVER, RefusedError, refused
+from moe_local.serve.feed import Feed
+from moe_local.serve.settings import ServeSettings
+
+T = TypeVar("T")
+ENDING = "the server is ending"
+
+
+class State(StrEnum):
+    """How far a server has come."""
+
+    LOADING = "loading"
+    READY = "ready"
+    ENDING = "ending"
+    FAILED = "failed"
+
+
+class Service:
+    """Loads an engine with `load`, which is told whom to report to, and answers with it until it is closed.
+
+    `on_ready` and `on_failed` are called in its thread.
+    """
+
+    def __init__(self, load: Callable[[Report], Engine], settings: ServeSettings) -> None:
+        self.settings = settings
+        self.state = State.LOADING
+        self.stage: tuple[str, float] = ("starting", 0.0)  # of loading, and the part of it that is done
+        self.error: BaseException | None = None  # what ended loading
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_failed: Callable[[], None] = lambda: None
+        self.on_error: Callable[[Exception], None] = lambda error: None  # told of errors that are not our own
+        self.asked = 0  # requests since it began
+        self.open = 0  # requests that are prepared, wait or are answered
+        self._load = load
+        self._engine: Engine | None = None
+        self._batch: LiveBatch | None = None
+        self._grammars: Grammars | None = None
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._closing = False
+        self._prompts = ThreadPoolExecutor(1, "prompts")  # tokenizers are not for several threads
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begins to load."""
+        self._thread.start()
+
+    @property
+    def engine(self) -> Engine:
+        """Raises RefusedError where it is not there (yet)."""
+        if self._engine is None or self.state is not State.READY:
+            raise self._not_ready()
+        return self._engine
+
+    @property
+    def batch(self) -> LiveBatch:
+        """Raises RefusedError where it is not there (yet)."""
+        if self._batch is None or self.state is not State.READY:
+            raise self._not_ready()
+        return self._batch
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no place yet."""
+        return max(0, self.open - (0 if self._batch is None else self._batch.active))
+
+    async def ask(self, asked: Asked) -> Feed:
+        """A feed that the answer will come through. Raises RefusedError where there will be none."""
+        engine = self.engine
+        if self.waiting >= self.settings.queue:
+            raise RefusedError(
+                429,
+                f"{self.waiting} requests wait already; try again later",
+                kind=BUSY,
+                code="queue_full",
+                retry_after=self._retry_after(),
+            )
+        feed = Feed()
+        self.asked += 1
+        self.open += 1
+        try:
+            sequence = await asyncio.wrap_future(self._prompts.submit(self._prepared, engine, asked, feed))
+        except (MoeLocalError, ValueError) as error:
+            self.open -= 1
+            raise (refused(error) if isinstance(error, MoeLocalError) else RefusedError(400, str(error))) from error
+        except BaseException:
+            self.open -= 1
+            raise
+        self._tasks.put(lambda: self.batch.add(sequence))
+        return feed
+
+    def over(self, feed: Feed) -> None:
+        """The answer was read to its end, or is not wanted any more."""
+        feed.leave()
+        self.open -= 1
+
+    async def call(self, work: Callable[[Engine], T]) -> T:
+        """What `work` gives, done between two tokens in the engine's thread."""
+        engine, future = self.engine, Future[T]()
+
+        def run() -> None:
+            try:
+                future.set_result(work(engine))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._tasks.put(run)
+        return await asyncio.wrap_future(future)
+
+    async def prepared(self, work: Callable[[Engine], T]) -> T:
+        """What `work` gives, done in the thread that makes tokens of prompts."""
+        return await asyncio.wrap_future(self._prompts.submit(work, self.engine))
+
+    @property
+    def grammars(self) -> Grammars:
+        """Made once it is first asked for; in the thread that makes tokens of prompts."""
+        if self._grammars is None:
+            generator = self.engine.generator
+            vocabulary = generator.model.get_output_embeddings().weight.shape[0]
+            self._grammars = Grammars(generator.tokenizer, vocabulary, generator.end_tokens)
+        return self._grammars
+
+    def close(self) -> None:
+        """Ends what is under way, and frees the engine."""
+        self._closing = True
+        self._tasks.put(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._prompts.shutdown(cancel_futures=True)
+
+    def end(self) -> None:
+        """Takes no new requests from now on."""
+        if self.state is State.READY:
+            self.state = State.ENDING
+
+    def _prepared(self, engine: Engine, asked: Asked, feed: Feed) -> FollowedSequence:
+        if feed.gone:
+            raise RefusedError(400, "the client has gone")
+        request, ids = prepare(engine.generator, asked, lambda: self.grammars)
+        return FollowedSequence(request, ids, engine.generator, feed)
+
+    def _retry_after(self) -> int:
+        """Seconds after which there may be a place: a guess."""
+        return max(1, min(60, self.waiting // max(1, self.batch.turns.places)))
+
+    def _not_ready(self) -> RefusedError:
+        said = {
+            State.LOADING: f"the model is being loaded: {self.stage[0]}, {self.stage[1]:.0%}",
+            State.ENDING: ENDING,
+            State.FAILED: "the model could not be loaded",
+        }
+        return RefusedError(503, said.get(self.state, "not ready"), kind=SERVER, code=self.state, retry_after=2)
+
+    def _run(self) -> None:
+        try:
+            self._engine = self._load(self._report)
+            self._batch = self._engine.live_batch()
+            self._batch.on_error = self.on_error
+            self.state = State.READY
+        except BaseException as error:
+            self.error, self.state = error, State.FAILED
+            self.on_failed()
+            return
+        self.on_ready()
+        try:
+            self._serve(self._batch)
+        finally:
+            self._batch.close(ENDING)
+            self._engine.close()
+
+    def _serve(self, batch: LiveBatch) -> None:
+        busy = False
+        while not self._closing:
+            self._do_tasks(wait=not busy)
+            busy = batch.step()
+
+    def _do_tasks(self, *, wait: bool) -> None:
+        """What others want done in this thread; `wait`s for the first where there is nothing else to do."""
+        try:
+            while True:
+                task = self._tasks.get(block=wait)
+                wait = False
+                task()
+        except Empty:
+            pass
+
+    def _report(self, stage: str, fraction: float) -> None:
+        self.stage = (stage, fraction)
+
+
