@@ -50,7 +50,9 @@ def test_a_frame_tells_what_the_routers_chose_and_where_experts_are(engine: Engi
         shown = json.loads(json.dumps(frame()))
     for layer, rows in enumerate(recorder.seen):
         assert len(rows) == PASSED
-        counted = {expert: sum(row.count(expert) for row in rows) for expert in sorted({e for row in rows for e in row})}
+        counted = {
+            expert: sum(row.count(expert) for row in rows) for expert in sorted({e for row in rows for e in row})
+        }
         assert dict(shown["used"][layer]) == counted
         assert sorted(shown["chosen"][layer]) == sorted(rows[-1])
         residents = engine.cache.residents()[layer]
@@ -59,7 +61,7 @@ def test_a_frame_tells_what_the_routers_chose_and_where_experts_are(engine: Engi
     counters = engine.cache.counters
     totals = {"hits": counters.hits, "misses": counters.misses, "bytes_read": counters.bytes_read, "tokens": PASSED}
     assert totals.items() <= shown["counters"].items()
-    assert 0 < shown["memory"]["ram"] and shown["memory"]["ram_budget"] == engine.plan.ram
+    assert shown["memory"]["ram"] > 0 and shown["memory"]["ram_budget"] == engine.plan.ram
     assert shown["memory"]["vram"] is shown["memory"]["vram_budget"] is None
 
 
