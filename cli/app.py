@@ -26,6 +26,7 @@ from .pack import pack, verify
 from .plan import plan
 from .pull import pull
 from .recommend import recommend
+from .serve import serve
 from .spread import spread
 
 app = typer.Typer(
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 NAMES = {list_models: "list", evaluate: "eval"}
 COMMANDS = (
-    chat, generate, batch, inspect, plan, recommend, list_models, pull, rm, pack, verify, doctor, config, evaluate,
+    chat, generate, batch, serve, inspect, plan, recommend, list_models, pull, rm, pack, verify, doctor, config,
+    evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(NAMES.get(command), cls=Command)(guarded(spread(command)))

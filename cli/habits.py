@@ -14,7 +14,7 @@ _KV = "the KV cache is as the model computes; a shorter --context makes it small
 _BATCH = "a prompt is read in pieces that fit the memory; nothing need be set"
 _ONE_GPU = "one GPU is used; --device cuda:1 names it, and `moe-local batch --ray auto` uses several"
 _DRAFT = "there is no second model; --prefetch predicts experts, which are read ahead"
-_GRAMMAR = "answers are not bound to a grammar; ask for JSON in the prompt"
+_GRAMMAR = "`moe-local serve` keeps answers to a JSON schema (response_format); here, ask for JSON in the prompt"
 _PENALTY = "use --repetition-penalty 1.1"
 _SAMPLERS = "use --temp, --top-p, --top-k, --min-p and --repetition-penalty"
 _ADAPTERS = "adapters are not read; name a model that has them merged in"
@@ -22,8 +22,8 @@ _CODE = "no code of a checkpoint is ever run"
 _FORMAT = "a format is chosen by packing: `moe-local pack MODEL --format int4`"
 _QUIET = "what is piped is the answer alone; --json has the figures, and at a terminal they follow an answer"
 _HUB = "a hub's model is named as MODEL: `moe-local chat owner/name:Q4_K_M`"
-_SERVER = "it is no server: `moe-local chat` talks to one user, `moe-local batch` answers files"
-_LOADED = "nothing stays loaded between commands"
+_SERVER = "use `moe-local serve MODEL`"
+_LOADED = "nothing stays loaded between commands, but while `moe-local serve` runs"
 _TOKEN = "set HF_TOKEN, or use `hf auth login`"
 _THINK = "use --think on|off|low|medium|high"
 _TEMPLATE = "a model with a chat template is asked by it; --raw goes without, --chat-template FILE gives another"
@@ -102,8 +102,8 @@ OPTIONS = {
 
 COMMANDS = {
     # ollama
-    **dict.fromkeys(("serve", "server", "start"), _SERVER),
-    **dict.fromkeys(("ps", "stop", "load", "unload"), _LOADED),
+    **dict.fromkeys(("server", "start"), _SERVER),
+    **dict.fromkeys(("load", "unload"), _LOADED),
     "create": "give --system, --temp and the like to `moe-local chat`; `moe-local pack` makes a model smaller",
     **dict.fromkeys(("cp", "import"), "a model is run where it lies: `moe-local chat PATH`"),
     **dict.fromkeys(("push", "upload", "clone"), "nothing is published from here; `hf upload` does it"),

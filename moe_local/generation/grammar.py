@@ -1,6 +1,6 @@
 """Answers that keep to a JSON schema or a grammar: what may come next, by llguidance.
 
-https://github.com/guidance-ai/llguidance. A mask over the vocabulary for each token, which takes tens of microseconds.
+https://github.com/guidance-ai/llguidance: a mask over the vocabulary for each token, in tens of microseconds.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class Grammars:
         from llguidance import LLMatcher
 
         try:
-            grammar = LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides={"whitespace_flexible": False}
-            )
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_flexible": False})
         except Exception as error:
             raise MoeLocalError(f"the schema cannot be kept to ({error})") from error
         return self._made(grammar, "schema")
@@ -99,8 +97,8 @@ class GrammarMatcher:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             raise MoeLocalError(f"the answer cannot be held to its grammar ({self._matcher.get_error()})")
-        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(scores)]
-        return scores.masked_fill(~torch.from_numpy(allowed).bool().to(scores.device), -torch.inf)
+        barred = 1 - np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary]
+        return scores.masked_fill(torch.from_numpy(barred).bool().to(scores.device), -torch.inf)
 
     def accept(self, token: int) -> None:
         """This token came."""

@@ -26,11 +26,12 @@ class Asked:
     raw: bool = False  # text to go on from, without the chat template
     variables: Mapping[str, Any] = field(default_factory=dict)  # that the chat template is told
     schema: Mapping[str, Any] | bool | None = None
+    tools: Sequence[Mapping[str, Any]] = ()  # that the model may ask to be called, as chat templates take them
+    forced: Sequence[str] = ()  # of these one has to be called
+    many: bool = True  # whether several may be called in one answer
 
 
-def prepare(
-    generator: TextGenerator, asked: Asked, grammars: Callable[[], Grammars]
-) -> tuple[Request, list[int]]:
+def prepare(generator: TextGenerator, asked: Asked, grammars: Callable[[], Grammars]) -> tuple[Request, list[int]]:
     """The request and its prompt's tokens. Raises MoeLocalError for what cannot be answered."""
     ids = prompt_ids(generator, asked.prompt, raw=asked.raw, system=None, variables=asked.variables)
     steering = asked.steering

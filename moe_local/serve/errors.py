@@ -70,7 +70,9 @@ def of_validation(errors: Sequence[Any]) -> RefusedError:
     if kind == "extra_forbidden":
         return RefusedError(400, f"{param} is not supported here", param=param, code="unsupported_parameter")
     if kind == "missing":
-        return RefusedError(400, f"{param or 'a JSON body'} is missing", param=param, code="missing_required_parameter")
+        return RefusedError(
+            400, f"{param or 'a JSON body'} is missing", param=param, code="missing_required_parameter"
+        )
     if kind == "json_invalid":
         return RefusedError(400, f"the body is not JSON ({_reason(first)})", code="invalid_json")
     return RefusedError(400, f"{param or 'the body'}: {message.removeprefix('Value error, ')}", param=param)
@@ -78,7 +80,9 @@ def of_validation(errors: Sequence[Any]) -> RefusedError:
 
 def _is_of_types(part: Any) -> bool:
     """Whether a part of a place is pydantic's name of a type, and no name of a field."""
-    return isinstance(part, str) and (not part.isidentifier() or part[:1].isupper() or part in ("str", "function-after"))
+    return isinstance(part, str) and (
+        not part.isidentifier() or part[:1].isupper() or part in ("str", "function-after")
+    )
 
 
 def _dotted(where: Sequence[Any]) -> str:

@@ -10,6 +10,7 @@ from time import monotonic
 
 from moe_local.generation.batch import Answer
 from moe_local.generation.batch.steering import TokenChoice
+from moe_local.generation.tools.base import CallPiece
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,20 @@ class Reasoning:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A piece of a tool's call."""
+
+    piece: CallPiece
+
+
+@dataclass(frozen=True)
 class Ended:
     """The whole answer, or an error; nothing follows."""
 
     answer: Answer
 
 
-Event = Begun | Text | Reasoning | TokenChoice | Ended
+Event = Begun | Text | Reasoning | Call | TokenChoice | Ended
 
 
 class Feed:
@@ -62,6 +70,9 @@ class Feed:
 
     def on_reasoning(self, piece: str) -> None:
         self._tell(Reasoning(piece))
+
+    def on_call(self, piece: CallPiece) -> None:
+        self._tell(Call(piece))
 
     def on_token(self, chosen: TokenChoice) -> None:
         self._tell(chosen)

@@ -33,30 +33,36 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         try:
             self._assert_allowed(scope)
             limited = _Limited(receive, self._settings.body)
             limited.assert_announced(_header(scope, b"content-length"))
         except RefusedError as error:
-            return await refusal(error, scope["path"])(scope, receive, send)
+            await refusal(error, scope["path"])(scope, receive, send)
+            return
         await self._app(scope, limited, send)
 
     def _assert_allowed(self, scope: Scope) -> None:
         host, origin = _text(_header(scope, b"host")), _text(_header(scope, b"origin"))
         if not self._is_ours(host):
             raise RefusedError(
-                403, "the server does not go by this name; --allow-host adds one", kind=PERMISSION, code="unknown_host"
+                403,
+                "the server does not go by this name; --allow-host adds one",
+                kind=PERMISSION,
+                code="unknown_host",
             )
         if origin and not self._may_ask(origin, host):
             raise RefusedError(
-                403, "pages of this origin may not ask; --allow-origin adds one", kind=PERMISSION, code="unknown_origin"
+                403,
+                "pages of this origin may not ask; --allow-origin adds one",
+                kind=PERMISSION,
+                code="unknown_origin",
             )
         path = scope["path"]
         if path not in OPEN and not path.startswith(OPEN_BELOW) and not self._has_key(scope):
-            raise RefusedError(
-                401, "the API key is missing or wrong", kind=AUTHENTICATION, code="invalid_api_key"
-            )
+            raise RefusedError(401, "the API key is missing or wrong", kind=AUTHENTICATION, code="invalid_api_key")
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server; where others reach it by whatever name, the key guards it."""
@@ -65,8 +71,10 @@ class Guard:
             return False
         known = {self._settings.host.strip("[]").lower(), *(each.lower() for each in self._settings.hosts)}
         everywhere = self._settings.host in _ANSWERS_ALL
-        return name in known or (is_loopback(name) and (self._settings.is_local or everywhere)) or (
-            everywhere and _is_address(name)
+        return (
+            name in known
+            or (is_loopback(name) and (self._settings.is_local or everywhere))
+            or (everywhere and _is_address(name))
         )
 
     def _may_ask(self, origin: str, host: str) -> bool:
@@ -79,7 +87,8 @@ class Guard:
         given = _header(scope, b"x-api-key")
         scheme, _, bearer = _header(scope, b"authorization").partition(b" ")
         candidates = [given, bearer.strip() if scheme.lower() == b"bearer" else b""]
-        return any([hmac.compare_digest(_digest(each), self._key) for each in candidates])
+        matches = [hmac.compare_digest(_digest(each), self._key) for each in candidates]  # all of them, always
+        return any(matches)
 
 
 class _Limited:

@@ -1,4 +1,4 @@
-"""Replies: JSON that any text can be said in, refusals, and streams of server-sent events that end with the client."""
+"""Replies: JSON that any text can be said in, refusals, and streams of events that end when the client goes."""
 
 from __future__ import annotations
 
@@ -60,15 +60,22 @@ async def _gone(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events of `events`, each a text to be sent as it is; ends with them, or when the client goes.
 
-    `alive` is said after a while in which there was nothing else to say.
+    `leave` is called at the end, whatever ends it; `alive` is said after a while in which nothing else was.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], seconds: float, alive: str = ": here\n\n") -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        leave: Callable[[], Awaitable[None]],
+        seconds: float,
+        alive: str = ": here\n\n",
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._leave = leave
         self._seconds = seconds
         self._alive = alive
 
@@ -83,6 +90,7 @@ class EventStream(Response):
             for each in (speaking, listening):
                 each.cancel()
             await asyncio.gather(speaking, listening, return_exceptions=True)
+            await self._leave()
 
     async def _speak(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from moe_local.engine import Engine, Report
 from moe_local.errors import MoeLocalError
-from moe_local.generation.batch import FollowedSequence, LiveBatch, Request
+from moe_local.generation.batch import FollowedSequence, LiveBatch
 from moe_local.generation.grammar import Grammars
 from moe_local.serve.asking import Asked, prepare
 from moe_local.serve.errors import BUSY, SERVER, RefusedError, refused
@@ -46,6 +47,7 @@ class Service:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
         self.on_error: Callable[[Exception], None] = lambda error: None  # told of errors that are not our own
+        self.began = int(time.time())
         self.asked = 0  # requests since it began
         self.open = 0  # requests that are prepared, wait or are answered
         self._load = load
@@ -128,12 +130,20 @@ class Service:
         return await asyncio.wrap_future(self._prompts.submit(work, self.engine))
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the model chooses from. Raises RefusedError where it is not there."""
+        return int(self.engine.model.config.get_text_config().vocab_size)
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for in a text."""
+        return self.grammars.bytes_of(token)
+
+    @property
     def grammars(self) -> Grammars:
         """Made once it is first asked for; in the thread that makes tokens of prompts."""
         if self._grammars is None:
             generator = self.engine.generator
-            vocabulary = generator.model.get_output_embeddings().weight.shape[0]
-            self._grammars = Grammars(generator.tokenizer, vocabulary, generator.end_tokens)
+            self._grammars = Grammars(generator.tokenizer, self.vocabulary, generator.end_tokens)
         return self._grammars
 
     def close(self) -> None:
@@ -173,11 +183,11 @@ class Service:
             self._batch = self._engine.live_batch()
             self._batch.on_error = self.on_error
             self.state = State.READY
+            self.on_ready()
         except BaseException as error:
             self.error, self.state = error, State.FAILED
             self.on_failed()
             return
-        self.on_ready()
         try:
             self._serve(self._batch)
         finally:
@@ -202,5 +212,3 @@ class Service:
 
     def _report(self, stage: str, fraction: float) -> None:
         self.stage = (stage, fraction)
-
-

@@ -149,7 +149,7 @@ def test_run_chats_without_a_prompt(
 AT_A_TERMINAL = (
     (("-V",), r"moe-local \d", 0),
     (("chat", "-ngl", "99"), "there is no -ngl here; what fits goes to the GPU by itself", 2),
-    (("serve",), "there is no command serve here; it is no server", 2),
+    (("server",), "there is no command server here; use `moe-local serve MODEL`", 2),
     (("ls",), "no models here yet", 0),
     (("show", "/no/such", "--debug"), "Traceback", 3),
     (("run", "QWEN", "hello", *QUICK), r"tokens/s", 0),

@@ -78,10 +78,27 @@ def test_tokens_without_room() -> None:
     assert not program.bind(values.data_ptr(), values.data_ptr(), 8)
     assert not program.bind(keys.data_ptr(), values.data_ptr(), 16)
     assert program.bind(keys.data_ptr(), values.data_ptr(), 8)
-    for later, room in ((5, 8), (0, 3), (-1, 8), (0, -8)):
+    for later, room in ((5, 8), (0, 3), (-4, 8), (0, -8)):
         with pytest.raises(ValueError, match=r"room"):
             program.run(later, keys.data_ptr(), values.data_ptr(), room)
     program.run(4, keys.data_ptr(), values.data_ptr(), 8)
+    program.run(-3, keys.data_ptr(), values.data_ptr(), 8)
+
+
+def test_fewer_tokens_than_when_it_was_written_down() -> None:
+    keys, values = buffers(16)
+    query, key, value = (torch.randn(1, HEADS, 1, WIDTH).bfloat16() for _ in range(3))
+    program = Program()
+    record(program)
+    token(keys, 9, key)
+    token(values, 9, value)
+    out = attend_native(query, keys[:, :, :10], values[:, :, :10], None, 0.25)
+    record(None)
+    assert program.bind(keys.data_ptr(), values.data_ptr(), 16)
+    less_keys, less_values = buffers(8)
+    program.run(-7, less_keys.data_ptr(), less_values.data_ptr(), 8)
+    assert torch.equal(less_keys[:, :, 2:3], key) and torch.equal(less_values[:, :, 2:3], value)
+    assert torch.equal(out, attend_native(query, less_keys[:, :, :3], less_values[:, :, :3], None, 0.25))
 
 
 def test_attention_that_cannot_be_done_again() -> None:

@@ -118,6 +118,23 @@ def test_other_caches_and_cropped_ones(tmp_path: Path, modules_only: Any) -> Non
         assert equal(ours, conversation(engine))
 
 
+@pytest.mark.parametrize("lengths", [(30, 2, 9), (9, 30, 1), (40, 39, 3)])
+@torch.inference_mode()
+def test_a_shorter_text_after_a_longer_one(lengths: tuple[int, ...], tmp_path: Path, modules_only: Any) -> None:
+    def conversations(engine: Engine) -> list[Tensor]:
+        logits: list[Tensor] = []
+        for length in lengths:
+            ids = torch.arange(3, 3 + length)[None]
+            logits += decode(engine, kv_cache(engine.model(ids, use_cache=True)), 6)
+        return logits
+
+    with tiny("qwen3_moe", tmp_path) as engine:
+        ours = conversations(engine)
+        assert min(played(engine)) >= 4 * len(lengths)
+        modules_only()
+        assert equal(ours, conversations(engine))
+
+
 @torch.inference_mode()
 def test_no_cache_is_kept(tmp_path: Path) -> None:
     with tiny("qwen3_moe", tmp_path) as engine:

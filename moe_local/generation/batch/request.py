@@ -9,6 +9,7 @@ from typing import Any
 from moe_local.generation.batch.steering import Steering
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.template import Message
+from moe_local.generation.tools.base import ToolCall
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Answer:
     finish_reason: str = "error"  # "stop", "length" or "error"
     error: str | None = None
     reasoning: str = ""  # what was said on the way to the text, where the model marks it off
-    cached_tokens: int = 0  # of the prompt, that were computed before
+    tool_calls: Sequence[ToolCall] = ()
 
     @property
     def new_tokens(self) -> int:

@@ -130,7 +130,8 @@ void write_down(Program& program, const Machine& machine, const Attention& atten
     if (mask.data || attention.batch > 1 || !room || room != room_of(values, heads))
         return program.refuse("attention with a mask, of a batch, or over states that are not in a buffer");
     program.add([=](const Now& now) {
-        if (attention.length + now.later > now.now.room) refuse("more tokens than there is room for");
+        if (attention.length + now.later < 1 || attention.length + now.later > now.now.room)
+            refuse("more tokens than there is room for, or none");
         Attention later = attention;
         later.length += int(now.later);
         attend(machine, later, reinterpret_cast<const uint16_t*>(query), moved(keys, now.of(key), heads, now.now.room),
@@ -179,7 +180,8 @@ void append(int64_t parts, int64_t room, int64_t at, int64_t row_bytes, uintptr_
     copy_rows(parts, room, at, row_bytes, from, to);
     if (!recording()) return;
     recording()->add([=](const Now& now) {
-        if (at + now.later >= now.now.room) refuse("more tokens than there is room for");
+        if (at + now.later < 0 || at + now.later >= now.now.room)
+            refuse("more tokens than there is room for, or fewer than none");
         copy_rows(parts, now.now.room, at + now.later, row_bytes, from, now.of(to));
     }, to, room);
 }
@@ -235,7 +237,7 @@ void add_ops(nb::module_& m) {
             return self.bind({keys, values, room});
         })
         .def("run", [](const Program& self, int64_t later, uintptr_t keys, uintptr_t values, int64_t room) {
-            if (later < 0 || room < 0) refuse("tokens or room below none");
+            if (room < 0) refuse("room below none");
             nb::gil_scoped_release released;
             self.run(later, {keys, values, room});
         })

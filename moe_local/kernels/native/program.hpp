@@ -18,7 +18,7 @@ struct Caches {
 
 // What has changed since an operation was written down.
 struct Now {
-    int64_t later;  // tokens that have come since
+    int64_t later;  // tokens that there are more than then; below zero: fewer, as of another text
     Caches then, now;
 
     bool knows(uintptr_t buffer) const { return buffer == then.keys || buffer == then.values; }

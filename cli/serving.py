@@ -1,0 +1,98 @@
+"""What `moe-local serve` runs, once everything that was typed is understood."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from moe_local import engine
+from moe_local.engine import Report
+from moe_local.generation.template_settings import TemplateSettings
+from moe_local.planning.options import Options
+from moe_local.serve.app import make_app
+from moe_local.serve.process import Announcement, Server, listen, url_of
+from moe_local.serve.service import Service
+from moe_local.serve.settings import Names, ServeSettings
+from moe_local.store.open import ModelFiles
+
+from .output import echo, stderr
+from .session import files_of, progress, tell
+
+_DEMO = "demo"
+
+
+def run(
+    model: str | None,
+    options: Options,
+    template: TemplateSettings,
+    settings: ServeSettings,
+    *,
+    pack: bool,
+    ready_file: Path | None,
+) -> None:
+    """Serves until it is told to end. Raises MoeLocalError where the model cannot be loaded or nobody can listen."""
+    sock = listen(settings)
+    files = files_of(model, options, pack=pack, purpose="serving")
+
+    def load(report: Report) -> engine.Engine:
+        return _load(files, options, template, report)
+
+    names = Names(model or _DEMO, settings.aliases)
+    service = Service(load, settings)
+    service.on_error = _tell_error
+    server = Server(make_app(service, names, settings), settings, service.end)
+    announcement = Announcement(url_of(sock), names.name, ready_file)
+
+    def ready() -> None:
+        announcement.make()
+        _greet(url_of(sock), names.name, settings)
+
+    def fail() -> None:
+        server.should_exit = True
+
+    service.on_ready, service.on_failed = ready, fail
+    service.start()
+    try:
+        server.run(sockets=[sock])
+    finally:
+        service.close()
+        announcement.withdraw()
+        sock.close()
+    if service.error is not None:
+        raise service.error
+
+
+def _load(
+    files: str | Path | ModelFiles, options: Options, template: TemplateSettings, report: Report
+) -> engine.Engine:
+    """As the commands do at a terminal, with progress also for whoever asks for it over HTTP."""
+    with progress() as show:
+
+        def both(stage: str, fraction: float) -> None:
+            show(stage, fraction)
+            report(stage, fraction)
+
+        loaded = engine.load(files, options, report=both)
+    for note in loaded.notes:
+        tell(note)
+    loaded.generator.on_notice = tell
+    loaded.generator.use_template(template)
+    return loaded
+
+
+def _greet(url: str, model: str, settings: ServeSettings) -> None:
+    key = "any API key" if settings.api_key is None else f"API key {settings.api_key}"
+    lines = (
+        f"{model} is served at {url}",
+        f"  OpenAI clients     base URL {url}/v1, {key}",
+        f"  Anthropic clients  base URL {url}, {key}",
+        f"  a page to look at  {url}/",
+        "Ctrl-C ends it after the answers under way.",
+    )
+    for line in lines:
+        stderr.print(line, markup=False, soft_wrap=True, highlight=False)
+
+
+def _tell_error(error: Exception) -> None:
+    """For whoever looks at the server's terminal or log: clients are not told."""
+    echo("".join(traceback.format_exception(error)).rstrip(), err=True)

@@ -1,0 +1,122 @@
+"""What requests of several protocols have in common: strict bodies, sampling, messages.
+
+A field that is not known is refused by its name, and so is a value that would have to be ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from moe_local.errors import MoeLocalError
+from moe_local.generation.sampling import Sampling
+from moe_local.serve.errors import NOT_FOUND, RefusedError
+from moe_local.serve.settings import Names
+
+MOST_STOPS = 16
+_LOWEST = 5e-3  # a temperature below is greedy
+
+
+class Strict(BaseModel):
+    """A body, or a part of one, that has nothing but what is named."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=1000)]], BeforeValidator(_listed), Field(max_length=MOST_STOPS)
+]
+Tokens = Annotated[int, Field(ge=1, le=1 << 40)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+
+class SamplingFields(Strict):
+    """How tokens are chosen: OpenAI's names, and those that local servers add."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    top_k: Annotated[int, Field(ge=0, le=1 << 30)] | None = Field(None, description="Of local servers.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="Of local servers.")
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="Of local servers.")
+
+    def sampling(self, most: int | None) -> Sampling:
+        """Of at `most` so many tokens."""
+        cold = self.temperature is not None and self.temperature < _LOWEST
+        return sampling(
+            max_new_tokens=most,
+            temperature=0.0 if cold else self.temperature,
+            top_p=None if cold else self.top_p,
+            top_k=None if cold else self.top_k,
+            min_p=None if cold else self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+        )
+
+    def biases(self, vocabulary: int) -> dict[int, float]:
+        """Token -> bias. Raises RefusedError for what is no token."""
+        found = {}
+        for key, bias in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) < 12 and int(key) < vocabulary):
+                raise RefusedError(
+                    400, f"{key!r} is no token of the model, which has {vocabulary}", param="logit_bias"
+                )
+            found[int(key)] = bias
+        return found
+
+
+def sampling(**given: Any) -> Sampling:
+    """Raises RefusedError for what makes no sense."""
+    try:
+        return Sampling(**given)
+    except MoeLocalError as error:
+        raise RefusedError(400, str(error)) from error
+
+
+class StreamOptions(Strict):
+    """What is said in a stream beside the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = Field(False, description="Nothing is padded here, and nothing has to be.")
+
+
+class Unused(Strict):
+    """Fields that clients send and that change nothing about an answer."""
+
+    user: str | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = Field(None, description="What was computed is found by its tokens.")
+
+
+def assert_named(names: Names, asked: str | None) -> None:
+    """Raises RefusedError for a model that is not the one that is here."""
+    if asked is not None and not names.known(asked):
+        raise RefusedError(
+            404,
+            f"the model {asked[:200]!r} is not here: {', '.join(names.listed)} is (--alias gives it another name)",
+            kind=NOT_FOUND,
+            param="model",
+            code="model_not_found",
+        )
+
+
+def template_variables(effort: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the chat template is told of how much to reason, and whatever else a client says."""
+    from moe_local.generation.template_settings import EFFORTS, thinking
+
+    levels = {"none": "off", "minimal": "low", "xhigh": "high", "max": "high", **{each: each for each in EFFORTS}}
+    return {**(thinking(levels[effort]) if effort is not None else {}), **(given or {})}

@@ -1,0 +1,180 @@
+"""A server as a process: its socket, its signals, the file that says that it is ready, the list of those that run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import uvicorn
+
+from moe_local.errors import MoeLocalError
+from moe_local.files import atomic_write
+from moe_local.paths import cache_dir
+from moe_local.serve.settings import ServeSettings
+
+_SPARE_FILES = 128  # descriptors for everything but connections
+_WANTED_FILES = 8192
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs on this machine, as others find it."""
+
+    pid: int
+    url: str
+    model: str
+    started: float  # seconds since 1970, of the process
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """A socket that the server will answer on. Raises MoeLocalError where it cannot be had."""
+    host, port = settings.host.strip("[]"), settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MoeLocalError(
+            f"cannot listen at {host} port {port} ({reason})", remedy="--port 0 takes a free one"
+        ) from error
+    sock.set_inheritable(True)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """By which a client on this machine reaches the server."""
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server. The first SIGINT or SIGTERM ends it after the answers under way, a second one at once."""
+
+    def __init__(self, app: Any, settings: ServeSettings, on_signal: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                ws="none",
+                backlog=_BACKLOG,
+                limit_concurrency=_most_connections(),
+                timeout_graceful_shutdown=max(1, round(settings.grace)),
+            )
+        )
+        self._on_signal = on_signal
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._on_signal()
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def _most_connections() -> int:
+    """How many may be open at once: what the system lets this process have, as far as it can be had."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return _WANTED_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
+    if 0 <= soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(16, soft - _SPARE_FILES) if soft >= 0 else _WANTED_FILES
+
+
+class Announcement:
+    """Tells others of a server: in the list of those that run, and by `ready_file`. Raises MoeLocalError where that
+    file cannot be written.
+    """
+
+    def __init__(self, url: str, model: str, ready_file: Path | None) -> None:
+        self._running = Running(os.getpid(), url, model, psutil.Process().create_time())
+        self._files = [_folder() / f"{os.getpid()}.json", *([ready_file] if ready_file is not None else [])]
+
+    def make(self) -> None:
+        """From now on it answers."""
+        for file in self._files:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(file) as stream:
+                    stream.write(json.dumps(asdict(self._running)).encode())
+            except OSError as error:
+                raise MoeLocalError(
+                    f"cannot write {file} ({error.strerror})", remedy="choose another place"
+                ) from error
+
+    def withdraw(self) -> None:
+        """It does not any more."""
+        for file in self._files:
+            with suppress(OSError):
+                file.unlink()
+
+
+def servers() -> list[Running]:
+    """Those that run, the oldest first; what others left behind that ended otherwise goes."""
+    found = []
+    for file in _folder().glob("*.json") if _folder().is_dir() else ():
+        try:
+            running = Running(**json.loads(file.read_text()))
+            alive = psutil.Process(running.pid).create_time() == running.started
+        except (OSError, ValueError, TypeError, psutil.Error):
+            alive = False
+        if alive:
+            found.append(running)
+        else:
+            with suppress(OSError):
+                file.unlink()
+    return sorted(found, key=lambda each: each.started)
+
+
+def end(running: Running, seconds: float) -> bool:
+    """Has a server end, after the answers under way; whether it did within so many seconds."""
+    try:
+        process = psutil.Process(running.pid)
+        process.terminate()
+        process.wait(seconds)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def _folder() -> Path:
+    return cache_dir() / "servers"
