@@ -70,7 +70,8 @@ class LiveExperts:
         - "chosen": of each layer the experts that the last token of the latest pass was sent to.
         - "counters": totals since loading: "hits", "host_hits" (a part of "misses": found in RAM), "misses",
           "bytes_read", "stall_seconds"; and "tokens" that went through the layers while anybody watched.
-        - "memory": bytes: "ram" of the process, "ram_budget"; "vram" and "vram_budget" (None without such a budget).
+        - "memory": bytes: "ram" of the process, "ram_budget"; "vram" and "vram_budget" (None where the device has no
+          memory of its own).
         """
         self._watchers += 1
         before = self._counts()
@@ -121,9 +122,9 @@ class LiveExperts:
         }
 
     def _memory(self) -> dict[str, int | None]:
-        plan = self._engine.plan
-        vram = None if plan.vram is None else self._engine.load_plan.accelerator.held_memory()
-        return {"ram": process_memory(), "ram_budget": plan.ram, "vram": vram, "vram_budget": plan.vram}
+        plan, accelerator = self._engine.plan, self._engine.load_plan.accelerator
+        vram = (accelerator.held_memory(), plan.vram) if self._own_memory else (None, None)
+        return {"ram": process_memory(), "ram_budget": plan.ram, "vram": vram[0], "vram_budget": vram[1]}
 
 
 class _Uses:

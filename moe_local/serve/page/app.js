@@ -66,6 +66,7 @@ async function ready() {
 
 async function progressOf(health) {
   const said = await health.json().catch(() => ({}));
+  if (said.status === "ending") return "The server is ending.";
   const share = typeof said.progress === "number" ? ` (${Math.round(100 * said.progress)}%)` : "";
   const stage = said.stage ?? errorText(said.error);
   return `The model is being loaded${stage ? `: ${stage}` : ""}${share}…`;

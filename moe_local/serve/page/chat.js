@@ -155,7 +155,7 @@ export class Chat {
     const follow = isAtEnd();
     answer.finish({ last: true });
     this.#conversation.save();
-    tell(answer.message.error || answer.message.note || "The answer is complete.");
+    tell(answer.message.error ? "" : answer.message.note || "The answer is complete."); // an error is an alert
     const [edited] = [...document.querySelectorAll("#messages .user")].slice(-1);
     edited.replaceWith(userMessage(this.#conversation.messages.at(-2), () => this.#editLast()));
     if (follow) scrollToEnd();

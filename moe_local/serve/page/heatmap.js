@@ -4,7 +4,7 @@
 import { count } from "./numbers.js";
 
 const MARGIN = { left: 34, top: 18 }; // pixels for the numbers of layers and experts
-const CELL = { least: 3, widest: 44, highest: 22 }; // pixels
+const CELL = { least: 2, widest: 44, highest: 22 }; // pixels
 const HIGHEST = 620; // pixels of all layers, where cells need not be the least
 const GAP_FROM = 6; // cells of that many pixels have a line between them
 const SHADES = 32; // from idle to hot

@@ -72,7 +72,7 @@ export class Answer {
     const notes = [];
     if (error) notes.push(element("p", { class: "error", role: "alert" }, error));
     if (note) notes.push(element("p", { class: "note" }, note));
-    if (stats) notes.push(element("p", { class: "stats" }, statsText(stats)));
+    if (stats?.tokens) notes.push(element("p", { class: "stats" }, statsText(stats)));
     return notes;
   }
 
