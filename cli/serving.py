@@ -37,7 +37,7 @@ def run(
     def load(report: Report) -> engine.Engine:
         return _load(files, options, template, report)
 
-    names = Names(model or _DEMO, settings.aliases)
+    names = Names(_DEMO if model is None else public_name(model), settings.aliases)
     service = Service(load, settings)
     service.on_error = _tell_error
     server = Server(make_app(service, names, settings), settings, service.end)
@@ -60,6 +60,12 @@ def run(
         sock.close()
     if service.error is not None:
         raise service.error
+
+
+def public_name(model: str) -> str:
+    """By which clients ask for MODEL: a folder's or a file's own name, without where it lies; a hub's id as it is."""
+    path = Path(model)
+    return path.resolve().name if path.exists() else model
 
 
 def _load(

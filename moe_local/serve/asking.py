@@ -33,7 +33,7 @@ class Asked:
 
 def prepare(generator: TextGenerator, asked: Asked, grammars: Callable[[], Grammars]) -> tuple[Request, list[int]]:
     """The request and its prompt's tokens. Raises MoeLocalError for what cannot be answered."""
-    ids = prompt_ids(generator, asked.prompt, raw=asked.raw, system=None, variables=asked.variables)
+    ids = tokens_of(generator, asked)
     steering = asked.steering
     if (constraint := _constraint(asked, grammars)) is not None:
         steering = replace(steering, constraint=constraint)
@@ -41,6 +41,11 @@ def prepare(generator: TextGenerator, asked: Asked, grammars: Callable[[], Gramm
         asked.prompt, asked.sampling, raw=asked.raw, template_variables=asked.variables, steering=steering
     )
     return request, ids
+
+
+def tokens_of(generator: TextGenerator, asked: Asked) -> list[int]:
+    """The prompt's tokens. Raises MoeLocalError for what the template or the context does not take."""
+    return prompt_ids(generator, asked.prompt, raw=asked.raw, system=None, variables=asked.variables)
 
 
 def _constraint(asked: Asked, grammars: Callable[[], Grammars]) -> Grammar | None:

@@ -37,6 +37,7 @@ class Answer:
     error: str | None = None
     reasoning: str = ""  # what was said on the way to the text, where the model marks it off
     tool_calls: Sequence[ToolCall] = ()
+    stop_string: str | None = None  # of those that were asked for, the one that ended it
 
     @property
     def new_tokens(self) -> int:
