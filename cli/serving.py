@@ -10,7 +10,8 @@ from moe_local.engine import Report
 from moe_local.generation.template_settings import TemplateSettings
 from moe_local.planning.options import Options
 from moe_local.serve.app import make_app
-from moe_local.serve.process import Announcement, Server, listen, url_of
+from moe_local.serve.process import Server, listen, url_of
+from moe_local.serve.running import Announcement
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
 from moe_local.store.open import ModelFiles

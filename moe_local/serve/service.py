@@ -100,10 +100,11 @@ class Service:
     async def ask(self, asked: Asked) -> Feed:
         """A feed that the answer will come through. Raises RefusedError where there will be none."""
         engine = self.engine
-        if self.waiting >= self.settings.queue:
+        beyond = self.open - self.batch.turns.places  # those that come now have no place, though it is not taken yet
+        if beyond >= self.settings.queue:
             raise RefusedError(
                 429,
-                f"{self.waiting} requests wait already; try again later",
+                f"{beyond} requests wait already; try again later",
                 kind=BUSY,
                 code="queue_full",
                 retry_after=self._retry_after(),
