@@ -98,7 +98,8 @@ async def _ask(client: httpx.AsyncClient, load: Load, prompt: Prompt) -> Reply:
     }
     if load.temperature is not None:
         body["temperature"] = load.temperature
-    began, first, usage = perf_counter(), math.nan, {}
+    began, first = perf_counter(), math.nan
+    usage: dict[str, Any] = {}
     try:
         async with client.stream("POST", _PATH, json=body) as reply:
             if reply.status_code != 200:

@@ -1,7 +1,7 @@
 """What the page shows of the experts while a model runs: where they are, which are used, what that costs.
 
 The engine's thread counts, while somebody watches, and no other thread does. Frames are made by the threads of those
-who watch: they read the counts and the tiers' books without a lock and change nothing. Of both only single numbers are
+who watch: they read the counts and the tiers' books without a lock and change nothing. Only single numbers are
 ever written: a frame may show a pass that is half done, and the next one shows the rest.
 """
 
