@@ -121,15 +121,15 @@ class Engine:
         self._experts.use(cache)
         self._count_by_cache()
 
-    def resize(self, *, vram: int) -> None:
-        """Gives the device tier another budget, in bytes, from now on: memory goes back to the device, or is taken.
+    def resize(self, *, ram: int | None = None, vram: int | None = None) -> None:
+        """Gives the process another budget, in bytes, from now on: memory is given back, or taken for more experts.
 
         Dense weights and conversations stay; the experts that are worth most are brought in again. Raises BudgetError
-        for a budget that is too small, MoeLocalError where experts are in RAM alone, and goes on with the former one
-        where memory cannot be had.
+        for a budget that is too small, or more than there is, MoeLocalError for `vram` where experts are in RAM alone,
+        and goes on with the former one where memory cannot be had.
         """
         try:
-            self._experts.resize(vram, self.files)
+            self._experts.resize(self.files, ram, vram)
         finally:
             self.load_plan = self._experts.load_plan
             self._count_by_cache()

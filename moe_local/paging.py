@@ -15,7 +15,7 @@ from moe_local.kernels.expert import ExpertKernel
 from moe_local.memory.files import FileReader
 from moe_local.memory.pages import free_caches
 from moe_local.planning.plan_load import LoadPlan
-from moe_local.planning.tiers import make_cache, miss_policy, with_vram
+from moe_local.planning.tiers import make_cache, miss_policy, with_budgets
 from moe_local.prediction import PREDICTORS
 
 
@@ -76,13 +76,13 @@ class PagedExperts:
         self.cache.close()
         self._run_over(cache)
 
-    def resize(self, vram: int, files: FileReader) -> None:
-        """Another budget for the device tier, in bytes; what is worth most is brought in again, from RAM and `files`.
+    def resize(self, files: FileReader, ram: int | None, vram: int | None) -> None:
+        """Other budgets, in bytes; what is worth most is brought in again, from RAM and `files`.
 
-        The host tier stays, unless it is to hold more or less now. Raises as `with_vram`; goes on with the former
-        budget where memory cannot be had.
+        The host tier stays, unless it is to hold more or less now. Raises as `with_budgets`; goes on with the former
+        budgets where memory cannot be had.
         """
-        former, resized = self.load_plan, with_vram(self.load_plan, vram)
+        former, resized = self.load_plan, with_budgets(self.load_plan, ram, vram)
         totals = self.cache.snapshot()
         host, best = self.cache.hand_over(resized.plan.device_slots)
         for kernel in self._kernels:

@@ -190,6 +190,30 @@ def test_another_budget_for_the_device_while_a_conversation_goes_on(qwen: Path, 
     assert found == wanted
 
 
+def test_another_budget_of_ram_while_a_conversation_goes_on(qwen: Path) -> None:
+    options = Options(context=128, dtype="float32")
+    needs = plan_load(qwen, options).plan.needs
+    with load(qwen, options) as engine:
+        assert engine.plan.share == 1
+        others = engine.plan.ram_overhead + needs.resident_bytes
+        small = others + needs.least_slots_bytes  # passes of one token have what long ones take beside the experts
+        session, alone = engine.chat(GREEDY), engine.chat(GREEDY)
+        wanted = [alone.send(each).token_ids for each in ("the hen", "why", "and then")]
+        found = [session.send("the hen").token_ids]
+        large = engine.plan.ram
+        engine.resize(ram=small)
+        assert engine.plan.ram == small and engine.plan.capacities[-1][1].kept == (1, 1, 1, 1)
+        found.append(session.send("why").token_ids)
+        with pytest.raises(BudgetError, match="--ram"):
+            engine.resize(ram=MIB)
+        with pytest.raises(BudgetError, match="than this machine can give"):
+            engine.resize(ram=1 << 60)
+        engine.resize(ram=large)
+        assert engine.plan.share == 1
+        found.append(session.send("and then").token_ids)
+    assert found == wanted
+
+
 def test_where_experts_are_in_ram_alone_there_is_no_device_to_resize(qwen: Path) -> None:
     with load(qwen, Options(context=128)) as engine, pytest.raises(MoeLocalError, match="no memory of a device"):
         engine.resize(vram=512 * MIB)

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from moe_local.errors import MoeLocalError
+from moe_local.errors import BudgetError, MoeLocalError
 from moe_local.experts.cache import ExpertCache
 from moe_local.experts.misses import CPU, UPLOAD, MissPolicy, OnCpu
 from moe_local.experts.mover import mover_to
 from moe_local.experts.tier import Tier
 from moe_local.memory.files import ReadAt
+from moe_local.memory.limits import memory_available, process_memory
 from moe_local.memory.pinned import host_slab
 from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
@@ -21,6 +22,7 @@ from moe_local.planning.machines import DRIVER
 from moe_local.planning.placement import make_plan
 from moe_local.planning.plan_load import LoadPlan
 from moe_local.policies import POLICIES
+from moe_local.units import format_size
 
 
 def make_cache(
@@ -51,27 +53,38 @@ def make_cache(
     )
 
 
-def with_vram(load_plan: LoadPlan, vram: int) -> LoadPlan:
-    """The plan with another budget for the device, in bytes.
+def with_budgets(load_plan: LoadPlan, ram: int | None = None, vram: int | None = None) -> LoadPlan:
+    """The plan with another budget for RAM, for the device, or for both, in bytes; None leaves it as it is.
 
-    Raises BudgetError where not even one expert of each layer would fit, MoeLocalError where there is but one memory.
+    Raises BudgetError where not even one expert of each layer would fit, or where there is less RAM than that, and
+    MoeLocalError for a device's budget where there is but one memory.
     """
-    plan, options = load_plan.plan, replace(load_plan.options, vram=vram)
-    if plan.vram is None or plan.host_slots is None:
+    plan, options, accelerator = load_plan.plan, load_plan.options, load_plan.accelerator
+    if vram is not None and (plan.vram is None or plan.host_slots is None):
         raise MoeLocalError("there is no memory of a device's own to resize", remedy="experts are in RAM: see --ram")
-    if load_plan.accelerator.has_own_memory:
-        held, (free, _) = load_plan.accelerator.held_memory() + DRIVER, load_plan.accelerator.memory()
+    if vram is not None and accelerator.has_own_memory:
+        held, (free, _) = accelerator.held_memory() + DRIVER, accelerator.memory()
         vram = min(vram, held + free)
+    most = max(plan.ram, process_memory() + memory_available())
+    if ram is not None and ram > most:
+        raise BudgetError(
+            f"{format_size(ram)} of RAM is more than this machine can give now, which is {format_size(most)}",
+            minimum=most,
+            remedy="end other programs, or give less",
+        )
     made = make_plan(
         plan.needs,
-        ram=plan.ram,
-        vram=vram,
+        ram=plan.ram if ram is None else ram,
+        vram=plan.vram if vram is None else vram,
         ram_overhead=plan.ram_overhead,
         vram_overhead=plan.vram_overhead,
-        device_in_ram=plan.device_in_ram,
+        device_in_ram=plan.device_in_ram and plan.vram is not None,
         device_share=options.experts,
         host_share=options.host_experts,
+        elastic=plan.elastic,
     )
+    options = replace(options, ram=made.ram if ram is not None else options.ram)
+    options = replace(options, vram=made.vram if vram is not None else options.vram)
     return replace(load_plan, options=options, plan=made)
 
 
