@@ -1,8 +1,8 @@
 """What the page shows of the experts while a model runs: where they are, which are used, what that costs.
 
 The engine's thread counts, while somebody watches, and no other thread does. Frames are made by the threads of those
-who watch: they read the counts and the tiers' books without a lock and change nothing. Only single numbers are
-ever written: a frame may show a pass that is half done, and the next one shows the rest.
+who watch: they read the counts and the tiers' books without a lock and change nothing. A frame may show a pass that is
+half done; the next one shows the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,19 +33,19 @@ class LiveExperts:
         self._engine = engine
         self._experts = engine.cache.experts
         self._own_memory = engine.load_plan.accelerator.has_own_memory
-        self._watchers = 0
+        self._watchers: set[object] = set()  # of any thread: one is added or taken out at once
         self._uses: _Uses | None = None  # made by the engine's thread, where the routers' choices are
         self._sampled = (0.0, Counters.of(len(self._experts)))  # when, and the totals then
 
     @property
     def watching(self) -> bool:
         """Whether anybody does."""
-        return self._watchers > 0
+        return bool(self._watchers)
 
     def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         if self._watchers:
             if self._uses is None:
-                self._uses = _Uses(self._experts, index.device)
+                self._uses = _OnDevice(self._experts, index.device) if self._own_memory else _InRam(self._experts)
             self._uses.add(layer, index)
             if layer == 0 and self._own_memory:
                 self._sample()
@@ -73,7 +73,8 @@ class LiveExperts:
         - "memory": bytes: "ram" of the process, "ram_budget"; "vram" and "vram_budget" (None where the device has no
           memory of its own).
         """
-        self._watchers += 1
+        watcher = object()
+        self._watchers.add(watcher)
         before = self._counts()
         try:
 
@@ -84,7 +85,7 @@ class LiveExperts:
 
             yield frame
         finally:
-            self._watchers -= 1
+            self._watchers.discard(watcher)
 
     def _counts(self) -> NDArray[np.int64]:
         """The uses of each expert so far, [layers, experts of the greatest + 1]; the last column is nobody's."""
@@ -127,8 +128,52 @@ class LiveExperts:
         return {"ram": process_memory(), "ram_budget": plan.ram, "vram": vram[0], "vram_budget": vram[1]}
 
 
-class _Uses:
-    """Counts, on the routers' own device, so that nothing waits for it but a frame."""
+class _Uses(Protocol):
+    """Counts what the routers choose, where they do."""
+
+    def add(self, layer: int, index: Tensor) -> None:
+        """The choices of a layer's router, [T, k]; its number of experts or more stands for none."""
+
+    def counts(self) -> NDArray[np.int64]:
+        """The uses of each expert so far, [layers, experts of the greatest + 1]; the last column is nobody's."""
+
+    def tokens(self) -> int:
+        """That went through the first layer."""
+
+    def chosen(self) -> list[list[int]]:
+        """Of each layer, what the last token that was there was sent to."""
+
+
+class _InRam:
+    """Counts choices that lie in RAM."""
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        self._experts = experts
+        self._counts = np.zeros((len(experts), max(experts) + 1), dtype=np.int64)
+        self._tokens = 0
+        self._chosen: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)] * len(experts)
+
+    def add(self, layer: int, index: Tensor) -> None:
+        experts = self._experts[layer]
+        chosen = np.minimum(index.numpy(), experts)
+        self._counts[layer] += np.bincount(chosen.reshape(-1), minlength=self._counts.shape[1])
+        there = chosen if len(chosen) == 1 else chosen[(chosen < experts).any(axis=1)]
+        if layer == 0:
+            self._tokens += len(there)
+        self._chosen[layer] = (there if len(there) else chosen)[-1].copy()
+
+    def counts(self) -> NDArray[np.int64]:
+        return self._counts.copy()
+
+    def tokens(self) -> int:
+        return self._tokens
+
+    def chosen(self) -> list[list[int]]:
+        return _real(self._chosen, self._experts)
+
+
+class _OnDevice:
+    """Counts on a device, so that nothing waits for it but a frame."""
 
     def __init__(self, experts: Sequence[int], device: torch.device) -> None:
         self._experts = experts
@@ -136,10 +181,9 @@ class _Uses:
             self._counts = torch.zeros(len(experts), max(experts) + 1, dtype=torch.int64, device=device)
             self._one = torch.ones(1, dtype=torch.int64, device=device)
             self._tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self._chosen: list[Tensor | None] = [None] * len(experts)
+        self._chosen: list[Tensor] = [self._one[:0]] * len(experts)
 
     def add(self, layer: int, index: Tensor) -> None:
-        """The choices of a layer's router, [T, k]; its number of experts or more stands for none."""
         experts = self._experts[layer]
         chosen = index.clamp(max=experts).long()
         self._counts[layer].scatter_add_(0, chosen.view(-1), self._one.expand(chosen.numel()))
@@ -150,16 +194,19 @@ class _Uses:
         self._chosen[layer] = chosen[(places * there).argmax()]
 
     def counts(self) -> NDArray[np.int64]:
-        counts: NDArray[np.int64] = self._counts.cpu().numpy().copy()
+        counts: NDArray[np.int64] = self._counts.cpu().numpy()
         return counts
 
     def tokens(self) -> int:
         return int(self._tokens)
 
     def chosen(self) -> list[list[int]]:
-        """Of each layer, what the last token that was there was sent to."""
-        rows = [[] if row is None else row.tolist() for row in self._chosen]
-        return [[e for e in row if e < experts] for row, experts in zip(rows, self._experts, strict=True)]
+        return _real([row.cpu().numpy() for row in self._chosen], self._experts)
+
+
+def _real(chosen: Sequence[NDArray[np.int64]], experts: Sequence[int]) -> list[list[int]]:
+    """Without what stands for no expert."""
+    return [[each for each in row.tolist() if each < count] for row, count in zip(chosen, experts, strict=True)]
 
 
 def _mark(letters: Sequence[NDArray[np.uint8]], residents: Sequence[Sequence[int]], letter: str) -> None:

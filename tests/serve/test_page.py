@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_local.engine import load
+from moe_local.planning.options import Options
+from moe_local.serve.app import make_app
+from moe_local.serve.process import Server, listen, url_of
+from moe_local.serve.service import Service
+from moe_local.serve.settings import Names, ServeSettings
 from tests.serve.auditing import AUDIT, CONTRASTS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
@@ -25,6 +33,31 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 COMPLETIONS, LIVE = "**/v1/chat/completions", "**/api/live"
 VIEWS = ("chat", "experts")
 PATIENCE = 30_000.0  # milliseconds
+CONTEXT = 20_000  # tokens
+
+
+@pytest.fixture(scope="module")
+def server_url(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a server answers, with a tiny model whose answers go on until they are stopped."""
+    model = Path(shutil.copytree(qwen, tmp_path_factory.mktemp("served") / "tiny"))
+    (model / "config.json").write_text(json.dumps(_without_end(json.loads((model / "config.json").read_text()))))
+    (model / "generation_config.json").write_text('{"do_sample": false, "suppress_tokens": [2]}')  # 2: the end
+    settings, options = ServeSettings(port=0), Options(device="cpu", context=CONTEXT, experts=0.5, max_sequences=4)
+    sock = listen(settings)
+    service = Service(lambda report: load(model, options, report=report), settings)
+    server = Server(make_app(service, Names("tiny"), settings), settings, service.end)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    service.start()
+    thread.start()
+    yield url_of(sock)
+    server.should_exit = server.force_exit = True
+    thread.join()
+    service.close()
+    sock.close()
+
+
+def _without_end(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"max_position_embeddings": CONTEXT, "eos_token_id": None}
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,8 @@ export class Chart {
     this.picture.setAttribute("aria-label", this.#described(known, latest));
     const runs = this.#runs(points, now);
     this.line.setAttribute("d", runs.map((run) => `M${run.join("L")}`).join(""));
-    this.area.setAttribute("d", runs.map((run) => `M${run[0][0]},${HIGH}L${run.join("L")}L${run.at(-1)[0]},${HIGH}Z`).join(""));
+    const below = (run) => `M${run[0][0]},${HIGH}L${run.join("L")}L${run.at(-1)[0]},${HIGH}Z`;
+    this.area.setAttribute("d", runs.map(below).join(""));
   }
 
   #described(known, latest) {

@@ -1,6 +1,6 @@
 // Elements by their parts. Text only ever becomes text nodes.
 
-/** An element with properties (`class` and names with a dash are attributes) and children, of which strings are text. */
+/** An element with properties (`class`, `role` and what has a dash are attributes) and children; strings are text. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {

@@ -1,5 +1,5 @@
-// Layers x experts on a canvas: colour says where an expert is, brightness how much it was used lately, and an outline
-// that the last token was sent to it. A cell is a pixel of a small picture that is drawn large: 94 x 512 take no time.
+// Layers x experts on a canvas: colour says where an expert is, brightness how much it was used lately, an outline
+// that the last token was sent to it. A cell is a pixel of a small picture that is drawn large, so 94 x 512 are fast.
 
 import { count } from "./numbers.js";
 

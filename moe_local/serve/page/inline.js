@@ -1,11 +1,12 @@
-// Markdown inside a paragraph, as DOM nodes. The text is a model's: whatever it holds, only text nodes are made of it,
-// and links only to http and https, whose target is shown.
+// Markdown inside a paragraph, as DOM nodes. The text is a model's: whatever it holds ends up in text nodes, and in
+// links to http and https alone, whose target is shown.
 
 import { element } from "./dom.js";
 
 const LONGEST = 10_000; // characters of a paragraph that are looked at; a longer one is text
 const SPECIAL = /\\(?=[!-/:-@[-`{-~])|`+|\*\*|__|~~|\*|_|!?\[|https?:\/\//g;
-const LINK = /!?\[([^[\]\n]{1,500})\]\(\s*<?([^\s<>()]{1,2000}(?:\([^\s<>()]{0,500}\)[^\s<>()]{0,500})?)>?(?:\s+"[^"\n]{0,300}")?\s*\)/y;
+const ADDRESS = String.raw`[^\s<>()]{1,2000}(?:\([^\s<>()]{0,500}\)[^\s<>()]{0,500})?`;
+const LINK = new RegExp(String.raw`!?\[([^[\]\n]{1,500})\]\(\s*<?(${ADDRESS})>?(?:\s+"[^"\n]{0,300}")?\s*\)`, "y");
 const BARE = /https?:\/\/[^\s<>"'`*[\]]{1,2000}/y;
 const MARKS = { "**": "strong", __: "strong", "~~": "del", "*": "em", _: "em" };
 

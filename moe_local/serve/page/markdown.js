@@ -1,5 +1,5 @@
-// A model's Markdown as DOM nodes, while it is still being written: blocks that are complete are made once, and only the
-// last one is made again as it grows.
+// A model's Markdown as DOM nodes, while it is still being written: blocks that are complete are made once, and only
+// the last one is made again as it grows.
 
 import { blocksOf } from "./blocks.js";
 import { button, copy, element } from "./dom.js";

@@ -17,7 +17,8 @@ export function showMemory(parent, { memory, tiers }) {
 
 function bar(name) {
   const label = element("span", { class: "bar-name" }, name);
-  const track = element("div", { class: "track", role: "meter", "aria-label": name }, element("div", { class: "fill" }));
+  const track = element("div", { class: "track", role: "meter", "aria-label": name, "aria-valuemin": 0 });
+  track.append(element("div", { class: "fill" }));
   return element("div", { class: "bar" }, label, element("span", { class: "bar-value" }), track);
 }
 
@@ -27,6 +28,6 @@ function fill(made, used, most, show) {
   made.querySelector(".bar-value").textContent = said;
   made.querySelector(".fill").style.width = `${Math.min(100, 100 * share)}%`;
   const track = made.querySelector(".track");
-  const values = { "aria-valuemin": 0, "aria-valuemax": most, "aria-valuenow": Math.min(used, most), "aria-valuetext": said };
-  for (const [name, value] of Object.entries(values)) track.setAttribute(name, value);
+  const values = { max: most, now: Math.min(used, most), text: said };
+  for (const [name, value] of Object.entries(values)) track.setAttribute(`aria-value${name}`, value);
 }

@@ -9,8 +9,8 @@ export class Rates {
 
   /** The rates up to a frame, which are kept. */
   take({ time, counters }) {
-    const restarted = this.#frames.length > 0 && counters.misses < this.#frames.at(-1).counters.misses;
-    if (restarted) this.#frames = [];
+    const last = this.#frames.at(-1);
+    if (last && (time < last.time || counters.misses < last.counters.misses)) this.#frames = []; // another server
     this.#frames.push({ time, counters });
     while (this.#frames.length > 2 && time - this.#frames[1].time >= OVER) this.#frames.shift();
     const rates = between(this.#frames[0], { time, counters });

@@ -45,7 +45,8 @@ async function send(path, body, signal) {
 
 async function refusal(response) {
   const text = await response.text().catch(() => "");
-  return new ServerError(inWords(response.status, saidIn(text), response.headers.get("Retry-After")), response.status);
+  const { status, headers } = response;
+  return new ServerError(inWords(status, saidIn(text), headers.get("Retry-After")), status);
 }
 
 function saidIn(text) {

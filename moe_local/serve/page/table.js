@@ -13,7 +13,8 @@ export function showTable(body, heat) {
     const chosen = frame.chosen[layer].join(", ") || "none";
     const device = frame.memory.vram_budget === null ? [] : [inTier("d")];
     const cells = [...device, inTier("r"), inTier("."), uses, chosen, busiest(heat, layer)];
-    return element("tr", {}, element("th", { scope: "row" }, String(layer)), ...cells.map((text) => element("td", {}, text)));
+    const name = element("th", { scope: "row" }, String(layer));
+    return element("tr", {}, name, ...cells.map((text) => element("td", {}, text)));
   });
   body.replaceChildren(...rows);
 }
