@@ -20,12 +20,14 @@ from moe_local.serve.completions import CompletionReply, CompletionRequest
 from moe_local.serve.errors import NOT_FOUND, SERVER, RefusedError, of_validation, refused
 from moe_local.serve.fields import assert_named
 from moe_local.serve.guard import Guard
-from moe_local.serve.messages import PING, CountRequest, MessagesReply, MessagesRequest
+from moe_local.serve.messages import CountRequest, MessagesRequest
+from moe_local.serve.messages_reply import PING, MessagesReply
 from moe_local.serve.metrics import Metrics
 from moe_local.serve.own import add_own
 from moe_local.serve.pages import page_routes
 from moe_local.serve.replies import HERE, ClientGoneError, EventStream, Reply, refusal, unless_gone
-from moe_local.serve.responses import ResponsesReply, ResponsesRequest
+from moe_local.serve.responses import ResponsesRequest
+from moe_local.serve.responses_reply import ResponsesReply
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
 from moe_local.version import __version__
@@ -96,7 +98,7 @@ def _add_openai(app: FastAPI, service: Service, names: Names) -> None:
 def _add_anthropic(app: FastAPI, service: Service, names: Names) -> None:
     @app.post("/v1/messages")
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        return await answer(service, names, body, request, MessagesReply(body, body.model or names.name), alive=PING)
+        return await answer(service, names, body, request, MessagesReply(body.model or names.name), alive=PING)
 
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountRequest) -> Response:
