@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers.generation.logits_process import (
 from moe_local.generation.sampling import Sampling
 from moe_local.model.transformers_api import logits_processors
 
+Only = Callable[[Tensor], Tensor]  # scores [V] -> the same with -inf where a token may not come
 _WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
 
@@ -41,10 +42,13 @@ class Choice:
         """Whether it is the likeliest token, whatever came before."""
         return not self._samples and not self._processors
 
-    def __call__(self, ids: Sequence[int], scores: Tensor) -> int:
-        """The next token after `ids`, of logits [V] float32."""
+    def __call__(self, ids: Sequence[int], scores: Tensor, only: Only | None = None) -> int:
+        """The next token after `ids`, of logits [V] float32; of those that `only` leaves, whatever the options bar."""
         so_far = torch.tensor([list(ids)], device=scores.device)
-        scores = self._processors(so_far, scores[None])
+        given, scores = scores, self._processors(so_far, scores[None])
+        if only is not None:
+            left = only(scores[0])
+            scores = (left if bool(left.isfinite().any()) else only(given))[None]
         if not self._samples:
             return int(scores.argmax())
         among: Tensor | None = None

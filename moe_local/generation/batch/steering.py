@@ -77,7 +77,8 @@ class SteeredChoice:
         """The next token after `ids`, of logits [V] float32. Raises MoeLocalError where none may follow."""
         if self._steering.idle:
             return self._choice(ids, scores)
-        token = self._choice(ids, self._steered(scores))
+        only = None if self._matcher is None else self._matcher.mask
+        token = self._choice(ids, self._steered(scores), only)
         self._counts[token] += 1
         if self._matcher is not None:
             self._matcher.accept(token)
@@ -92,7 +93,7 @@ class SteeredChoice:
             tokens = torch.tensor(list(self._counts), device=scores.device)
             counts = torch.tensor(list(self._counts.values()), dtype=scores.dtype, device=scores.device)
             scores[tokens] -= asked.presence_penalty + asked.frequency_penalty * counts
-        return scores if self._matcher is None else self._matcher.mask(scores)
+        return scores
 
 
 def told(token: int, scores: Tensor, count: int) -> TokenChoice:
