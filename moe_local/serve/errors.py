@@ -62,8 +62,8 @@ def refused(error: MoeLocalError) -> RefusedError:
 
 
 def of_validation(errors: Sequence[Any]) -> RefusedError:
-    """What pydantic found in a request's body, the first of it."""
-    first = errors[0]
+    """What pydantic found in a request's body: of what could be several things the one that comes nearest."""
+    first = max(errors, key=lambda error: len(error.get("loc", ())))
     where = [part for part in first.get("loc", ()) if part != "body" and not _is_of_types(part)]
     param = _dotted(where) or None
     kind, message = first.get("type"), str(first.get("msg", "cannot be read"))
