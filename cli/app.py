@@ -27,6 +27,7 @@ from .plan import plan
 from .pull import pull
 from .recommend import recommend
 from .serve import serve
+from .servers import ps, stop
 from .spread import spread
 
 app = typer.Typer(
@@ -40,8 +41,8 @@ app = typer.Typer(
 )
 NAMES = {list_models: "list", evaluate: "eval"}
 COMMANDS = (
-    chat, generate, batch, serve, inspect, plan, recommend, list_models, pull, rm, pack, verify, doctor, config,
-    evaluate,
+    chat, generate, batch, serve, ps, stop, inspect, plan, recommend, list_models, pull, rm, pack, verify, doctor,
+    config, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(NAMES.get(command), cls=Command)(guarded(spread(command)))

@@ -19,6 +19,7 @@ from .failure import guarded
 from .output import echo_json
 from .replay_flags import ReplayFlags
 from .routing_flags import RoutingFlags
+from .serve_bench import serve
 from .spread import spread
 from .sweep import Asked, configurations, measured, swept
 from .workload import WorkloadFlags
@@ -199,5 +200,5 @@ def compare(
     show_comparison(found)
 
 
-for command in (live, replay, routing, compare):
+for command in (live, replay, routing, serve, compare):
     app.command(cls=Command)(guarded(spread(command)))

@@ -55,12 +55,12 @@ def _show(found: Sequence[Known]) -> None:
     for known in found:
         form = known.format if known.whole or known.kind != "download" else f"{known.format}, in part"
         table.add_row(
-            escape(known.name), escape(form), format_size(known.size), _ago(known.used), escape(str(known.where))
+            escape(known.name), escape(form), format_size(known.size), ago(known.used), escape(str(known.where))
         )
     Console().print(table)
 
 
-def _ago(when: float | None) -> str:
+def ago(when: float | None) -> str:
     """How long ago that was, in its largest unit."""
     if when is None:
         return ""

@@ -10,7 +10,8 @@ from moe_local.engine import Report
 from moe_local.generation.template_settings import TemplateSettings
 from moe_local.planning.options import Options
 from moe_local.serve.app import make_app
-from moe_local.serve.process import Announcement, Server, listen, url_of
+from moe_local.serve.process import Server, listen, url_of
+from moe_local.serve.running import Announcement
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
 from moe_local.store.open import ModelFiles
@@ -37,7 +38,7 @@ def run(
     def load(report: Report) -> engine.Engine:
         return _load(files, options, template, report)
 
-    names = Names(model or _DEMO, settings.aliases)
+    names = Names(_DEMO if model is None else public_name(model), settings.aliases)
     service = Service(load, settings)
     service.on_error = _tell_error
     server = Server(make_app(service, names, settings), settings, service.end)
@@ -60,6 +61,12 @@ def run(
         sock.close()
     if service.error is not None:
         raise service.error
+
+
+def public_name(model: str) -> str:
+    """By which clients ask for MODEL: a folder's or a file's own name, without where it lies; a hub's id as it is."""
+    path = Path(model)
+    return path.resolve().name if path.exists() else model
 
 
 def _load(

@@ -125,8 +125,8 @@ class Engine:
         """Gives the process another budget, in bytes, from now on: memory is given back, or taken for more experts.
 
         Dense weights and conversations stay; the experts that are worth most are brought in again. Raises BudgetError
-        for a budget that is too small, or more than there is, MoeLocalError for `vram` where experts are in RAM alone,
-        and goes on with the former one where memory cannot be had.
+        for a budget that is too small, or more than there is, and MoeLocalError for `vram` where experts are in RAM
+        alone; goes on with the former one where memory cannot be had.
         """
         try:
             self._experts.resize(self.files, ram, vram)

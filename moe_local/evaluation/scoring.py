@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_local.evaluation.windows import Window
-from moe_local.generation.stream import refuse_damage
+from moe_local.generation.damage import refuse_damage
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.formulas import PREFILL_CHUNK
 

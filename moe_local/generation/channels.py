@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 REASONING, ANSWER, HEADER = "reasoning_content", "content", "header"
+CALL = "tool_calls"  # a call of a tool, where it has a region of its own
 UNOPENED = "answer_after"  # what follows a mark that closes reasoning which nothing had opened
 
 _NEVER = r"(?!)"  # an anchor that is nowhere: what is given as the beginning is the answer's
@@ -63,6 +64,22 @@ class AnswerFormat:
     def answers_once(self) -> bool:
         """Whether the answer is marked off as well, so that it is over when its region closes."""
         return self.template.get("start_anchor_pattern") == _NEVER and bool(self.template["fields"].get(ANSWER))
+
+    def with_calls(self) -> AnswerFormat:
+        """With regions for calls of tools, where the format has them."""
+        return replace(self, template=_harmony(calls=True)) if self.template == _harmony() else self
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether it is gpt-oss's."""
+        return self.template in (_harmony(), _harmony(calls=True))
+
+    def unclosed(self, prompt: str) -> str | None:
+        """What closes the reasoning that a prompt's end has opened; None where it has opened none."""
+        reasoning = self.template.get("fields", {}).get(REASONING)
+        closing = reasoning.get("close") if isinstance(reasoning, dict) else None
+        begun = self.template.get("start_anchor_pattern") == _NEVER and _beginning(self.template, prompt)
+        return closing if begun and isinstance(closing, str) else None
 
     def continues(self, token: str) -> bool:
         """Whether an answer may go on after this token: it closes a region that is not the answer's."""
@@ -162,17 +179,25 @@ def _solar() -> dict[str, Any]:
     }
 
 
-def _harmony() -> dict[str, Any]:
+def _harmony(*, calls: bool = False) -> dict[str, Any]:
     """gpt-oss: `<|start|>assistant<|channel|>analysis<|message|>...<|end|>`, the last one `final` (or no channel).
 
     https://developers.openai.com/cookbook/articles/openai-harmony
     """
     ends = r"<\|end\|>|<\|call\|>|<\|return\|>|(?=<\|start\|>|<\|channel\|>)"
     rest = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+    to = r"(?=[^<]*\bto=)" if calls else r"(?!)"  # whom a message is for
+    call = {CALL: {"open_pattern": rf"<\|channel\|>{to}", "close_pattern": ends, "repeats": True}} if calls else {}
+    other = rf"(?!{to[3:-1]})" if calls else ""
     return {
         "start_anchor_pattern": _NEVER,
         "fields": {
-            REASONING: {"open_pattern": rf"<\|channel\|>(?!\s*final){rest}", "close_pattern": ends, "repeats": True},
+            **call,
+            REASONING: {
+                "open_pattern": rf"<\|channel\|>(?!\s*final){other}{rest}",
+                "close_pattern": ends,
+                "repeats": True,
+            },
             HEADER: {"open": "<|start|>", "close_pattern": r"<\|message\|>|(?=<\|channel\|>)", "repeats": True},
             ANSWER: {"open_pattern": rf"<\|channel\|>\s*final{rest}", "close_pattern": ends, "repeats": True},
             "rest": {"close_pattern": r"<\|end\|>|<\|call\|>|<\|return\|>", "repeats": True},

@@ -16,10 +16,11 @@ from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.encoding import TooLongError
 from moe_local.generation.generate import Generation, TextGenerator
 from moe_local.generation.kv_reuse import KVState
+from moe_local.generation.messages import Message
 from moe_local.generation.prompt import render
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
-from moe_local.generation.template import REASONING_KEYS, Message
+from moe_local.generation.template import REASONING_KEYS
 
 _SHARE = 4  # of the context: the part of it that an answer is left, at least
 _MOST = 48 << 20  # bytes of a saved conversation

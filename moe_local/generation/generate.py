@@ -14,12 +14,16 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from moe_local.errors import CheckpointError, MoeLocalError, first_line
+from moe_local.generation.damage import RefuseDamage
 from moe_local.generation.encoding import PromptEncoder
+from moe_local.generation.handed import Halt, TokenStream
 from moe_local.generation.kv_reuse import KVState
 from moe_local.generation.sampling import Sampling
-from moe_local.generation.stream import AnswerStream, Halt, OnText, RefuseDamage, TokenStream
+from moe_local.generation.stream import AnswerStream, OnCall, OnText
 from moe_local.generation.template import ChatTemplate
 from moe_local.generation.template_settings import TemplateSettings
+from moe_local.generation.tools.base import Tool
+from moe_local.generation.tools.reader import CallReader
 from moe_local.memory.limits import peak_memory
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.formulas import PREFILL_CHUNK
@@ -207,8 +211,10 @@ class TextGenerator:
         chat: bool,
         on_text: OnText | None = None,
         on_reasoning: OnText | None = None,
+        tools: Sequence[Tool] = (),
+        on_call: OnCall | None = None,
     ) -> AnswerStream:
-        """What makes text of the tokens that follow `ids`."""
+        """What makes text of the tokens that follow `ids`, and calls of `tools`."""
         return AnswerStream(
             self.tokenizer,
             sampling.stop,
@@ -216,6 +222,8 @@ class TextGenerator:
             prompt=ids,
             on_text=on_text,
             on_reasoning=on_reasoning,
+            calls=CallReader(self.template.calls, tools) if chat and tools else None,
+            on_call=on_call,
         )
 
     @property

@@ -16,9 +16,48 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.generation.channels import AnswerFormat
 
 _NO_LIBRARY = "answers that keep to a grammar need llguidance"
 _WORD = 32  # bits
+
+
+def json_rule(schema: Mapping[str, Any] | bool) -> str:
+    """JSON of a schema in a Lark grammar, without white space that says nothing."""
+    told = {"x-guidance": {"whitespace_flexible": False}}
+    return f"%json {json.dumps({**schema, **told} if isinstance(schema, Mapping) else schema)}"
+
+
+def mark(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text in a Lark grammar: as the token that it is, if that is a special one."""
+    token = tokenizer.get_vocab().get(text)
+    known: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    if token is not None and token in known and known[token].special:
+        return f"<[{token}]>"
+    return json.dumps(text, ensure_ascii=False)
+
+
+def after_reasoning(tokenizer: PreTrainedTokenizerBase, answers: AnswerFormat, prompt: str, body: str) -> str:
+    """A grammar of answers to a prompt that ends so, whose rule `body` is free to come after reasoning.
+
+    gpt-oss reasons in a channel of its own, if it does; others where the prompt has opened it.
+    """
+    if answers.has_channels:
+        channel, message, end, start = (
+            mark(tokenizer, text) for text in ("<|channel|>", "<|message|>", "<|end|>", "<|start|>")
+        )
+        analysis = f'{channel} "analysis" {message} thought {end} {start} "assistant"'
+        return f"start: ({analysis})? body\nthought: /(.|\\n)*/\n{body}"
+    closing = answers.unclosed(prompt)
+    if closing is None:
+        return f"start: body\n{body}"
+    said = mark(tokenizer, closing)
+    if said.startswith("<"):
+        return f"start: thought {said} space body\nthought: /(.|\\n)*/\n{_SPACE}\n{body}"
+    return f"start: thought space body\nthought[suffix={said}]: /(.|\\n)*/\n{_SPACE}\n{body}"
+
+
+_SPACE = r"space: /[ \n]{0,3}/"
 
 
 class Grammars:
@@ -47,28 +86,14 @@ class Grammars:
         found: bytes = self._known.decode_bytes([token])
         return found
 
-    def json(self, schema: Mapping[str, Any] | bool) -> Grammar:
-        """JSON of a schema. Raises MoeLocalError for one that cannot be kept to, naming what of it."""
-        from llguidance import LLMatcher
-
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_flexible": False})
-        except Exception as error:
-            raise MoeLocalError(f"the schema cannot be kept to ({error})") from error
-        return self._made(grammar, "schema")
-
     def lark(self, text: str) -> Grammar:
-        """Text of a Lark grammar, as llguidance writes them. Raises MoeLocalError for one that is none."""
+        """Text of a Lark grammar, as llguidance writes them. Raises MoeLocalError for one that cannot be kept to."""
         from llguidance import LLMatcher
 
-        return self._made(LLMatcher.grammar_from_lark(text), "grammar")
-
-    def _made(self, grammar: str, what: str) -> Grammar:
-        from llguidance import LLMatcher
-
-        first = LLMatcher(self._known, grammar, log_level=0)
+        first = LLMatcher(self._known, LLMatcher.grammar_from_lark(text), log_level=0)
         if first.is_error():
-            raise MoeLocalError(f"the {what} cannot be kept to ({' '.join(first.get_error().split())})")
+            reason = first.get_error().splitlines()[0].strip()
+            raise MoeLocalError(f"an answer cannot be held to this schema ({reason})")
         return Grammar(first, self._vocabulary)
 
 

@@ -1,32 +1,21 @@
-"""An answer as it comes: its text piece by piece, and what ends it.
-
-`AnswerStream` makes text of tokens, reasoning apart from the answer and nothing of a stop string. What transformers'
-`generate` is handed feeds it: `TokenStream` takes each token, `Halt` ends it at a stop string or an interrupt, and
-`RefuseDamage` where the scores are no numbers.
-"""
+"""An answer as it comes: its text piece by piece, reasoning and calls of tools apart, nothing of a stop string."""
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, TextStreamer
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from moe_local.errors import CheckpointError
-from moe_local.generation.channels import ANSWER, HEADER, UNOPENED, AnswerFormat, is_reasoning
-from moe_local.telemetry import Counting
+from moe_local.generation.channels import ANSWER, CALL, HEADER, UNOPENED, AnswerFormat, is_reasoning
+from moe_local.generation.tools.base import CallPiece, ToolCall
+from moe_local.generation.tools.reader import CallReader
 
-DAMAGED = "the model's output is not a number (NaN or infinite): its weights are damaged, or overflow in this dtype"
-DAMAGED_REMEDY = "download it again, or try --dtype float32"
 _HEADERS = (HEADER, "role")
 
 OnText = Callable[[str], None]
+OnCall = Callable[[CallPiece], None]
 
 
 def _ignore(piece: str) -> None:
@@ -37,7 +26,8 @@ class AnswerStream:
     """Fed token ids of an answer; hands on pieces of text as they become certain.
 
     `format` says how reasoning is marked off, and `prompt` which tokens came before, which may have opened it
-    already; without a format everything is the answer. Stop strings count in the answer only.
+    already; without a format everything is the answer. Stop strings count in the answer only. With `calls` the
+    answer's calls of tools are taken out of it.
     """
 
     def __init__(
@@ -49,8 +39,15 @@ class AnswerStream:
         prompt: Sequence[int] = (),
         on_text: OnText | None = None,
         on_reasoning: OnText | None = None,
+        calls: CallReader | None = None,
+        on_call: OnCall | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        self.tool_calls: list[ToolCall] = []
+        self._calls = calls
+        self._on_call = on_call or (lambda piece: None)
+        self._call = ""  # the text of a call that has a region of its own, so far
+        self._to = ""  # the last header
         self._words = _Words(tokenizer, self._take)
         self._stop = stop
         self._withhold = max((len(each) for each in stop), default=1) - 1
@@ -59,6 +56,7 @@ class AnswerStream:
         self._text, self._reasoning, self._header = "", "", ""
         self._reasons = False  # there is, or was, a place for reasoning, were it empty
         self.stopped = False
+        self.stopped_by: str | None = None  # the stop string that ended it
         self._region = ANSWER
         self._marks: Mapping[int, str] = {}
         self._answers_once = False
@@ -68,11 +66,13 @@ class AnswerStream:
             self._begin(format, prompt)
 
     def _begin(self, format: AnswerFormat, prompt: Sequence[int]) -> None:
+        if self._calls is not None:
+            format = format.with_calls()
         try:
             self._parser = format.parser(self._tokenizer, self._tokenizer.decode(list(prompt)))
         except ValueError:  # of a template that a checkpoint brought, and that makes no sense
             return
-        self._marks = format.marks
+        self._marks = format.marks if self._calls is None else {**format.marks, **self._calls.marks}
         self._answers_once = format.answers_once
         self._route(self._parser.initial_events)
 
@@ -99,6 +99,9 @@ class AnswerStream:
         """No more tokens: what was held back is certain now."""
         self._words.flush()
         self._finish()
+        if self._calls is not None:
+            self._called(self._call)
+            self._sort(self._calls.end())
         if not self._text and not self._reasons and self._header:  # it never came to what the header is of
             self._answer(self._header.removeprefix("assistant"))
         self._hand_on(len(self._text))
@@ -153,6 +156,13 @@ class AnswerStream:
                 self._say(field, event["text"])
 
     def _open(self, field: str) -> None:
+        if field == HEADER:
+            self._to = ""
+        if self._calls is not None and is_reasoning(field) and "to=" in self._to:
+            field, self._call = CALL, f"{self._to}<|message|>"  # whom it is for was said in its header
+        if self._calls is not None and field == CALL:
+            self._region = CALL
+            return
         self._region = field if is_reasoning(field) or field in _HEADERS else ANSWER
         self._reasons |= is_reasoning(field)
         if field == UNOPENED and not self._reasons:
@@ -162,13 +172,19 @@ class AnswerStream:
     def _close(self, field: str) -> None:
         if field == ANSWER and self._answers_once and self._text:
             self.stopped = True
+        if self._region == CALL:
+            held, self._call, self._to = self._call, "", ""
+            self._called(held)
         self._region = ANSWER
 
     def _say(self, field: str, text: str) -> None:
-        if is_reasoning(field):
+        if self._region == CALL:
+            self._call += text
+        elif is_reasoning(field):
             self._reason(text)
         elif field in _HEADERS:
             self._header += text
+            self._to += text
         else:
             self._answer(text)
 
@@ -178,13 +194,36 @@ class AnswerStream:
         if text:
             self._on_reasoning(text)
 
+    def _called(self, text: str) -> None:
+        """What a region of a call had in it."""
+        if text and self._calls is not None:
+            self._sort(self._calls.region(text))
+
     def _answer(self, text: str) -> None:
+        if self._calls is None:
+            self._take_up(text)
+        else:
+            self._sort(self._calls.feed(text))
+
+    def _sort(self, found: Iterable[str | ToolCall]) -> None:
+        """Text and calls, each to its place."""
+        for each in found:
+            if isinstance(each, str):
+                self._take_up(each)
+            else:
+                self._on_call(CallPiece(len(self.tool_calls), each.name, each.arguments))
+                self.tool_calls.append(each)
+
+    def _take_up(self, text: str) -> None:
+        if self.stopped:
+            return
         if self._reasons and not self._text:
             text = text.lstrip()  # lines that set it off
         self._text += text
         found = [at for at in (self._text.find(each) for each in self._stop) if at >= 0]
         if found:
             self.stopped = True
+            self.stopped_by = next(each for each in self._stop if self._text.startswith(each, min(found)))
             self._text = self._text[: min(found)]
         self._hand_on(len(self._text) if self.stopped else len(self._text) - self._withhold)
 
@@ -215,67 +254,3 @@ class _Words(TextStreamer):  # type: ignore[misc]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self._hand(text)
-
-
-class TokenStream(BaseStreamer):  # type: ignore[misc]
-    """What `generate` hands its tokens to: the prompt first, then one at a time."""
-
-    def __init__(self, answer: AnswerStream, counters: Counting) -> None:
-        self.answer = answer
-        self._prompt_seen = False
-        self._counters = counters
-        self.counters_before = self.counters_at_first_token = counters.snapshot()
-        self.token_times: list[float] = []  # seconds of `perf_counter`, as all times here
-        self.began = perf_counter()
-
-    @property
-    def first_token_at(self) -> float:
-        """When the answer's first token came; when it began, where none did."""
-        return self.token_times[0] if self.token_times else self.began
-
-    def put(self, value: Tensor) -> None:
-        """Called by `generate`: the prompt [1, T] the first time, then each token [1] of the answer."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        self.token_times.append(perf_counter())
-        if len(self.token_times) == 1:
-            self.counters_at_first_token = self._counters.snapshot()
-        self.answer.add(int(value))
-
-    def end(self) -> None:
-        """Called by `generate` at its end."""
-        self.answer.end()
-
-
-class Halt(StoppingCriteria):  # type: ignore[misc]
-    """Ends a generation at a stop string or when the user asks."""
-
-    def __init__(self, answer: AnswerStream, event: threading.Event) -> None:
-        self.answer = answer
-        self._event = event
-        self.interrupted = False
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        self.interrupted = self._event.is_set()
-        done = self.interrupted or self.answer.pending_stop()
-        return torch.full((input_ids.shape[0],), done, device=input_ids.device)
-
-
-class RefuseDamage(LogitsProcessor):  # type: ignore[misc]
-    """Damaged weights give what is no number; sampling from it would be noise or an obscure error."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        refuse_damage(scores)
-        return scores
-
-
-def refuse_damage(scores: Tensor) -> None:
-    """Raises CheckpointError for scores [..., V] of which any cannot be chosen from."""
-    if not all(map(math.isfinite, scores.amax(dim=-1).flatten().tolist())):
-        raise CheckpointError(DAMAGED, remedy=DAMAGED_REMEDY)
-
-
-def damaged(scores: Tensor) -> Tensor:
-    """[...] bool: where the best of scores [..., V] is no number (NaN), or infinite, or there is none."""
-    return ~scores.amax(dim=-1).isfinite()

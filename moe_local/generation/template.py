@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from moe_local.errors import CheckpointError, MoeLocalError, first_line
 from moe_local.generation.bounded import bounded
 from moe_local.generation.channels import AnswerFormat, answer_format
+from moe_local.generation.messages import Message, has_tools, plain, with_arguments_as_text
 from moe_local.generation.template_settings import TemplateSettings, thinking
-
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}, and an answer's reasoning
+from moe_local.generation.tools import ToolFormat, tool_format
+from moe_local.generation.tools.base import Tool
+from moe_local.generation.tools.plain import told_of_tools
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _BETWEEN = "\n\n"  # texts that are joined
@@ -50,6 +52,15 @@ class ChatTemplate:
         """How the model marks its reasoning off from its answers."""
         return answer_format(self._tokenizer, self.source)
 
+    @cached_property
+    def calls(self) -> ToolFormat:
+        """How the model calls tools."""
+        return tool_format(self._tokenizer, self.source if self._knows_tools else "")
+
+    @property
+    def _knows_tools(self) -> bool:
+        return bool(re.search(r"\btools\b", self.source))
+
     @property
     def reasoning_key(self) -> str | None:
         """By what the template asks an earlier answer's reasoning; None where it does not ask."""
@@ -61,22 +72,31 @@ class ChatTemplate:
         """Whether the template looks at any of these: by name, not as a part of a message or as a text."""
         return any(re.search(rf"""(?<![\w.'"]){name}\b(?!['"])""", self.source) for name in variables)
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
-        """The conversation as text, ready for its answer.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> str:
+        """The conversation as text, ready for its answer, which may call `tools`.
 
         A system message that the template refuses, or leaves out, goes into the first user message; where it wants
-        turns to alternate, those of one role are joined. Raises MoeLocalError where neither helps.
+        turns to alternate, those of one role are joined; of tools that it does not know the system message tells.
+        Raises MoeLocalError where none of that helps.
         """
         if not self.source:
             raise CheckpointError(
                 "this model has no chat template: it continues text and does not chat",
                 remedy="use `moe-local generate --raw`, give one with --chat-template, or use an instruct model",
             )
-        for message in messages:
-            if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-                raise MoeLocalError("a message has no role and content that are text")
-        messages = _of_known_roles(messages)
+        messages = _of_known_roles(plain(messages))
         told = {**self._variables, **(variables or {})}
+        if (tools or has_tools(messages)) and not self._knows_tools:
+            if tools:
+                self._notice("this model's chat template knows no tools: the system message tells of them")
+            messages, tools = told_of_tools(messages, tools), ()
+        if tools:
+            told["tools"] = list(tools)
         if taken := sorted(told.keys() & _taken()):
             raise MoeLocalError(f"{taken[0]} cannot be told to a chat template", remedy="leave it out")
         try:
@@ -165,6 +185,7 @@ class ChatTemplate:
     def _adapted(self, messages: Sequence[Message], variables: Mapping[str, Any], refusal: Exception) -> str:
         """Another conversation of the same words, one that the template takes."""
         ways = (
+            (with_arguments_as_text(messages), "takes the arguments of calls as text"),
             (_systems_joined(messages), "wants one system message, at the beginning: they are joined"),
             (_joined(messages), "wants turns to alternate: neighbours of one role are joined"),
             (_system_inside(messages), "knows no system message: its text is in the first user message"),
@@ -236,7 +257,12 @@ def _systems_joined(messages: Sequence[Message]) -> list[Message]:
 
 def _joined(messages: Sequence[Message]) -> list[Message]:
     """Neighbours of one role in one."""
-    groups = [list(group) for _, group in groupby(messages, key=lambda message: message["role"])]
+
+    def kind(numbered: tuple[int, Message]) -> tuple[str, int]:
+        number, message = numbered
+        return message["role"], number if has_tools([message]) else -1  # calls and their results stay as they are
+
+    groups = [[message for _, message in group] for _, group in groupby(enumerate(messages), key=kind)]
     return [{**group[-1], "content": _BETWEEN.join(each["content"] for each in group)} for group in groups]
 
 

@@ -9,8 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from moe_local.errors import MoeLocalError
+from moe_local.generation.messages import Message
 from moe_local.generation.sampling import Sampling
-from moe_local.generation.template import Message
 from moe_local.generation.template_settings import EFFORTS, thinking
 
 Fields = dict[str, Any]

@@ -33,6 +33,7 @@ class Answers:
         self._feeds = feeds
         self._until = monotonic() + service.settings.seconds
         self.cached = [0] * len(feeds)
+        self.prompt_tokens = feeds[0].prompt_tokens if feeds else 0
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """What comes, with the number of the answer that it is of. Raises RefusedError where one fails, or for all

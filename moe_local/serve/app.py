@@ -10,18 +10,25 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_local.errors import MoeLocalError
 from moe_local.serve.answers import Answers, answering
-from moe_local.serve.asking import Asked
+from moe_local.serve.asking import Asked, tokens_of
 from moe_local.serve.chat import ChatReply, ChatRequest
 from moe_local.serve.completions import CompletionReply, CompletionRequest
 from moe_local.serve.errors import NOT_FOUND, SERVER, RefusedError, of_validation, refused
 from moe_local.serve.fields import assert_named
 from moe_local.serve.guard import Guard
+from moe_local.serve.messages import CountRequest, MessagesRequest
+from moe_local.serve.messages_reply import PING, MessagesReply
+from moe_local.serve.metrics import Metrics
+from moe_local.serve.own import add_own
 from moe_local.serve.pages import page_routes
-from moe_local.serve.replies import ClientGoneError, EventStream, Reply, refusal, unless_gone
-from moe_local.serve.service import Service, State
+from moe_local.serve.replies import HERE, ClientGoneError, EventStream, Reply, refusal, unless_gone
+from moe_local.serve.responses import ResponsesRequest
+from moe_local.serve.responses_reply import ResponsesReply
+from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
 from moe_local.version import __version__
 
@@ -48,12 +55,15 @@ class Replying(Protocol):
 def make_app(service: Service, names: Names, settings: ServeSettings) -> FastAPI:
     """An application that answers with the service, which may still be loading."""
     app = FastAPI(title="moe-local", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.state.service, app.state.names = service, names
+    metrics = Metrics(service)
+    service.on_over = metrics.answered
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     _add_openai(app, service, names)
-    _add_health(app, service)
+    _add_anthropic(app, service, names)
+    add_own(app, service, names, metrics)
     app.router.routes.extend(page_routes())
+    app.add_middleware(Counted, metrics=metrics, known=[getattr(route, "path", "") for route in app.routes])
     app.add_middleware(Guard, settings=settings)
     if settings.origins:
         app.add_middleware(
@@ -71,6 +81,10 @@ def _add_openai(app: FastAPI, service: Service, names: Names) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await answer(service, names, body, request, CompletionReply(service, body, body.model or names.name))
 
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        return await answer(service, names, body, request, ResponsesReply(body, body.model or names.name))
+
     @app.get("/v1/models")
     async def models() -> Response:
         return Reply({"object": "list", "data": [_model(service, name) for name in names.listed]})
@@ -81,20 +95,47 @@ def _add_openai(app: FastAPI, service: Service, names: Names) -> None:
         return Reply(_model(service, name))
 
 
+def _add_anthropic(app: FastAPI, service: Service, names: Names) -> None:
+    @app.post("/v1/messages")
+    async def messages(body: MessagesRequest, request: Request) -> Response:
+        return await answer(service, names, body, request, MessagesReply(body.model or names.name), alive=PING)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(body: CountRequest) -> Response:
+        assert_named(names, body.model)
+        (asked,) = body.asked(service)
+        ids = await service.prepared(lambda engine: tokens_of(engine.generator, asked))
+        return Reply({"input_tokens": len(ids)})
+
+
 def _model(service: Service, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": service.began, "owned_by": "moe-local"}
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
-    async def health() -> Response:
-        stage, done = service.stage
-        told = {"status": service.state, "stage": stage, "progress": round(done, 3)}
-        return Reply(told, status_code=200 if service.state is State.READY else 503)
+class Counted:
+    """Counts replies by path and status, paths that are not `known` as one."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, known: Sequence[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._known = frozenset(known)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        path = path if path in self._known else "other"
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.replied(path, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, count if scope["type"] == "http" else send)
 
 
-async def answer(service: Service, names: Names, body: Asking, request: Request, reply: Replying) -> Response:
-    """Answers a request, at once or as a stream. Raises RefusedError."""
+async def answer(
+    service: Service, names: Names, body: Asking, request: Request, reply: Replying, *, alive: str = HERE
+) -> Response:
+    """Answers a request, at once or as a stream, in which `alive` is said in long pauses. Raises RefusedError."""
     assert_named(names, body.model)
     asked = body.asked(service)
     if not body.stream:
@@ -105,7 +146,7 @@ async def answer(service: Service, names: Names, body: Asking, request: Request,
     async def leave() -> None:
         await held.__aexit__(None, None, None)
 
-    return EventStream(reply.stream(answers), leave, service.settings.seconds + service.settings.grace)
+    return EventStream(reply.stream(answers), leave, service.settings.seconds + service.settings.grace, alive)
 
 
 async def _whole(service: Service, asked: Sequence[Asked], reply: Replying) -> dict[str, Any]:

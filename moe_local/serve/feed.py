@@ -56,8 +56,10 @@ class Feed:
 
     def __init__(self) -> None:
         self.gone = False
+        self.prompt_tokens = 0
         self.asked_at = monotonic()  # seconds
         self.first_at: float | None = None  # when the first piece came
+        self.ended_at: float | None = None
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._events: deque[Event] = deque()
@@ -78,6 +80,7 @@ class Feed:
         self._tell(chosen)
 
     def on_end(self, answer: Answer) -> None:
+        self.ended_at = monotonic()
         self._tell(Ended(answer))
 
     def leave(self) -> None:

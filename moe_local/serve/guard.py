@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_local.serve.errors import AUTHENTICATION, PERMISSION, RefusedError
@@ -108,7 +109,7 @@ class _Limited:
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             if self._seen > self._most:
-                raise self._too_large()
+                raise HTTPException(413, self._too_large().message)  # what FastAPI hands on while it reads
         return message
 
     def _too_large(self) -> RefusedError:

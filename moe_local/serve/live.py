@@ -1,8 +1,8 @@
 """What the page shows of the experts while a model runs: where they are, which are used, what that costs.
 
 The engine's thread counts, while somebody watches, and no other thread does. Frames are made by the threads of those
-who watch: they read the counts and the tiers' books without a lock and change nothing. A frame may show a pass that is
-half done; the next one shows the rest.
+who watch: they read the counts and the tiers' books without a lock and change nothing. A frame may show a pass that
+is half done; the next one shows the rest.
 """
 
 from __future__ import annotations

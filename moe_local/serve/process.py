@@ -1,40 +1,23 @@
-"""A server as a process: its socket, its signals, the file that says that it is ready, the list of those that run."""
+"""A server as a process: its socket, its signals, how many connections it takes."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import uvicorn
 
 from moe_local.errors import MoeLocalError
-from moe_local.files import atomic_write
-from moe_local.paths import cache_dir
 from moe_local.serve.settings import ServeSettings
 
 _SPARE_FILES = 128  # descriptors for everything but connections
 _WANTED_FILES = 8192
 _BACKLOG = 1024
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server that runs on this machine, as others find it."""
-
-    pid: int
-    url: str
-    model: str
-    started: float  # seconds since 1970, of the process
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -116,65 +99,3 @@ def _most_connections() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     return max(16, soft - _SPARE_FILES) if soft >= 0 else _WANTED_FILES
-
-
-class Announcement:
-    """Tells others of a server: in the list of those that run, and by `ready_file`. Raises MoeLocalError where that
-    file cannot be written.
-    """
-
-    def __init__(self, url: str, model: str, ready_file: Path | None) -> None:
-        self._running = Running(os.getpid(), url, model, psutil.Process().create_time())
-        self._files = [_folder() / f"{os.getpid()}.json", *([ready_file] if ready_file is not None else [])]
-
-    def make(self) -> None:
-        """From now on it answers."""
-        for file in self._files:
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(file) as stream:
-                    stream.write(json.dumps(asdict(self._running)).encode())
-            except OSError as error:
-                raise MoeLocalError(
-                    f"cannot write {file} ({error.strerror})", remedy="choose another place"
-                ) from error
-
-    def withdraw(self) -> None:
-        """It does not any more."""
-        for file in self._files:
-            with suppress(OSError):
-                file.unlink()
-
-
-def servers() -> list[Running]:
-    """Those that run, the oldest first; what others left behind that ended otherwise goes."""
-    found = []
-    for file in _folder().glob("*.json") if _folder().is_dir() else ():
-        try:
-            running = Running(**json.loads(file.read_text()))
-            alive = psutil.Process(running.pid).create_time() == running.started
-        except (OSError, ValueError, TypeError, psutil.Error):
-            alive = False
-        if alive:
-            found.append(running)
-        else:
-            with suppress(OSError):
-                file.unlink()
-    return sorted(found, key=lambda each: each.started)
-
-
-def end(running: Running, seconds: float) -> bool:
-    """Has a server end, after the answers under way; whether it did within so many seconds."""
-    try:
-        process = psutil.Process(running.pid)
-        process.terminate()
-        process.wait(seconds)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return False
-    return True
-
-
-def _folder() -> Path:
-    return cache_dir() / "servers"

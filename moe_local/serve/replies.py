@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from moe_local.serve.errors import RefusedError
 
 OF_ANTHROPIC = "/v1/messages"  # the paths that begin so speak Anthropic's protocol
+HERE = ": here\n\n"  # a comment: clients do not see it
 _QUIET = 15.0  # seconds after which a stream says that it is there
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class EventStream(Response):
         events: AsyncIterator[str],
         leave: Callable[[], Awaitable[None]],
         seconds: float,
-        alive: str = ": here\n\n",
+        alive: str,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]

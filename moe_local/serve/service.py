@@ -18,6 +18,7 @@ from moe_local.generation.grammar import Grammars
 from moe_local.serve.asking import Asked, prepare
 from moe_local.serve.errors import BUSY, SERVER, RefusedError, refused
 from moe_local.serve.feed import Feed
+from moe_local.serve.live import LiveExperts
 from moe_local.serve.settings import ServeSettings
 
 T = TypeVar("T")
@@ -47,12 +48,14 @@ class Service:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
         self.on_error: Callable[[Exception], None] = lambda error: None  # told of errors that are not our own
+        self.on_over: Callable[[Feed], None] = lambda feed: None  # told of every answer that was waited for
         self.began = int(time.time())
         self.asked = 0  # requests since it began
         self.open = 0  # requests that are prepared, wait or are answered
         self._load = load
         self._engine: Engine | None = None
         self._batch: LiveBatch | None = None
+        self._live: LiveExperts | None = None
         self._grammars: Grammars | None = None
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing = False
@@ -78,6 +81,18 @@ class Service:
         return self._batch
 
     @property
+    def live(self) -> LiveExperts:
+        """What is to be seen of the experts. Raises RefusedError where they are not there (yet)."""
+        if self._live is None or not self.is_ready:
+            raise self._not_ready()
+        return self._live
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered."""
+        return self.state is State.READY
+
+    @property
     def waiting(self) -> int:
         """Requests that have no place yet."""
         return max(0, self.open - (0 if self._batch is None else self._batch.active))
@@ -85,10 +100,11 @@ class Service:
     async def ask(self, asked: Asked) -> Feed:
         """A feed that the answer will come through. Raises RefusedError where there will be none."""
         engine = self.engine
-        if self.waiting >= self.settings.queue:
+        beyond = self.open - self.batch.turns.places  # those that come now have no place, though it is not taken yet
+        if beyond >= self.settings.queue:
             raise RefusedError(
                 429,
-                f"{self.waiting} requests wait already; try again later",
+                f"{beyond} requests wait already; try again later",
                 kind=BUSY,
                 code="queue_full",
                 retry_after=self._retry_after(),
@@ -104,6 +120,7 @@ class Service:
         except BaseException:
             self.open -= 1
             raise
+        feed.prompt_tokens = sequence.prompt_tokens
         self._tasks.put(lambda: self.batch.add(sequence))
         return feed
 
@@ -111,6 +128,7 @@ class Service:
         """The answer was read to its end, or is not wanted any more."""
         feed.leave()
         self.open -= 1
+        self.on_over(feed)
 
     async def call(self, work: Callable[[Engine], T]) -> T:
         """What `work` gives, done between two tokens in the engine's thread."""
@@ -180,7 +198,8 @@ class Service:
     def _run(self) -> None:
         try:
             self._engine = self._load(self._report)
-            self._batch = self._engine.live_batch()
+            self._live = LiveExperts(self._engine)
+            self._batch = self._engine.live_batch(self._live)
             self._batch.on_error = self.on_error
             self.state = State.READY
             self.on_ready()

@@ -13,6 +13,7 @@ from moe_local.generation.batch.sequence import BatchSequence
 from moe_local.generation.batch.steering import SteeredChoice, TokenChoice, told
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.stream import AnswerStream
+from moe_local.generation.tools.base import CallPiece
 
 
 class Follower(Protocol):
@@ -28,6 +29,8 @@ class Follower(Protocol):
     def on_text(self, piece: str) -> None: ...
 
     def on_reasoning(self, piece: str) -> None: ...
+
+    def on_call(self, piece: CallPiece) -> None: ...
 
     def on_token(self, chosen: TokenChoice) -> None:
         """Only where log probabilities were asked for; before the text that the token ends."""
@@ -55,6 +58,8 @@ class FollowedSequence(BatchSequence):
             chat,
             self.follower.on_text,
             self.follower.on_reasoning,
+            self.request.tools,
+            self.follower.on_call,
         )
 
     def go_on_from(self, tokens: int, row: KVRows | None) -> None:

@@ -8,19 +8,19 @@ from typing import Any
 
 from moe_local.generation.batch.steering import Steering
 from moe_local.generation.sampling import Sampling
-from moe_local.generation.template import Message
-from moe_local.generation.tools.base import ToolCall
+from moe_local.generation.tools.base import Tool, ToolCall
 
 
 @dataclass(frozen=True)
 class Request:
     """A prompt: text (put into the model's chat template, unless `raw`), messages, or token ids."""
 
-    prompt: str | Sequence[Message] | Sequence[int]
+    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     raw: bool = False
     template_variables: Mapping[str, Any] | None = None  # that the chat template is told
+    tools: Sequence[Tool] = ()  # that the model may ask to be called
     steering: Steering = field(default_factory=Steering)
     tag: Any = None  # the caller's own, handed back with the answer
 
@@ -37,6 +37,7 @@ class Answer:
     error: str | None = None
     reasoning: str = ""  # what was said on the way to the text, where the model marks it off
     tool_calls: Sequence[ToolCall] = ()
+    stop_string: str | None = None  # of those that were asked for, the one that ended it
 
     @property
     def new_tokens(self) -> int:

@@ -21,10 +21,10 @@ from moe_local.generation.batch.kv_rows import Hide, KVRows
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.scheduler import Scheduler, shared_beginning
 from moe_local.generation.batch.sequence import BatchSequence
+from moe_local.generation.damage import DAMAGED, DAMAGED_REMEDY, damaged
 from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.prompt import prompt_ids
-from moe_local.generation.stream import DAMAGED, DAMAGED_REMEDY, damaged
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
 

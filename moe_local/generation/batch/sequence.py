@@ -57,4 +57,6 @@ class BatchSequence:
             self.prompt_tokens,
             reason,
             reasoning=self._stream.reasoning,
+            tool_calls=self._stream.tool_calls,
+            stop_string=self._stream.stopped_by,
         )

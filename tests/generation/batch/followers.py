@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from moe_local.engine import Engine
 from moe_local.generation.batch import Answer, FollowedSequence, LiveBatch, Request
 from moe_local.generation.batch.steering import TokenChoice
+from moe_local.generation.tools import CallPiece
 
 
 class Memory:
@@ -16,6 +17,7 @@ class Memory:
         self.gone = False
         self.text = ""
         self.reasoning = ""
+        self.calls: list[CallPiece] = []
         self.cached = 0
         self.tokens: list[TokenChoice] = []
         self.answer: Answer | None = None
@@ -30,6 +32,10 @@ class Memory:
 
     def on_reasoning(self, piece: str) -> None:
         self.reasoning += piece
+
+    def on_call(self, piece: CallPiece) -> None:
+        assert self.answer is None
+        self.calls.append(piece)
 
     def on_token(self, chosen: TokenChoice) -> None:
         self.tokens.append(chosen)
