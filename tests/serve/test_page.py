@@ -47,8 +47,11 @@ def server_url(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     service = Service(lambda report: load(model, options, report=report), settings)
     server = Server(make_app(service, Names("tiny"), settings), settings, service.end)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    ready = threading.Event()
+    service.on_ready = ready.set
     service.start()
     thread.start()
+    assert ready.wait(PATIENCE / 1000), service.error
     yield url_of(sock)
     server.should_exit = server.force_exit = True
     thread.join()
@@ -281,6 +284,20 @@ def test_an_error_is_told_and_can_be_tried_again(watched: Watched, response: dic
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".assistant > .body")).to_have_text("there it is")
     expect(page.locator(".message")).to_have_count(2)
+
+
+def test_loading_is_told(watched: Watched) -> None:
+    watched.refusals = True
+    page, loading = watched.page, {"status": "loading", "stage": "dense weights", "progress": 0.25}
+    page.route("**/health", lambda route: route.fulfill(status=503, json=loading))
+    page.goto(watched.url)
+    expect(page.locator("#banner")).to_have_text("The model is being loaded: dense weights (25%)…")
+    expect(page.locator("#send")).to_be_disabled()
+    say(page, "early")
+    expect(page.locator("#prompt")).to_have_value("early")
+    page.unroute("**/health")
+    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#banner")).to_be_hidden()
 
 
 def test_no_server_is_an_error_in_words(watched: Watched) -> None:

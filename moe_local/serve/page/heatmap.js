@@ -85,11 +85,11 @@ export class HeatMap {
     const context = this.#small.getContext("2d");
     const picture = context.createImageData(columns, layers);
     const pixels = new Uint32Array(picture.data.buffer);
-    const hottest = Math.log1p(Math.max(4, greatest(recent)));
+    const hottest = Math.max(4, greatest(recent));
     tiers.forEach((letters, layer) => {
       for (let expert = 0; expert < letters.length; expert += 1) {
         const cell = layer * columns + expert;
-        const shade = Math.round(((SHADES - 1) * Math.log1p(recent[cell])) / hottest);
+        const shade = Math.round((SHADES - 1) * Math.sqrt(recent[cell] / hottest));
         pixels[cell] = this.#colours.shades[letters[expert]][shade];
       }
     });
@@ -183,7 +183,8 @@ export class HeatMap {
     const { frame, uses, columns } = this.heat;
     const tier = TIER_NAMES[frame.tiers[layer][expert]];
     const chosen = frame.chosen[layer].includes(expert) ? ", chosen by the last token" : "";
-    return `Layer ${layer}, expert ${expert}: ${tier}, ${count(uses[layer * columns + expert])} uses${chosen}`;
+    const used = uses[layer * columns + expert];
+    return `Layer ${layer}, expert ${expert}: ${tier}, ${count(used)} ${used === 1 ? "use" : "uses"}${chosen}`;
   }
 }
 

@@ -91,7 +91,7 @@ export function statsText({ tokens, firstAfter, elapsed, cached, prompt, context
   const decoding = elapsed - firstAfter;
   if (tokens > 1 && decoding > 0) said.push(`${figures((tokens - 1) / decoding)} tokens/s`);
   if (firstAfter !== null) said.push(`first after ${seconds(firstAfter)}`);
-  if (tokens) said.push(`${count(tokens)} tokens`);
+  if (tokens) said.push(`${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`);
   if (prompt) {
     said.push(`${count(cached ?? 0)} of ${count(prompt)} prompt tokens cached`);
     said.push(`context ${count(prompt + tokens)}${context ? ` of ${count(context)}` : ""}`);
