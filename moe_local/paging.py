@@ -26,6 +26,7 @@ class PagedExperts:
         self.load_plan = load_plan
         self._model: PreTrainedModel | None = model
         self._misses = miss_policy(load_plan)
+        self._tap: RoutingHook | None = None
         self._run_over(cache)
 
     @property
@@ -40,7 +41,7 @@ class PagedExperts:
         self.cache = cache
         self._kernels = [ExpertKernel(slab, exact=exact) for slab in (cache.slab, below) if slab is not None]
         self._prefetcher = self._make_prefetcher()
-        self.tap(None)
+        self.tap(self._tap)
 
     def _make_prefetcher(self) -> Prefetcher | None:
         """None where it was not asked for, or all experts fit."""
@@ -53,7 +54,8 @@ class PagedExperts:
         return Prefetcher(made, needs.experts, needs.top_k, self.cache.counters)
 
     def tap(self, tap: RoutingHook | None) -> None:
-        """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""
+        """From now on shows `tap` the routing of every forward pass, over whatever cache; see `RoutingHook`."""
+        self._tap = tap
         kernel, in_ram = self._kernels[0], self._kernels[1] if len(self._kernels) > 1 else None
         for path, module in experts_modules(self.model).items():
             layer = self.load_plan.catalog.layer_of[path]
@@ -108,4 +110,4 @@ class PagedExperts:
         for kernel in self._kernels:
             kernel.close()
         self.cache.close()
-        self._model = self._prefetcher = None
+        self._model = self._prefetcher = self._tap = None

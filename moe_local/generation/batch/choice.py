@@ -43,7 +43,7 @@ class Choice:
         return not self._samples and not self._processors
 
     def __call__(self, ids: Sequence[int], scores: Tensor, only: Only | None = None) -> int:
-        """The next token after `ids`, of logits [V] float32; of those that `only` leaves, whatever the options bar."""
+        """The next token after `ids`, of logits [V] float32: one that `only` leaves, whatever the options bar."""
         so_far = torch.tensor([list(ids)], device=scores.device)
         given, scores = scores, self._processors(so_far, scores[None])
         if only is not None:

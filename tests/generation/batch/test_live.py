@@ -179,6 +179,27 @@ def qwen_engine(qwen: Path) -> Any:
         yield engine
 
 
+def test_another_budget_between_two_tokens_changes_no_answer(qwen: Path) -> None:
+    with _engine(qwen) as engine:
+        alone = [_alone(engine, prompt, 20) for prompt in PROMPTS[:3]]
+        seen: list[int] = []
+
+        def see(layer: int, index: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(int((index < engine.cache.experts[layer]).sum()))
+            return index, weights
+
+        batch = engine.live_batch(see)
+        told = [_asked(engine, batch, prompt, 20) for prompt in PROMPTS[:3]]
+        for _ in range(4):
+            batch.step()
+        needs = engine.plan.needs
+        engine.resize(ram=engine.plan.ram_overhead + needs.resident_bytes + needs.least_slots_bytes)
+        before, _ = len(seen), batch.step()
+        assert seen[before:] == [3 * 2] * 4  # of three tokens two experts each, in four layers
+        finish(batch)
+        assert [memory.ids for memory in told] == alone
+
+
 def test_a_failing_disk_ends_those_it_struck_and_nobody_else(qwen: Path) -> None:
     with _engine(qwen) as engine:
         batch = engine.live_batch()
