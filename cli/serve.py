@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_local.errors import MoeLocalError
-from moe_local.units import parse_size
+from moe_local.units import MIB, parse_size
 
 from . import options as opt
 from .loading import announced
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SERVER = "Server"
 LIMITS = "Limits"
+BESIDE = 128 * MIB  # for connections, answers on their way, grammars, and what threads' allocators keep
 _SHARE = 4  # of a context: what a sequence has on average, so that this many fill one
 
 
@@ -124,5 +125,6 @@ def serve(
         from .serving import run
 
     context = options.context or 4096
-    options = replace(options, max_sequences=server.parallel, tokens_per_sequence=max(1, context // _SHARE))
+    each = max(1, context // _SHARE)
+    options = replace(options, max_sequences=server.parallel, tokens_per_sequence=each, beside=BESIDE)
     run(model, options, chosen, settings, pack=pack, ready_file=server.ready_file)

@@ -40,6 +40,7 @@ class Options:
     other_machine: bool = False  # plan for another machine: what this one has does not bound the budgets
     max_sequences: int = 1  # that `Engine.batch` generates at once, at most
     tokens_per_sequence: int = 512  # tokens of such a sequence, on average, that memory is kept for
+    beside: int = 0  # bytes of RAM that the process takes beside the model and all that computing with it takes
     threads: int | None = None  # that compute: torch's for the whole process; None: one for each core
     logits_per_pass: int = 1  # tokens of a forward pass whose logits are wanted: generating takes the last one's
 

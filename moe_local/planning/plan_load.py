@@ -178,6 +178,7 @@ def _budgets(options: Options, accelerator: Accelerator, notes: list[str]) -> _B
         vram = chosen if vram is None else _cut(vram, most, "VRAM", "is free", notes)
     # The device's runtime, begun above, is a part of this process.
     ram_overhead = SYSTEM if options.other_machine else -(-process_memory() // _ROUND) * _ROUND
+    ram_overhead += options.beside
     ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
     if not options.other_machine:
         ram = _cut(ram, memory_limit(), "RAM", "this machine gives", notes)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TypeVar
 
 from moe_local.engine import Engine, Report
@@ -22,6 +23,7 @@ from moe_local.serve.live import LiveExperts
 from moe_local.serve.settings import ServeSettings
 
 T = TypeVar("T")
+_PAUSE, _GATHERING = 0.005, 0.05  # seconds without a request after which nobody comes along, and in all
 ENDING = "the server is ending"
 
 
@@ -220,11 +222,19 @@ class Service:
             busy = batch.step()
 
     def _do_tasks(self, *, wait: bool) -> None:
-        """What others want done in this thread; `wait`s for the first where there is nothing else to do."""
+        """What others want done in this thread; `wait`s for the first where there is nothing else to do.
+
+        Whoever comes along with the first is read along with it: a pass over one prompt needs most experts already.
+        """
+        until = 0.0
         try:
             while True:
-                task = self._tasks.get(block=wait)
-                wait = False
+                if wait:
+                    task = self._tasks.get()
+                    wait, until = False, monotonic() + _GATHERING
+                else:
+                    left = until - monotonic()
+                    task = self._tasks.get(block=left > 0, timeout=min(_PAUSE, max(0.0, left)))
                 task()
         except Empty:
             pass

@@ -1,0 +1,179 @@
+"""Clients of a server where memory is short: `moe-local serve` over HTTP, `batch`, and llama.cpp, in one run.
+
+    python benchmarks/versus_serve.py STORE MODEL.gguf PROMPTS.jsonl... [--share 50%] [--clients 16] [--count 48]
+
+Arguments as for `versus_batch.py`, which says where prompts come from and what is limited. Each client asks for its
+next answer once it has the last; the server, and the clients with it, run in the limit. llama.cpp is given the same
+tokens through its C interface: one request at a time, as llama-cpp-python's server answers, and all clients at once,
+as its own server does. A prompt of 2,000 tokens is then asked twice: the time to its first token, and to its second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import confined
+from versus_batch import Meter, Parallel, Row, prompts
+from versus_under_memory import read_ahead
+
+from moe_local.units import format_size, parse_share
+
+LONG = 2000  # tokens
+OURS = ("serve", "batch")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("prompts", type=Path, nargs="+")
+    parser.add_argument("--share", default="50%")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--read-ahead", type=int, default=128, help="KiB, for every disk; 0 leaves it")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        print(json.dumps(measure(given)))
+        return
+    with read_ahead(given.read_ahead):
+        compare(given)
+
+
+def compare(given: argparse.Namespace) -> None:
+    limit = int(given.gguf.stat().st_size * parse_share(given.share))
+    sides = [*OURS, "llama.cpp 1 at once", f"llama.cpp {given.clients} at once"]
+    rows: dict[str, list[Row]] = {side: [] for side in sides}
+    for _ in range(given.repeat):
+        for side in sides:
+            done = confined.run(
+                [sys.executable, __file__, *sys.argv[1:], "--side", side, "--limit", str(limit)], limit
+            )
+            found: Row = json.loads(done.stdout.splitlines()[-1]) if not done.status else {"speed": 0, "read": 0}
+            rows[side].append({**found, "peak": done.peak})
+            print(f"{side}: {rows[side][-1]}", file=sys.stderr, flush=True)
+    asked = prompts(given.prompts, given.count)
+    print(f"{len(asked)} prompts, {sum(map(len, asked))} tokens, {given.clients} clients; {format_size(limit)}")
+    print("| | new tokens/s | MB read a token | peak | serve against it |\n|---|---|---|---|---|")
+    ours = median(row["speed"] for row in rows["serve"])
+    for side, runs in rows.items():
+        speed, read = (median(row["speed"] for row in runs), median(row["read"] for row in runs))
+        peak = format_size(max(int(row["peak"]) for row in runs))
+        print(f"| {side} | {speed:.1f} | {read / 1e6:.0f} | {peak} | {ours / speed if speed else 0:.2f}x |")
+    first, again = (median(row[name] for row in rows["serve"] if name in row) for name in ("first", "again"))
+    print(f"{LONG} tokens: first token after {first:.2f} s, again after {again:.3f} s ({again / first:.3f})")
+
+
+def measure(given: argparse.Namespace) -> Row:
+    """New tokens a second, the reading of prompts included, and bytes read for each."""
+    asked = prompts(given.prompts, given.count)
+    tokens = len(asked) * given.new_tokens
+    if given.side.startswith("llama.cpp"):
+        parallel = int(given.side.split()[1])
+        side = Parallel(given.gguf, given.threads, parallel, asked, given.new_tokens)
+        seconds, read = side.run(asked, given.new_tokens)
+        return {"speed": tokens / seconds, "read": read / tokens}
+    return (batch if given.side == "batch" else served)(given, asked)
+
+
+def options_of(given: argparse.Namespace, asked: Sequence[Sequence[int]]) -> Any:
+    """The same for both: caches of that many average answers."""
+    import torch
+
+    from moe_local.planning.options import Options
+
+    torch.set_num_threads(given.threads)
+    each = max(map(len, asked)) + given.new_tokens
+    return Options(
+        device="cpu",
+        ram=given.limit,
+        context=LONG + 64,
+        max_sequences=given.clients,
+        tokens_per_sequence=each,
+        threads=given.threads,
+    )
+
+
+def batch(given: argparse.Namespace, asked: Sequence[Sequence[int]]) -> Row:
+    from moe_local.engine import load
+    from moe_local.generation.batch import Request
+    from moe_local.generation.sampling import Sampling
+
+    with load(given.store, options_of(given, asked)) as engine:
+        greedy, meter = Sampling(max_new_tokens=given.new_tokens, temperature=0), Meter()
+        new = sum(answer.new_tokens for answer in engine.batch(Request(prompt, greedy) for prompt in asked))
+        assert new == len(asked) * given.new_tokens
+        return {"speed": new / meter.seconds, "read": meter.read / new}
+
+
+def served(given: argparse.Namespace, asked: Sequence[Sequence[int]]) -> Row:
+    from moe_local.cli.serve import BESIDE
+    from moe_local.engine import load
+    from moe_local.serve.app import make_app
+    from moe_local.serve.process import Server, listen, url_of
+    from moe_local.serve.service import Service, State
+    from moe_local.serve.settings import Names, ServeSettings
+
+    settings, options = ServeSettings(port=0, seconds=36000), replace(options_of(given, asked), beside=BESIDE)
+    service = Service(lambda report: load(given.store, options, report=report), settings)
+    sock = listen(settings)
+    server = Server(make_app(service, Names("store"), settings), settings, service.end)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    service.start()
+    thread.start()
+    while service.state is State.LOADING:
+        time.sleep(0.05)
+    try:
+        return asyncio.run(_clients(url_of(sock), given, asked))
+    finally:
+        server.should_exit = True
+        thread.join()
+        service.close()
+
+
+async def _clients(url: str, given: argparse.Namespace, asked: Sequence[Sequence[int]]) -> Row:
+    import httpx
+
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+
+        async def ask(prompt: Sequence[int], new: int) -> tuple[int, float]:
+            body = {"prompt": list(prompt), "max_tokens": new, "temperature": 0, "stream": True}
+            body["stream_options"] = {"include_usage": True}
+            began, first, tokens = perf_counter(), 0.0, 0
+            async with client.stream("POST", "/v1/completions", json=body) as reply:
+                async for line in reply.aiter_lines():
+                    first = first or perf_counter() - began
+                    if '"completion_tokens":' in line:
+                        tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+            return tokens, first
+
+        left, meter = iter(asked), Meter()
+
+        async def work() -> int:
+            return sum([(await ask(prompt, given.new_tokens))[0] for prompt in left])
+
+        new = sum(await asyncio.gather(*(work() for _ in range(given.clients))))
+        assert new == len(asked) * given.new_tokens
+        row = {"speed": new / meter.seconds, "read": meter.read / new}
+        long = [5 + i * i % 150_000 for i in range(LONG)]
+        (_, row["first"]), (_, row["again"]) = await ask(long, 1), await ask(long, 1)
+        return row
+
+
+if __name__ == "__main__":
+    main()
