@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -18,9 +18,14 @@ from .output import echo, stderr
 from .typed import Command
 
 if TYPE_CHECKING:
-    from .chat_commands import ChatCommands
-    from .conversation import Conversation
+    from moe_local.generation.sampling import Sampling
+    from moe_local.generation.template_settings import TemplateSettings
+
+    from .chat_commands import SharedCommands
     from .lines import Lines
+
+
+SERVER = "Server"
 
 
 class ContextShift(StrEnum):
@@ -31,6 +36,7 @@ class ContextShift(StrEnum):
 
 
 def chat(
+    typed: typer.Context,
     model: opt.Model = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     fold: Annotated[
@@ -44,6 +50,17 @@ def chat(
         ContextShift,
         typer.Option(help="A full context goes on without the oldest turns (on), or ends the conversation (off)."),
     ] = ContextShift.ON,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help='Talk to a server of OpenAI\'s protocol that runs already; "" is the only one here.',
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="What the server wants to be told.", rich_help_panel=SERVER)
+    ] = None,
     pack: opt.Pack = True,
     *,
     flags: opt.LoadFlags,
@@ -53,8 +70,15 @@ def chat(
     """Chat with a model. /help lists what can be typed.
 
     Without MODEL a small demo model is made on first use. Reads lines from a pipe too:
-    `echo "Hello" | moe-local chat`.
+    `echo "Hello" | moe-local chat`. With --server the model is that of a server, and nothing is loaded here.
     """
+    if server is not None:
+        from .remote import assert_only_asked
+
+        assert_only_asked(typed)
+        chosen, settings = sampling.options(), template.settings()
+        _talk(server, api_key, chosen, settings, system=system, folded=fold, wrap=wrap)
+        return
     with announced(f"loading {model or 'the demo model'} ..."):
         options, chosen, settings = flags.options(), sampling.options(), template.settings()
         from .chat_commands import ChatCommands
@@ -62,31 +86,60 @@ def chat(
         from .lines import lines_of_user
         from .session import load
 
-    terminal = sys.stdin.isatty()
     with load(model, options, pack=pack, template=settings, purpose="a chat") as engine:
         session = engine.chat(chosen, system=system)
         session.context_shift = context_shift is ContextShift.ON
         with closing(Conversation(model, engine, session, Setup(options, pack, wrap), folded=fold)) as conversation:
-            if terminal:
-                stderr.print(f"{conversation.banner} /help for help, /exit to leave.", markup=False, soft_wrap=True)
             lines = lines_of_user()
-            _Chat(conversation, ChatCommands(conversation, lines), lines, strict=not terminal).run()
+            _Chat(conversation, ChatCommands(conversation, lines), lines).run()
+
+
+def _talk(
+    url: str,
+    api_key: str | None,
+    sampling: Sampling,
+    template: TemplateSettings,
+    *,
+    system: str | None,
+    folded: bool,
+    wrap: bool,
+) -> None:
+    """Chats with a server's model."""
+    from .lines import lines_of_user
+    from .remote import RemoteCommands, conversation_with
+
+    conversation = conversation_with(url, api_key, sampling, template, system=system, folded=folded, wrap=wrap)
+    lines = lines_of_user()
+    _Chat(conversation, RemoteCommands(conversation, lines), lines).run()
+
+
+class _Conversation(Protocol):
+    """What is talked to."""
+
+    @property
+    def banner(self) -> str: ...
+
+    def say(self, text: str) -> None: ...
 
 
 class _Chat:
     """The loop: commands are done, and all else is said to the model.
 
-    At a terminal an error is told and the chat goes on, unless the model's files are what is wrong; `strict` ends it.
+    At a terminal an error is told and the chat goes on, unless the model's files are what is wrong; a chat from a
+    pipe ends with it.
     """
 
-    def __init__(self, conversation: Conversation, commands: ChatCommands, lines: Lines, *, strict: bool) -> None:
+    def __init__(self, conversation: _Conversation, commands: SharedCommands, lines: Lines) -> None:
         self._conversation = conversation
         self._commands = commands
         self._lines = lines
-        self._strict = strict
+        self._strict = not sys.stdin.isatty()
 
     def run(self) -> None:
         """Answers until the user leaves, or there are no more lines."""
+        if not self._strict:
+            banner = f"{self._conversation.banner} /help for help, /exit to leave."
+            stderr.print(banner, markup=False, soft_wrap=True)
         while not self._commands.finished:
             with self._forgiving():
                 typed = self._lines.next()
@@ -99,7 +152,7 @@ class _Chat:
 
     @contextmanager
     def _forgiving(self) -> Iterator[None]:
-        """Tells of errors, and takes Ctrl-C as the end of a line; nothing of it when `strict`."""
+        """Tells of errors, and takes Ctrl-C as the end of a line; nothing of it from a pipe."""
         try:
             yield
         except KeyboardInterrupt:

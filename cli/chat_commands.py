@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from moe_local.errors import MoeLocalError
 from moe_local.registry import meant
@@ -16,6 +17,8 @@ from .stats import stats_lines
 from .typed import Command
 
 if TYPE_CHECKING:
+    from moe_local.generation.transcript import Transcript
+
     from .conversation import Conversation
     from .lines import Lines
 
@@ -58,16 +61,47 @@ _MORE = """\
 Tab completes. Ctrl-C stops an answer and not the chat. Anything else is said to the model."""
 
 
-class ChatCommands:
-    """Does what the commands of a chat ask, in methods that begin with `do_`. What goes wrong is a MoeLocalError."""
+class Answer(Protocol):
+    """The last answer, as far as commands ask for it."""
+
+    @property
+    def reasoning(self) -> str | None: ...
+
+
+class Talk(Protocol):
+    """A conversation, whoever answers."""
+
+    folded: bool
+
+    @property
+    def session(self) -> Transcript: ...
+
+    @property
+    def last(self) -> Answer | None: ...
+
+    def regenerate(self) -> None: ...
+
+
+class SharedCommands(ABC):
+    """Does what the commands of any chat ask, in methods that begin with `do_`. Errors are MoeLocalErrors."""
 
     # Not the standard library's `cmd.Cmd`: every word said to the model would be a command there, "EOF" the end of
     # input, and a line from a pipe of any length; little but its `while` would be left.
 
-    def __init__(self, conversation: Conversation, lines: Lines) -> None:
-        self._conversation = conversation
+    entries: tuple[Entry, ...] = COMMANDS  # that /help lists
+
+    def __init__(self, conversation: Talk, lines: Lines) -> None:
+        self._talk = conversation
         self._lines = lines
         self.finished = False  # the user has left
+
+    @abstractmethod
+    def shown(self, name: str) -> str:
+        """A setting of `/set` for people."""
+
+    @abstractmethod
+    def think(self, level: str | None) -> None:
+        """From now on so much reasoning; None: as the model does by itself."""
 
     def run(self, command: Command) -> None:
         entry = NAMES.get(command.name)
@@ -78,7 +112,7 @@ class ChatCommands:
         getattr(self, f"do_{entry.name}")(command.argument)
 
     def do_help(self, argument: str) -> None:
-        for entry in COMMANDS:
+        for entry in self.entries:
             names = ", ".join(f"/{name}" for name in (entry.name, *entry.also))
             echo(f"{f'{names} {entry.argument}':<22} {entry.says}")
         echo(_MORE)
@@ -86,15 +120,14 @@ class ChatCommands:
     def do_set(self, argument: str) -> None:
         typed, *value = argument.split(maxsplit=1)[:2] or [""]
         names = [setting(typed)] if typed else list(SETTINGS)
-        session = self._conversation.session
+        session = self._talk.session
         if value:
             session.sampling = changed(session.sampling, names[0], value[0])
-        config = self._conversation.engine.generator.model.generation_config
         for name in names:
-            echo(f"{name:<19} {shown(session.sampling, name, config)}")
+            echo(f"{name:<19} {self.shown(name)}")
 
     def do_system(self, argument: str) -> None:
-        session = self._conversation.session
+        session = self._talk.session
         if argument:
             session.set_system(argument)
         echo(session.system or "(no system message)")
@@ -102,39 +135,59 @@ class ChatCommands:
     def do_think(self, argument: str) -> None:
         if argument and argument not in _THINKING:
             raise MoeLocalError(f"/think {argument} is unknown", remedy=f"use {', '.join(_THINKING)}")
-        generator = self._conversation.engine.generator
-        generator.use_template(replace(generator.template.settings, level=argument or None))
+        self.think(argument or None)
         echo(f"(thinking: {argument or 'as the model does by itself'})")
 
     def do_fold(self, argument: str) -> None:
-        self._conversation.folded = not self._conversation.folded
-        echo("(reasoning is folded)" if self._conversation.folded else "(reasoning is shown)")
+        self._talk.folded = not self._talk.folded
+        echo("(reasoning is folded)" if self._talk.folded else "(reasoning is shown)")
 
     def do_reasoning(self, argument: str) -> None:
-        last = self._conversation.last
+        last = self._talk.last
         echo(last.reasoning if last is not None and last.reasoning else "(the last answer had no reasoning)")
 
     def do_edit(self, argument: str) -> None:
         self._lines.edit(argument)
 
     def do_regenerate(self, argument: str) -> None:
-        self._conversation.regenerate()
+        self._talk.regenerate()
 
     def do_undo(self, argument: str) -> None:
-        self._conversation.session.undo()
+        self._talk.session.undo()
         echo("(the last message and its answer are forgotten)")
 
     def do_reset(self, argument: str) -> None:
-        self._conversation.session.reset()
+        self._talk.session.reset()
         echo("(forgotten)")
 
     def do_save(self, argument: str) -> None:
-        self._conversation.session.save(_file(argument))
+        self._talk.session.save(_file(argument))
         echo(f"(saved to {argument})")
 
     def do_load(self, argument: str) -> None:
-        self._conversation.session.load(_file(argument))
-        echo(f"({len(self._conversation.session.messages)} messages loaded)")
+        self._talk.session.load(_file(argument))
+        echo(f"({len(self._talk.session.messages)} messages loaded)")
+
+    def do_exit(self, argument: str) -> None:
+        self.finished = True
+
+
+class ChatCommands(SharedCommands):
+    """Those of a chat with a model that is loaded here."""
+
+    def __init__(self, conversation: Conversation, lines: Lines) -> None:
+        super().__init__(conversation, lines)
+        self._conversation = conversation
+
+    def shown(self, name: str) -> str:
+        """A setting of `/set` for people."""
+        config = self._conversation.engine.generator.model.generation_config
+        return shown(self._conversation.session.sampling, name, config)
+
+    def think(self, level: str | None) -> None:
+        """From now on so much reasoning; None: as the model does by itself."""
+        generator = self._conversation.engine.generator
+        generator.use_template(replace(generator.template.settings, level=level))
 
     def do_model(self, argument: str) -> None:
         if argument:
@@ -156,9 +209,6 @@ class ChatCommands:
         if engine.plan.vram is None:
             raise MoeLocalError("there is no GPU here: experts are in RAM")
         echo(f"({format_size(engine.plan.vram)} of device memory: {engine.plan.share:.0%} of the experts fit)")
-
-    def do_exit(self, argument: str) -> None:
-        self.finished = True
 
 
 def _file(argument: str) -> Path:

@@ -24,7 +24,7 @@ METHODS = {"encode", "generate", "chat", "batch", "stats", "close"}
 COMMANDS = {
     "recommend", "config",
     "chat", "generate", "batch", "bench", "plan", "inspect", "pack", "verify", "list", "rm", "pull", "doctor",
-    "eval",
+    "eval", "serve", "ps", "stop",
 }  # fmt: skip
 ELSEWHERE = {
     "moe_local.errors": {"MoeLocalError"},

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from bisect import bisect_left
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from moe_local.checkpoint.json_file import parse_json
-from moe_local.checkpoint.regular import read_regular
 from moe_local.errors import MoeLocalError
-from moe_local.files import atomic_write
 from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.encoding import TooLongError
 from moe_local.generation.generate import Generation, TextGenerator
@@ -20,10 +16,9 @@ from moe_local.generation.messages import Message
 from moe_local.generation.prompt import render
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import OnText
-from moe_local.generation.template import REASONING_KEYS
+from moe_local.generation.transcript import Transcript
 
 _SHARE = 4  # of the context: the part of it that an answer is left, at least
-_MOST = 48 << 20  # bytes of a saved conversation
 
 
 class Watching(TypedDict, total=False):
@@ -34,30 +29,16 @@ class Watching(TypedDict, total=False):
     interrupt: threading.Event | None
 
 
-class ChatSession:
+class ChatSession(Transcript):
     """One conversation with a loaded model."""
 
     def __init__(self, generator: TextGenerator, sampling: Sampling, *, system: str | None = None) -> None:
         assert_goes_on(generator.model, "a chat")
+        super().__init__(sampling, system)
         self._generator = generator
         self._state = KVState()
-        self.sampling = sampling
         self.context_shift = True  # a full context goes on without the oldest turns; else it is an error
-        self.messages: list[Message] = []
         self._left_out = 0  # of the messages after the system's, that the context has no room for any more
-        if system:
-            self.messages.append({"role": "system", "content": system})
-
-    @property
-    def system(self) -> str | None:
-        """The system message's text; None where the conversation begins without one."""
-        first = self.messages[0] if self.messages else {}
-        return first["content"] if first.get("role") == "system" else None
-
-    def set_system(self, text: str | None) -> None:
-        """Replaces the system message; the conversation goes on."""
-        rest = [message for message in self.messages if message["role"] != "system"]
-        self.messages = ([{"role": "system", "content": text}] if text else []) + rest
 
     def send(self, text: str, **watching: Unpack[Watching]) -> Generation:
         """Adds a user message and answers it. On an error the conversation is as it was before.
@@ -73,9 +54,7 @@ class ChatSession:
 
     def regenerate(self, **watching: Unpack[Watching]) -> Generation:
         """Answers the last user message again, in place of the last answer."""
-        if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
-            raise MoeLocalError("there is no answer to regenerate", remedy="ask something first")
-        messages = self.messages[:-1]
+        messages = self.unanswered()
         ids, left_out = self._prompt(messages)
         answer = self._generator.generate(ids, self.sampling, state=self._state, chat=True, **watching)
         self._take_up(messages, answer, left_out)
@@ -83,11 +62,8 @@ class ChatSession:
 
     def undo(self) -> None:
         """Forgets the last message of the user's and what came after. Raises MoeLocalError where there is none."""
-        asked = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
-        if not asked:
-            raise MoeLocalError("there is nothing to undo", remedy="say something first")
-        # What has room is decided anew: the last message may have been what drove the others out.
-        self.messages, self._left_out = self.messages[: asked[-1]], 0
+        super().undo()
+        self._left_out = 0  # decided anew: the last message may have been what drove the others out
 
     def _take_up(self, messages: list[Message], answer: Generation, left_out: int) -> None:
         """The conversation is these messages and their answer from here on."""
@@ -151,36 +127,11 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forgets everything but the system message."""
-        self.messages = [message for message in self.messages if message["role"] == "system"]
+        super().reset()
         self._left_out = 0
         self._state.clear()
 
-    def save(self, file: Path) -> None:
-        """Writes the messages as JSON; the file appears whole or not at all."""
-        text = json.dumps(self.messages, ensure_ascii=False, indent=2)
-        try:
-            with atomic_write(file) as stream:
-                stream.write(text.encode())
-        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            raise MoeLocalError(f"cannot write {file} ({error})", remedy="choose another place") from error
-
     def load(self, file: Path) -> None:
         """Takes up messages that `save` wrote. Raises MoeLocalError for any other file."""
-        try:
-            messages = parse_json(read_regular(file, _MOST))
-        except OSError as error:
-            raise MoeLocalError(f"cannot read {file}: {error.strerror}", remedy="check the name") from error
-        except ValueError as error:
-            raise MoeLocalError(f"{file} is not JSON ({error})", remedy="load what /save wrote") from error
-        if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-            raise MoeLocalError(f"{file} does not hold chat messages", remedy="load what /save wrote")
-        self.messages, self._left_out = messages, 0
-
-
-def _is_message(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and {"role", "content"} <= value.keys() <= {"role", "content", *REASONING_KEYS}
-        and value["role"] in ("system", "user", "assistant")
-        and all(isinstance(text, str) for text in value.values())
-    )
+        super().load(file)
+        self._left_out = 0
