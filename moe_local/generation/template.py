@@ -20,8 +20,8 @@ from moe_local.generation.template_settings import TemplateSettings, thinking
 from moe_local.generation.tools import ToolFormat, tool_format
 from moe_local.generation.tools.base import Tool
 from moe_local.generation.tools.plain import told_of_tools
+from moe_local.generation.transcript import REASONING_KEYS
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _BETWEEN = "\n\n"  # texts that are joined
 
 

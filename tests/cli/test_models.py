@@ -182,7 +182,8 @@ def run_completion(run: Run) -> list[str]:
 
 
 LIGHT = (("--help",), ("list",), ("rm", "x"), ("pull", "/no/such"), ("inspect", "/no/such"), ("chat", "/no/such"),
-         ("generate", "/no/such", "-p", "x", "--think", "off"), ("eval", "/no/such", "-f", "README.md"), ("server",),
+         ("generate", "/no/such", "-p", "x", "--think", "off"), ("eval", "/no/such", "-f", "README.md"),
+         ("serve", "--help"),
          ("verify", "/no/such"), ("pack", "/no/such"), ("chat", "-ngl", "9"),
          ("ps",), ("stop",), ("chat", "--server", "127.0.0.1:1"), ("bench", "serve", "--help"),
          ("bench", "/no/such"))  # fmt: skip

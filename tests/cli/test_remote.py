@@ -17,11 +17,12 @@ import pytest
 
 from moe_local.generation import template
 from moe_local.generation.transcript import REASONING_KEYS
-from tests.processes import MOE, Terminal, python
+from tests.processes import MOE, Terminal, python, wait_until
 from tests.processes import run as run_process
 from tests.serve.conftest import Running, serving
 
 from .conftest import Run, expect_error
+from .test_chat import READS
 
 GREEDY = ("--temperature", "0", "-n", "8")
 
@@ -223,21 +224,22 @@ def test_it_needs_no_torch() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_stops_the_answer_and_not_the_chat(endless: Path, tmp_path: Path) -> None:
-    with serving(endless, tmp_path / "s", "--dtype", "float32", "--context", "100000") as running:
-        terminal = Terminal([*MOE, "chat", "--server", running.url], env={"MOE_LOCAL_HOME": str(tmp_path / "home")})
-        terminal.wait_for("leave.")
-        terminal.wait_for(">")
+    with serving(endless, tmp_path / "s", "--dtype", "float32") as running, running.client() as client:
+
+        def told(line: str) -> bool:
+            return re.search(f"^moe_local_{line}$", client.get("/metrics").text, re.MULTILINE) is not None
+
+        terminal = Terminal(
+            [*MOE, "chat", "--server", running.url, "--no-wrap"], env={"MOE_LOCAL_HOME": str(tmp_path / "home")}
+        )
+        terminal.wait_for("/exit to leave.")
+        terminal.wait_for(READS)
         terminal.type("hello\r")
-        terminal.wait_for(r"hello\S*\r\n(.|\n)*\w+(.|\n)*\w+ ")
+        wait_until(lambda: told("answers_running 1.0"), terminal.child, 60)
         terminal.type("\x03")
-        terminal.wait_for("first after")
-        with running.client() as client:
-            for _ in range(200):
-                if re.search(r"^moe_local_requests_open 0", client.get("/metrics").text, re.MULTILINE):
-                    break
-            else:
-                raise AssertionError("it is answered still")
+        terminal.wait_for(READS, 60)
+        wait_until(lambda: told("requests_open 0.0"), terminal.child, 5)
         terminal.type("/set temperature\r")
-        terminal.wait_for(r"temperature +\(the server's\)")
+        terminal.wait_for(r"temperature +\(the server's\)", 60)
         terminal.type("/exit\r")
         assert terminal.finish() == 0
