@@ -15,7 +15,7 @@ from moe_local.serve.answers import Answers, Whole
 from moe_local.serve.asking import JSON_OBJECT, Asked
 from moe_local.serve.errors import RefusedError
 from moe_local.serve.feed import Call, Ended, Reasoning, Text
-from moe_local.serve.fields import SamplingFields, StreamOptions, Strict, Tokens, Unused, template_variables
+from moe_local.serve.fields import Json, SamplingFields, StreamOptions, Strict, Tokens, Unused, template_variables
 from moe_local.serve.replies import event
 from moe_local.serve.service import Service
 from moe_local.serve.tool_fields import Tool, ToolChoice, call_json, tools_of
@@ -65,7 +65,7 @@ class ChatMessage(Strict):
 class JsonSchema(Strict):
     name: str
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: Json | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -91,7 +91,7 @@ class ChatRequest(SamplingFields, Unused):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Of local servers.")
+    chat_template_kwargs: Json | None = Field(None, description="Of local servers.")
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["medium"] | None = None
 

@@ -5,10 +5,11 @@ A field that is not known is refused by its name, and so is a value that would h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from moe_local.errors import MoeLocalError
 from moe_local.generation.sampling import Sampling
@@ -16,6 +17,7 @@ from moe_local.serve.errors import NOT_FOUND, RefusedError
 from moe_local.serve.settings import Names
 
 MOST_STOPS = 16
+MOST_DEPTH = 100  # of JSON that is handed on as it is: what reads it goes as deep
 _LOWEST = 5e-3  # a temperature below is greedy
 
 
@@ -38,6 +40,22 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        level = [each for parent in level for each in _inside(parent)]
+        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
+            raise ValueError("has a number that JSON has not")
+    if level:
+        raise ValueError(f"is nested deeper than {MOST_DEPTH}")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+Json = Annotated[dict[str, Any], AfterValidator(_shallow)]  # whose fields are not ours
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=1000)]], BeforeValidator(_listed), Field(max_length=MOST_STOPS)
 ]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from moe_local.serve.asking import Asked
 from moe_local.serve.errors import RefusedError
-from moe_local.serve.fields import MOST_STOPS, Strict, Tokens, sampling, template_variables
+from moe_local.serve.fields import MOST_STOPS, Json, Strict, Tokens, sampling, template_variables
 from moe_local.serve.service import Service
 from moe_local.serve.tool_fields import Function, Name, described
 
@@ -44,7 +44,7 @@ class ToolUseBlock(Strict):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: Json
     cache_control: CacheControl | None = None
 
 
@@ -69,7 +69,7 @@ class CustomTool(Strict):
 
     name: Name
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: Json
     type: Literal["custom"] | None = None
     cache_control: CacheControl | None = None
     strict: bool | None = None
@@ -94,7 +94,7 @@ class Thinking(Strict):
 
 class OutputFormat(Strict):
     type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Json = Field(alias="schema")
 
 
 class OutputConfig(Strict):

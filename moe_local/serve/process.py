@@ -24,12 +24,15 @@ def listen(settings: ServeSettings) -> socket.socket:
     """A socket that the server will answer on. Raises MoeLocalError where it cannot be had."""
     host, port = settings.host.strip("[]"), settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-    except (OSError, OverflowError) as error:
-        sock.close()
+        sock.listen(_BACKLOG)  # from now on no other server can have it
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no host can have
+        if sock is not None:
+            sock.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise MoeLocalError(
             f"cannot listen at {host} port {port} ({reason})", remedy="--port 0 takes a free one"

@@ -11,7 +11,7 @@ from moe_local.generation.batch.steering import Steering
 from moe_local.serve.asking import JSON_OBJECT, Asked
 from moe_local.serve.chat import Effort
 from moe_local.serve.errors import RefusedError
-from moe_local.serve.fields import Strict, Tokens, Unused, sampling, template_variables
+from moe_local.serve.fields import Json, Strict, Tokens, Unused, sampling, template_variables
 from moe_local.serve.service import Service
 from moe_local.serve.tool_fields import Function, Name, NamedFunction, NamedTool, Tool, tools_of
 
@@ -76,7 +76,7 @@ class ResponsesTool(Strict):
     type: Literal["function"]
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Json | None = None
     strict: bool | None = None
 
 
@@ -89,7 +89,7 @@ class TextFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: Json | None = Field(None, alias="schema")
     strict: bool | None = None
 
 

@@ -14,6 +14,8 @@ from moe_local.errors import MoeLocalError
 from moe_local.files import atomic_write
 from moe_local.paths import cache_dir
 
+_CLOCK = 2.0  # seconds by which the time of a process's start moves when the clock is set
+
 
 @dataclass(frozen=True)
 class Running:
@@ -39,14 +41,14 @@ class Announcement:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(file) as stream:
                     stream.write(json.dumps(asdict(self._running)).encode())
-            except OSError as error:
-                reason = error.strerror or str(error)
+            except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+                reason = getattr(error, "strerror", None) or str(error)
                 raise MoeLocalError(f"cannot write {file} ({reason})", remedy="choose another place") from error
 
     def withdraw(self) -> None:
         """It does not any more."""
         for file in self._files:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 file.unlink()
 
 
@@ -56,7 +58,7 @@ def servers() -> list[Running]:
     for file in _folder().glob("*.json") if _folder().is_dir() else ():
         try:
             running = Running(**json.loads(file.read_text()))
-            alive = psutil.Process(running.pid).create_time() == running.started
+            alive = abs(psutil.Process(running.pid).create_time() - running.started) < _CLOCK
         except (OSError, ValueError, TypeError, psutil.Error):
             alive = False
         if alive:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from moe_local.engine import Engine, Report
 from moe_local.errors import MoeLocalError
 from moe_local.generation.batch import FollowedSequence, LiveBatch
+from moe_local.generation.batch.live import INTERNAL
 from moe_local.generation.grammar import Grammars
 from moe_local.serve.asking import Asked, prepare
 from moe_local.serve.errors import BUSY, SERVER, RefusedError, refused
@@ -101,8 +102,8 @@ class Service:
 
     async def ask(self, asked: Asked) -> Feed:
         """A feed that the answer will come through. Raises RefusedError where there will be none."""
-        engine = self.engine
-        beyond = self.open - self.batch.turns.places  # those that come now have no place, though it is not taken yet
+        engine, batch = self.engine, self.batch
+        beyond = self.open - batch.turns.places  # those that come now have no place, though it is not taken yet
         if beyond >= self.settings.queue:
             raise RefusedError(
                 429,
@@ -123,7 +124,7 @@ class Service:
             self.open -= 1
             raise
         feed.prompt_tokens = sequence.prompt_tokens
-        self._tasks.put(lambda: self.batch.add(sequence))
+        self._tasks.put(lambda: batch.add(sequence))  # it may be ending by then: the answer ends with it
         return feed
 
     def over(self, feed: Feed) -> None:
@@ -137,6 +138,8 @@ class Service:
         engine, future = self.engine, Future[T]()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # whoever asked has gone
             try:
                 future.set_result(work(engine))
             except BaseException as error:
@@ -203,23 +206,42 @@ class Service:
             self._live = LiveExperts(self._engine)
             self._batch = self._engine.live_batch(self._live)
             self._batch.on_error = self.on_error
-            self.state = State.READY
-            self.on_ready()
+            self._begin()
+        except _EndedError:
+            self._free()
+            return
         except BaseException as error:
             self.error, self.state = error, State.FAILED
+            self._free()
             self.on_failed()
             return
         try:
             self._serve(self._batch)
         finally:
+            self._free()
+
+    def _begin(self) -> None:
+        if self._closing:
+            raise _EndedError
+        self.state = State.READY
+        self.on_ready()
+
+    def _free(self) -> None:
+        if self._batch is not None:
             self._batch.close(ENDING)
+        if self._engine is not None:
             self._engine.close()
 
     def _serve(self, batch: LiveBatch) -> None:
         busy = False
         while not self._closing:
             self._do_tasks(wait=not busy)
-            busy = batch.step()
+            try:
+                busy = batch.step()
+            except Exception as error:  # in the batch's own books: nobody's caches are certain any more
+                self.on_error(error)
+                batch.close(INTERNAL)
+                busy = False
 
     def _do_tasks(self, *, wait: bool) -> None:
         """What others want done in this thread; `wait`s for the first where there is nothing else to do.
@@ -240,4 +262,10 @@ class Service:
             pass
 
     def _report(self, stage: str, fraction: float) -> None:
+        if self._closing:
+            raise _EndedError
         self.stage = (stage, fraction)
+
+
+class _EndedError(Exception):
+    """The server is closed before the model is loaded."""

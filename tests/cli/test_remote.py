@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from moe_local.generation import template
-from moe_local.generation.transcript import REASONING_KEYS
 from tests.processes import MOE, Terminal, python, wait_until
 from tests.processes import run as run_process
 from tests.serve.conftest import Running, serving
@@ -123,10 +121,6 @@ def test_a_file_of_a_chat_here_is_taken_up(run: Run, tmp_path: Path) -> None:
     with saying(events({"content": "d"})) as said:
         assert run("chat", "--server", said.url, stdin=f"/load {file}\ne\n").exit_code == 0
     assert said.asked[0]["messages"][1] == {"role": "assistant", "content": "b", "reasoning_content": "c"}
-
-
-def test_reasoning_goes_by_the_names_that_templates_have() -> None:
-    assert template.REASONING_KEYS == REASONING_KEYS
 
 
 @pytest.mark.parametrize("command", ["model", "stats", "vram 8GiB"])

@@ -26,6 +26,7 @@ from moe_local.generation.generate import TextGenerator
 from moe_local.model.buffers import columns
 
 GONE = "nobody waits for the answer any more"
+INTERNAL = "an internal error; the server's log has it"
 _WORTH = 64  # tokens that another prompt has to have in common to be waited for
 
 
@@ -87,7 +88,7 @@ class LiveBatch:
         return bool(self.turns.waiting or self.active)
 
     def close(self, why: str) -> None:
-        """Ends all answers with an error, and lets go of all caches."""
+        """Ends all answers with an error, and lets go of all caches; others may come after that."""
         for sequence in [*self.turns.running, *self.turns.reading, *self.turns.waiting]:
             self._fail(sequence, why)
         self.kept.clear()
@@ -291,4 +292,4 @@ class LiveBatch:
 
 def _said(error: Exception) -> str:
     """What whoever asked is told of an error: of those that are not ours nothing that is about this machine."""
-    return str(error) if isinstance(error, MoeLocalError) else "an internal error; the server's log has it"
+    return str(error) if isinstance(error, MoeLocalError) else INTERNAL
