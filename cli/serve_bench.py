@@ -91,16 +91,15 @@ def _measured(load: Load, concurrency: int) -> dict[str, Any]:
 
 def _show(runs: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for title in ("at a time", "tokens/s", "requests/s", "failed", "cached"):
-        table.add_column(title, justify="right")
+    for title in ("at a\ntime", "\ntokens/s", "\nfailed", "\ncached"):
+        table.add_column(title, justify="right", no_wrap=True)
     for title in ("first token, s", "between tokens, ms", "answer, s"):
-        table.add_column(f"{title}\np50 / p95 / p99", justify="right")
+        table.add_column(f"{title}\np50/p95/p99", justify="right", no_wrap=True)
     for run in runs:
         asked = run["prompt_tokens"]
         table.add_row(
             str(run["concurrency"]),
             f"{run['tokens_per_second']:.1f}",
-            f"{run['requests_per_second']:.2f}",
             str(run["failed"]),
             f"{run['cached_tokens'] / asked:.0%}" if asked else "-",
             _three(run["time_to_first_token"], 1, 2),
@@ -111,4 +110,4 @@ def _show(runs: list[dict[str, Any]]) -> None:
 
 
 def _three(quantiles: dict[str, float | None], scale: float, digits: int) -> str:
-    return " / ".join("-" if value is None else f"{value * scale:.{digits}f}" for value in quantiles.values())
+    return "/".join("-" if value is None else f"{value * scale:.{digits}f}" for value in quantiles.values())

@@ -21,7 +21,6 @@ from moe_local.units import format_size
 
 OPEN = ("/health", "/", "/favicon.ico")  # without a key
 OPEN_BELOW = "/page/"
-_ANSWERS_ALL = ("0.0.0.0", "::", "")  # addresses that stand for every one of this machine's
 
 
 class Guard:
@@ -66,17 +65,14 @@ class Guard:
             raise RefusedError(401, "the API key is missing or wrong", kind=AUTHENTICATION, code="invalid_api_key")
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host header names this server; where others reach it by whatever name, the key guards it."""
+        """Whether a Host header names this server; where others may reach it, by whatever name, the key guards it."""
         name = _name_of(host)
         if name is None:
             return False
+        if not self._settings.is_local and self._key is not None:
+            return True
         known = {self._settings.host.strip("[]").lower(), *(each.lower() for each in self._settings.hosts)}
-        everywhere = self._settings.host in _ANSWERS_ALL
-        return (
-            name in known
-            or (is_loopback(name) and (self._settings.is_local or everywhere))
-            or (everywhere and _is_address(name))
-        )
+        return name in known or is_loopback(name)
 
     def _may_ask(self, origin: str, host: str) -> bool:
         return origin in self._settings.origins or _netloc(origin) == host.lower()
@@ -142,13 +138,3 @@ def _netloc(origin: str) -> str:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
-
-
-def _is_address(name: str) -> bool:
-    import ipaddress
-
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -185,6 +185,8 @@ class Service:
     def _prepared(self, engine: Engine, asked: Asked, feed: Feed) -> FollowedSequence:
         if feed.gone:
             raise RefusedError(400, "the client has gone")
+        if asked.steering.logprobs is not None:
+            self.bytes_of(0)  # whether tokens can be told apart is known before there are any
         request, ids = prepare(engine.generator, asked, lambda: self.grammars)
         return FollowedSequence(request, ids, engine.generator, feed)
 

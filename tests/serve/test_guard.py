@@ -105,6 +105,15 @@ def test_budgets_need_the_key_and_change_while_it_runs(locked: Running, qwen_ser
         assert client.post("/budgets", json={"ram": "100%"}).json()["ram"] == 900 << 20
 
 
+def test_where_others_reach_it_the_key_guards_it_by_whatever_name(qwen: Path, tmp_path: Path) -> None:
+    with serving(qwen, tmp_path, "--host", "0.0.0.0") as server:
+        key = next(line.split("API key ")[1] for line in server.said().splitlines() if "API key " in line)
+        names = {"Host": "my-box.local:8000"}
+        assert httpx.get(f"{server.url}/v1/models", headers=names).status_code == 401
+        assert httpx.get(f"{server.url}/v1/models", headers={**names, "x-api-key": key}).status_code == 200
+        assert httpx.get(f"{server.url}/health", headers=names).status_code == 200
+
+
 def test_which_addresses_are_this_machines_own() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.2", "localhost.evil", "")))
