@@ -80,7 +80,7 @@ def test_every_option_has_a_variable_of_its_own(run: Run, file: Path) -> None:
         ("[defaults", "is not TOML"),
         ("[default]\nram = 1", "has a part 'default'"),
         ("[defaults]\ncontxt = 1", "did you mean context?"),
-        ("[defaults]\ndance = 1", "`moe-local config --all`"),
+        ("[defaults]\nwaltz = 1", "`moe-local config --all`"),
         ("[defaults]\ncontext = {a = 1}", "gives context a table"),
         ("defaults = 3", "is no table"),
         ("models = 3", "models is no table"),
