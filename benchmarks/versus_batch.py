@@ -34,19 +34,7 @@ Row = dict[str, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("gguf", type=Path)
-    parser.add_argument("prompts", type=Path, nargs="+")
-    parser.add_argument("--share", default="50%")
-    parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--read-ahead", type=int, default=128, help="KiB, for every disk; 0 leaves it")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = arguments(__doc__, count=64).parse_args()
     if given.side:
         print(json.dumps(measure(given)))
         return
@@ -54,21 +42,47 @@ def main() -> None:
         compare(given)
 
 
-def compare(given: argparse.Namespace) -> None:
-    limit = int(given.gguf.stat().st_size * parse_share(given.share))
-    sides = ["together", "one at a time", *(f"llama.cpp {count} at once" for count in PARALLEL)]
+def arguments(about: str | None, *, count: int) -> argparse.ArgumentParser:
+    """Those of a comparison under memory, with so many prompts unless told otherwise."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("prompts", type=Path, nargs="+")
+    parser.add_argument("--share", default="50%")
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--read-ahead", type=int, default=128, help="KiB, for every disk; 0 leaves it")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def limit_of(given: argparse.Namespace) -> int:
+    """Bytes that each side is held to."""
+    return int(given.gguf.stat().st_size * parse_share(given.share))
+
+
+def take_turns(script: str, given: argparse.Namespace, sides: Sequence[str]) -> dict[str, list[Row]]:
+    """Each side's runs of a script, each a process in the limit, in turns."""
+    limit = limit_of(given)
     rows: dict[str, list[Row]] = {side: [] for side in sides}
     for _ in range(given.repeat):
         for side in sides:
-            done = confined.run(
-                [sys.executable, __file__, *sys.argv[1:], "--side", side, "--limit", str(limit)], limit
-            )
+            done = confined.run([sys.executable, script, *sys.argv[1:], "--side", side, "--limit", str(limit)], limit)
             found: Row = json.loads(done.stdout.splitlines()[-1]) if not done.status else {"speed": 0, "read": 0}
             rows[side].append({**found, "peak": done.peak})
             print(f"{side}: {rows[side][-1]}", file=sys.stderr, flush=True)
+    return rows
+
+
+def compare(given: argparse.Namespace) -> None:
+    sides = ["together", "one at a time", *(f"llama.cpp {count} at once" for count in PARALLEL)]
+    rows = take_turns(__file__, given, sides)
     lengths = [len(prompt) for prompt in prompts(given.prompts, given.count)]
     span = f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all"
-    print(f"{len(lengths)} prompts of {span}; {format_size(limit)}")
+    print(f"{len(lengths)} prompts of {span}; {format_size(limit_of(given))}")
     print("| | new tokens/s | MB read a token | peak | against one at a time |\n|---|---|---|---|---|")
     alone = median(row["speed"] for row in rows["one at a time"])
     for side, runs in rows.items():

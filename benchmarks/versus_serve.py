@@ -13,40 +13,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import confined
-from versus_batch import Meter, Parallel, Row, prompts
+from versus_batch import Meter, Parallel, Row, arguments, limit_of, prompts, take_turns
 from versus_under_memory import read_ahead
 
-from moe_local.units import format_size, parse_share
+from moe_local.units import format_size
 
 LONG = 2000  # tokens
 OURS = ("serve", "batch")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("gguf", type=Path)
-    parser.add_argument("prompts", type=Path, nargs="+")
-    parser.add_argument("--share", default="50%")
+    parser = arguments(__doc__, count=48)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--count", type=int, default=48)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--read-ahead", type=int, default=128, help="KiB, for every disk; 0 leaves it")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         print(json.dumps(measure(given)))
@@ -56,19 +42,11 @@ def main() -> None:
 
 
 def compare(given: argparse.Namespace) -> None:
-    limit = int(given.gguf.stat().st_size * parse_share(given.share))
     sides = [*OURS, "llama.cpp 1 at once", f"llama.cpp {given.clients} at once"]
-    rows: dict[str, list[Row]] = {side: [] for side in sides}
-    for _ in range(given.repeat):
-        for side in sides:
-            done = confined.run(
-                [sys.executable, __file__, *sys.argv[1:], "--side", side, "--limit", str(limit)], limit
-            )
-            found: Row = json.loads(done.stdout.splitlines()[-1]) if not done.status else {"speed": 0, "read": 0}
-            rows[side].append({**found, "peak": done.peak})
-            print(f"{side}: {rows[side][-1]}", file=sys.stderr, flush=True)
+    rows = take_turns(__file__, given, sides)
     asked = prompts(given.prompts, given.count)
-    print(f"{len(asked)} prompts, {sum(map(len, asked))} tokens, {given.clients} clients; {format_size(limit)}")
+    limit = format_size(limit_of(given))
+    print(f"{len(asked)} prompts, {sum(map(len, asked))} tokens, {given.clients} clients; {limit}")
     print("| | new tokens/s | MB read a token | peak | serve against it |\n|---|---|---|---|---|")
     ours = median(row["speed"] for row in rows["serve"])
     for side, runs in rows.items():

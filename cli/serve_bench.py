@@ -11,13 +11,12 @@ from rich.table import Table
 from moe_local.errors import MoeLocalError
 
 from . import options as opt
+from .batch import SOME_FAILED
 from .output import Console, echo_json, stderr
 from .workload import assert_some
 
 if TYPE_CHECKING:
     from moe_local.bench.serving import Load
-
-_SOME_FAILED = 8  # exit code, as of `batch`
 
 
 def serve(
@@ -58,7 +57,7 @@ def serve(
     for error in sorted({error for run in runs for error in run["errors"]}):
         stderr.print(f"failed: {error}", markup=False, soft_wrap=True)
     if any(run["failed"] for run in runs):
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _steps(concurrency: str) -> list[int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from moe_local import engine
-from moe_local.engine import Report
+from moe_local.engine import Engine, Report
 from moe_local.generation.template_settings import TemplateSettings
 from moe_local.planning.options import Options
 from moe_local.serve.app import make_app
@@ -14,10 +13,9 @@ from moe_local.serve.process import Server, listen, url_of
 from moe_local.serve.running import Announcement
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
-from moe_local.store.open import ModelFiles
 
 from .output import echo, stderr
-from .session import files_of, progress, tell
+from .session import files_of, load_files
 
 _DEMO = "demo"
 
@@ -35,8 +33,8 @@ def run(
     sock = listen(settings)
     files = files_of(model, options, pack=pack, purpose="serving")
 
-    def load(report: Report) -> engine.Engine:
-        return _load(files, options, template, report)
+    def load(report: Report) -> Engine:
+        return load_files(files, options, template, report)
 
     names = Names(_DEMO if model is None else public_name(model), settings.aliases)
     service = Service(load, settings)
@@ -67,24 +65,6 @@ def public_name(model: str) -> str:
     """By which clients ask for MODEL: a folder's or a file's own name, without where it lies; a hub's id as it is."""
     path = Path(model)
     return path.resolve().name if path.exists() else model
-
-
-def _load(
-    files: str | Path | ModelFiles, options: Options, template: TemplateSettings, report: Report
-) -> engine.Engine:
-    """As the commands do at a terminal, with progress also for whoever asks for it over HTTP."""
-    with progress() as show:
-
-        def both(stage: str, fraction: float) -> None:
-            show(stage, fraction)
-            report(stage, fraction)
-
-        loaded = engine.load(files, options, report=both)
-    for note in loaded.notes:
-        tell(note)
-    loaded.generator.on_notice = tell
-    loaded.generator.use_template(template)
-    return loaded
 
 
 def _greet(url: str, model: str, settings: ServeSettings) -> None:

@@ -128,13 +128,23 @@ def _assert_goes_on(model: Path, purpose: str) -> None:
         raise not_for_it(named_by(model), purpose)
 
 
-def load_files(files: str | Path | ModelFiles, options: Options, template: TemplateSettings | None = None) -> Engine:
-    """Loads with a progress bar and prints the plan's notes."""
+def load_files(
+    files: str | Path | ModelFiles,
+    options: Options,
+    template: TemplateSettings | None = None,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> Engine:
+    """Loads with a progress bar, also for whoever is behind `report`, and prints the plan's notes."""
     from moe_local import engine
     from moe_local.generation.template_settings import TemplateSettings
 
-    with progress() as report:
-        loaded = engine.load(files, options, report=report)
+    with progress() as show:
+
+        def both(stage: str, fraction: float) -> None:
+            show(stage, fraction)
+            report(stage, fraction)
+
+        loaded = engine.load(files, options, report=both)
     for note in loaded.notes:
         tell(note)
     if loaded.speaks:

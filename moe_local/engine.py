@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from moe_local.planning.plan_load import LoadPlan, plan_load
 from moe_local.planning.tiers import make_cache
 from moe_local.store.open import ModelFiles
 
+B = TypeVar("B", BatchGenerator, LiveBatch)
 Report = Callable[[str, float], None]  # (stage, fraction done)
 
 
@@ -228,25 +229,17 @@ class Engine:
 
     def batch_generator(self) -> BatchGenerator:
         """What `batch` runs, for those that want to watch its progress."""
-        padding = PaddingMask(self.cache.experts)
-        self.tap(padding)
-        return BatchGenerator(
-            self.generator,
-            sequences=self.load_plan.sequences,
-            kv_tokens=self.load_plan.kv_tokens,
-            hide=padding.hide,
-        )
+        return self._batching(BatchGenerator)
 
     def live_batch(self, *watching: RoutingHook) -> LiveBatch:
         """What answers requests that come one by one; `watching` see the routing of its passes."""
+        return self._batching(LiveBatch, *watching)
+
+    def _batching(self, kind: type[B], *watching: RoutingHook) -> B:
         padding = PaddingMask(self.cache.experts)
         self.tap(in_turn(padding, *watching))
-        return LiveBatch(
-            self.generator,
-            sequences=self.load_plan.sequences,
-            kv_tokens=self.load_plan.kv_tokens,
-            hide=padding.hide,
-        )
+        load_plan = self.load_plan
+        return kind(self.generator, sequences=load_plan.sequences, kv_tokens=load_plan.kv_tokens, hide=padding.hide)
 
     def stats(self) -> dict[str, Any]:
         """Totals since loading, and memory against its budget (bytes)."""

@@ -186,13 +186,13 @@ def _harmony(*, calls: bool = False) -> dict[str, Any]:
     """
     ends = r"<\|end\|>|<\|call\|>|<\|return\|>|(?=<\|start\|>|<\|channel\|>)"
     rest = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
-    to = r"(?=[^<]*\bto=)" if calls else r"(?!)"  # whom a message is for
-    call = {CALL: {"open_pattern": rf"<\|channel\|>{to}", "close_pattern": ends, "repeats": True}} if calls else {}
-    other = rf"(?!{to[3:-1]})" if calls else ""
+    to = r"[^<]*\bto="  # whom a message is for
+    region = {"open_pattern": rf"<\|channel\|>(?={to})", "close_pattern": ends, "repeats": True}
+    other = f"(?!{to})" if calls else ""
     return {
         "start_anchor_pattern": _NEVER,
         "fields": {
-            **call,
+            **({CALL: region} if calls else {}),
             REASONING: {
                 "open_pattern": rf"<\|channel\|>(?!\s*final){other}{rest}",
                 "close_pattern": ends,

@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from moe_local.errors import CheckpointError, MoeLocalError, first_line
 from moe_local.generation.damage import RefuseDamage
-from moe_local.generation.encoding import PromptEncoder
+from moe_local.generation.encoding import PromptEncoder, TooLongError
 from moe_local.generation.handed import Halt, TokenStream
 from moe_local.generation.kv_reuse import KVState
 from moe_local.generation.sampling import Sampling
@@ -243,7 +243,7 @@ class TextGenerator:
                 remedy="use the tokenizer that belongs to the model",
             )
         if len(ids) >= self.context:
-            raise MoeLocalError(
+            raise TooLongError(
                 f"the prompt has {len(ids)} tokens and the context holds {self.context}",
                 remedy="shorten it, or give a larger --context",
             )

@@ -34,6 +34,11 @@ def mark(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     known: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     if token is not None and token in known and known[token].special:
         return f"<[{token}]>"
+    return quoted(text)
+
+
+def quoted(text: str) -> str:
+    """A text in a Lark grammar."""
     return json.dumps(text, ensure_ascii=False)
 
 

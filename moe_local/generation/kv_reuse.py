@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moe_local.model.kv_cache import PLAIN_LAYERS
+
+Tokens = NDArray[np.int64]
 
 
 class KVState:
@@ -23,8 +28,7 @@ class KVState:
         A cache that cannot be cut (recurrent or sliding-window states) is dropped: (0, None).
         """
         (kept, cache), self._kept = self._kept, ([], None)
-        differing = (i for i, (a, b) in enumerate(zip(kept, ids, strict=False)) if a != b)
-        common = min(next(differing, len(kept)), len(ids) - 1)
+        common = min(common_beginning(kept, ids), len(ids) - 1)
         if cache is None or (common < len(kept) and not _cut(cache, len(kept), common)):
             return 0, None
         return common, cache
@@ -36,6 +40,13 @@ class KVState:
     def clear(self) -> None:
         """Forgets the cache: the next generation begins at the prompt's first token."""
         self._kept = ([], None)
+
+
+def common_beginning(one: Sequence[int] | Tokens, other: Sequence[int] | Tokens) -> int:
+    """How many tokens two texts begin with alike."""
+    least = min(len(one), len(other))
+    differ = np.asarray(one[:least], dtype=np.int64) != np.asarray(other[:least], dtype=np.int64)
+    return int(differ.argmax()) if differ.any() else least
 
 
 def _cut(cache: Any, length: int, wanted: int) -> bool:

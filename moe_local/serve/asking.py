@@ -11,7 +11,7 @@ from moe_local.generation.batch import Request
 from moe_local.generation.batch.steering import Steering
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.grammar import Grammar, Grammars, after_reasoning, json_rule, mark
-from moe_local.generation.prompt import prompt_ids
+from moe_local.generation.prompt import Prompt, prompt_ids
 from moe_local.generation.sampling import Sampling
 
 _END = 64  # tokens of a prompt that tell whether reasoning is open
@@ -22,7 +22,7 @@ JSON_OBJECT: Mapping[str, Any] = {"type": "object"}
 class Asked:
     """A prompt and how it is to be answered. `schema` is what the answer has to be JSON of."""
 
-    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]
+    prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     steering: Steering = field(default_factory=Steering)
     raw: bool = False  # text to go on from, without the chat template

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moe_local.generation.batch import Answer
-from moe_local.serve.feed import Call, Event, Reasoning, Text
+from moe_local.serve.feed import Call, Ended, Event, Reasoning, Text
 
 
 class Kind(StrEnum):
@@ -50,12 +50,14 @@ class Blocks:
             yield from self._piece(Kind.TEXT, event.piece)
         elif isinstance(event, Reasoning):
             yield from self._piece(Kind.REASONING, event.piece)
+        elif isinstance(event, Ended):
+            yield from self._end()
         elif isinstance(event, Call):
             fresh = event.piece.index != self._call
             self._call = event.piece.index
             yield from self._piece(Kind.CALL, event.piece.arguments, event.piece.name or "", fresh=fresh)
 
-    def end(self) -> Iterator[tuple[Step, Block, str]]:
+    def _end(self) -> Iterator[tuple[Step, Block, str]]:
         """The last one ends."""
         if self._open is not None:
             yield Step.ENDS, self._open, ""
@@ -65,7 +67,7 @@ class Blocks:
         self, kind: Kind, piece: str, name: str = "", *, fresh: bool = False
     ) -> Iterator[tuple[Step, Block, str]]:
         if self._open is None or self._open.kind is not kind or fresh:
-            yield from self.end()
+            yield from self._end()
             self._open = Block(kind, len(self.made), name=name)
             self.made.append(self._open)
             yield Step.BEGINS, self._open, ""

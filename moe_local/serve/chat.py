@@ -102,7 +102,7 @@ class ChatRequest(SamplingFields, Unused):
             sampling=self.sampling(self.max_completion_tokens or self.max_tokens),
             steering=self._steering(service),
             variables=template_variables(self.reasoning_effort, self.chat_template_kwargs),
-            schema=self._schema(),
+            schema=schema_of(self.response_format),
             **tools_of(self.tools, self.tool_choice, many=self.parallel_tool_calls is not False),
         )
         return several(asked, self.n or 1)
@@ -110,15 +110,7 @@ class ChatRequest(SamplingFields, Unused):
     def _steering(self, service: Service) -> Steering:
         if self.top_logprobs and not self.logprobs:
             raise RefusedError(400, "top_logprobs needs logprobs", param="top_logprobs")
-        return Steering(
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=self.biases(service.vocabulary),
-            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-        )
-
-    def _schema(self) -> Mapping[str, Any] | None:
-        return schema_of(self.response_format)
+        return self.steering(service.vocabulary, (self.top_logprobs or 0) if self.logprobs else None)
 
 
 def schema_of(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
@@ -250,12 +242,18 @@ def finish_reason(answer: Any) -> str:
 
 def usage(found: Sequence[Whole]) -> dict[str, Any]:
     """Tokens of the prompt, counted once, and of all answers."""
-    prompt, new = found[0].answer.prompt_tokens, sum(each.answer.new_tokens for each in found)
+    cached = max(each.cached_tokens for each in found)
+    return usage_json(found[0].answer.prompt_tokens, cached, found)
+
+
+def usage_json(prompt: int, cached: int, found: Sequence[Whole]) -> dict[str, Any]:
+    """Tokens of the prompts, how many of them were computed before, and those of all answers."""
+    new = sum(each.answer.new_tokens for each in found)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": max(each.cached_tokens for each in found)},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 

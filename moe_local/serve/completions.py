@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moe_local.generation.batch.steering import Steering, TokenChoice
+from moe_local.generation.batch.steering import TokenChoice
 from moe_local.serve.answers import Answers, Whole
 from moe_local.serve.asking import Asked
-from moe_local.serve.chat import DONE, MOST_ANSWERS, several
+from moe_local.serve.chat import DONE, MOST_ANSWERS, several, usage_json
 from moe_local.serve.errors import RefusedError
 from moe_local.serve.feed import Ended, Text
 from moe_local.serve.fields import SamplingFields, StreamOptions, Tokens, Unused
@@ -47,12 +47,7 @@ class CompletionRequest(SamplingFields, Unused):
             raise RefusedError(400, f"a request has {_MOST_PROMPTS} prompts at most", param="prompt")
         if self.echo:
             raise RefusedError(400, "echo is not supported here", param="echo", code="unsupported_parameter")
-        steering = Steering(
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=self.biases(service.vocabulary),
-            logprobs=self.logprobs,
-        )
+        steering = self.steering(service.vocabulary, self.logprobs)
         sampling = self.sampling(self.max_tokens or _TOKENS)
         made = [Asked(prompt=prompt, sampling=sampling, steering=steering, raw=True) for prompt in prompts]
         return [each for asked in made for each in several(asked, self.n or 1)]
@@ -128,11 +123,6 @@ class CompletionReply:
         return self._service.bytes_of(token).decode("utf-8", "replace")
 
     def _usage(self, found: Sequence[Whole]) -> dict[str, Any]:
-        prompt = sum(each.answer.prompt_tokens for each in found[:: self._each])
-        new = sum(each.answer.new_tokens for each in found)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": new,
-            "total_tokens": prompt + new,
-            "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in found[:: self._each])},
-        }
+        prompts = found[:: self._each]
+        asked = sum(each.answer.prompt_tokens for each in prompts)
+        return usage_json(asked, sum(each.cached_tokens for each in prompts), found)

@@ -54,7 +54,7 @@ class RefusedError(Exception):
 
 def refused(error: MoeLocalError) -> RefusedError:
     """What an error of ours is to a client: what it asked cannot be done."""
-    if isinstance(error, TooLongError) or "the context holds" in error.message:
+    if isinstance(error, TooLongError):
         return RefusedError(400, str(error), param="messages", code="context_length_exceeded")
     if isinstance(error, BudgetError):
         return RefusedError(400, str(error), code="budget_too_small")

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from moe_local.errors import MoeLocalError
+from moe_local.generation.batch.steering import Steering
 from moe_local.generation.sampling import Sampling
+from moe_local.generation.template_settings import EFFORTS, thinking
 from moe_local.serve.errors import NOT_FOUND, RefusedError
 from moe_local.serve.settings import Names
 
@@ -79,19 +81,27 @@ class SamplingFields(Strict):
 
     def sampling(self, most: int | None) -> Sampling:
         """Of at `most` so many tokens."""
-        cold = self.temperature is not None and self.temperature < _LOWEST
         return sampling(
             max_new_tokens=most,
-            temperature=0.0 if cold else self.temperature,
-            top_p=None if cold else self.top_p,
-            top_k=None if cold else self.top_k,
-            min_p=None if cold else self.min_p,
+            temperature=steady(self.temperature),
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             seed=self.seed,
             stop=tuple(self.stop or ()),
         )
 
-    def biases(self, vocabulary: int) -> dict[int, float]:
+    def steering(self, vocabulary: int, logprobs: int | None) -> Steering:
+        """Of a model with so many tokens. Raises RefusedError for a bias of what is no token."""
+        return Steering(
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=self._biases(vocabulary),
+            logprobs=logprobs,
+        )
+
+    def _biases(self, vocabulary: int) -> dict[int, float]:
         """Token -> bias. Raises RefusedError for what is no token."""
         found = {}
         for key, bias in (self.logit_bias or {}).items():
@@ -101,6 +111,11 @@ class SamplingFields(Strict):
                 )
             found[int(key)] = bias
         return found
+
+
+def steady(temperature: float | None) -> float | None:
+    """Greedy where it is so low that it is meant to be."""
+    return 0.0 if temperature is not None and temperature < _LOWEST else temperature
 
 
 def sampling(**given: Any) -> Sampling:
@@ -143,7 +158,5 @@ def assert_named(names: Names, asked: str | None) -> None:
 
 def template_variables(effort: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the chat template is told of how much to reason, and whatever else a client says."""
-    from moe_local.generation.template_settings import EFFORTS, thinking
-
     levels = {"none": "off", "minimal": "low", "xhigh": "high", "max": "high", **{each: each for each in EFFORTS}}
     return {**(thinking(levels[effort]) if effort is not None else {}), **(given or {})}

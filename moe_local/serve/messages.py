@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from moe_local.generation.template_settings import thinking
 from moe_local.serve.asking import Asked
 from moe_local.serve.errors import RefusedError
 from moe_local.serve.fields import MOST_STOPS, Json, Strict, Tokens, sampling, template_variables
 from moe_local.serve.service import Service
-from moe_local.serve.tool_fields import Function, Name, described
+from moe_local.serve.tool_fields import Forced, Function, Name, described, offered
 
 _BETWEEN = "\n\n"
 
@@ -131,31 +132,15 @@ class CountRequest(Strict):
         effort: str | None = None if self.output_config is None else self.output_config.effort
         if self.thinking is not None and self.thinking.type == "disabled":
             effort = "none"
-        told = template_variables(effort, None)
-        return told if self.thinking is None or effort is not None else {**told, **_THINKING}
+        return thinking("on") if self.thinking is not None and effort is None else template_variables(effort, None)
 
     def _tools(self) -> dict[str, Any]:
         choice, tools = self.tool_choice or Choice(type="auto"), self.tools or []
-        names = [tool.name for tool in tools]
-        if len(set(names)) < len(names):
-            raise RefusedError(400, "two tools have one name", param="tools")
-        if choice.type == "tool" and choice.name not in names:
-            raise RefusedError(400, f"there is no tool {choice.name!r}", param="tool_choice")
-        if choice.type == "any" and not names:
-            raise RefusedError(400, "there is no tool to call", param="tool_choice")
-        if not tools or choice.type == "none":
-            return {}
-        forced = {"tool": (choice.name,), "any": tuple(names)}.get(choice.type, ())
-        return {
-            "tools": [
-                described(Function(name=t.name, description=t.description, parameters=t.input_schema)) for t in tools
-            ],
-            "forced": forced,
-            "many": not choice.disable_parallel_tool_use,
-        }
-
-
-_THINKING = {"enable_thinking": True, "thinking": True}
+        forced: Forced = choice.name or "" if choice.type == "tool" else choice.type == "any"
+        if choice.type == "none":
+            forced = None
+        many = not choice.disable_parallel_tool_use
+        return offered([tool.described() for tool in tools], forced, many=many)
 
 
 class MessagesRequest(CountRequest):
@@ -174,12 +159,11 @@ class MessagesRequest(CountRequest):
 
     def asked(self, service: Service) -> list[Asked]:
         """What is to be answered. Raises RefusedError."""
-        cold = self.temperature == 0
         chosen = sampling(
             max_new_tokens=self.max_tokens,
             temperature=self.temperature,
-            top_p=None if cold else self.top_p,
-            top_k=None if cold else self.top_k,
+            top_p=self.top_p,
+            top_k=self.top_k,
             stop=tuple(self.stop_sequences or ()),
         )
         form = None if self.output_config is None else self.output_config.format

@@ -42,8 +42,6 @@ class MessagesReply:
                 for step, block, piece in blocks.take(each):
                     yield _step_event(step, block, piece)
                 if isinstance(each, Ended):
-                    for step, block, piece in blocks.end():
-                        yield _step_event(step, block, piece)
                     usage = {"output_tokens": each.answer.new_tokens}
                     delta = {"type": "message_delta", "delta": self._reason(each.answer), "usage": usage}
                     yield event(delta, "message_delta")

@@ -14,10 +14,10 @@ from moe_local.engine import Engine
 from moe_local.serve.errors import PERMISSION, RefusedError
 from moe_local.serve.facts import facts
 from moe_local.serve.fields import Strict
-from moe_local.serve.live import INTERVAL
+from moe_local.serve.live import INTERVAL, LiveExperts
 from moe_local.serve.metrics import CONTENT_TYPE, Metrics
 from moe_local.serve.replies import HERE, EventStream, Reply, event
-from moe_local.serve.service import Service, State
+from moe_local.serve.service import Service
 from moe_local.serve.settings import Names
 from moe_local.units import parse_budget
 
@@ -47,7 +47,7 @@ def add_own(app: FastAPI, service: Service, names: Names, metrics: Metrics) -> N
     async def health() -> Response:
         stage, done = service.stage
         told = {"status": service.state, "stage": stage, "progress": round(done, 3)}
-        return Reply(told, status_code=200 if service.state is State.READY else 503)
+        return Reply(told, status_code=200 if service.is_ready else 503)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -59,7 +59,7 @@ def add_own(app: FastAPI, service: Service, names: Names, metrics: Metrics) -> N
 
     @app.get("/api/live")
     async def live(request: Request) -> Response:
-        service.engine  # noqa: B018 - refused before anything is sent where it is not there
+        experts = service.live  # refused before anything is sent where it is not there
         if watching[0] >= _MOST_WATCHERS:
             raise RefusedError(429, "enough others look at the experts already", retry_after=10)
         watching[0] += 1
@@ -67,7 +67,7 @@ def add_own(app: FastAPI, service: Service, names: Names, metrics: Metrics) -> N
         async def leave() -> None:
             watching[0] -= 1
 
-        return EventStream(_frames(service), leave, _WATCHED, HERE)
+        return EventStream(_frames(service, experts), leave, _WATCHED, HERE)
 
     @app.post("/budgets")
     async def budgets(body: Budgets) -> Response:
@@ -76,8 +76,8 @@ def add_own(app: FastAPI, service: Service, names: Names, metrics: Metrics) -> N
         return Reply(await service.call(lambda engine: _resized(engine, body)))
 
 
-async def _frames(service: Service) -> AsyncIterator[str]:
-    with service.live.watch() as frame:
+async def _frames(service: Service, experts: LiveExperts) -> AsyncIterator[str]:
+    with experts.watch() as frame:
         while service.is_ready:
             yield event(await asyncio.to_thread(frame))
             await asyncio.sleep(INTERVAL)

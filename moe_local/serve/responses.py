@@ -7,15 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from moe_local.generation.batch.steering import Steering
 from moe_local.serve.asking import JSON_OBJECT, Asked
 from moe_local.serve.chat import Effort
 from moe_local.serve.errors import RefusedError
-from moe_local.serve.fields import Json, Strict, Tokens, Unused, sampling, template_variables
+from moe_local.serve.fields import Json, Strict, Tokens, Unused, sampling, steady, template_variables
 from moe_local.serve.service import Service
 from moe_local.serve.tool_fields import Function, Name, NamedFunction, NamedTool, Tool, tools_of
-
-_LOWEST = 5e-3
 
 
 class InputText(Strict):
@@ -127,11 +124,8 @@ class ResponsesRequest(Unused):
 
     def asked(self, service: Service) -> list[Asked]:
         """What is to be answered. Raises RefusedError."""
-        cold = self.temperature is not None and self.temperature < _LOWEST
         chosen = sampling(
-            max_new_tokens=self.max_output_tokens,
-            temperature=0.0 if cold else self.temperature,
-            top_p=None if cold else self.top_p,
+            max_new_tokens=self.max_output_tokens, temperature=steady(self.temperature), top_p=self.top_p
         )
         tools = [Tool(type="function", function=_function(tool)) for tool in self.tools or ()]
         named = self.tool_choice
@@ -144,7 +138,6 @@ class ResponsesRequest(Unused):
             Asked(
                 prompt=self._messages(),
                 sampling=chosen,
-                steering=Steering(),
                 variables=template_variables(None if self.reasoning is None else self.reasoning.effort, None),
                 schema=self._schema(),
                 **tools_of(tools, choice, many=self.parallel_tool_calls is not False),

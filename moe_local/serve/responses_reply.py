@@ -23,7 +23,6 @@ class ResponsesReply:
     """What is said of the answer, at once or piece by piece."""
 
     def __init__(self, request: ResponsesRequest, model: str) -> None:
-        self._request = request
         self._numbered = 0
         asked = request.model_dump(by_alias=True, exclude_none=True)
         self._head: dict[str, Any] = {
@@ -57,8 +56,7 @@ class ResponsesReply:
         blocks, items = Blocks(), []
         try:
             async for _, each in answers.events():
-                steps = [*blocks.take(each), *(blocks.end() if isinstance(each, Ended) else ())]
-                for step, block, piece in steps:
+                for step, block, piece in blocks.take(each):
                     if step is Step.BEGINS:
                         items.append(_Item(block))
                     for kind, more in items[block.number].events(step, piece):

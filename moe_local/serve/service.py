@@ -53,7 +53,6 @@ class Service:
         self.on_error: Callable[[Exception], None] = lambda error: None  # told of errors that are not our own
         self.on_over: Callable[[Feed], None] = lambda feed: None  # told of every answer that was waited for
         self.began = int(time.time())
-        self.asked = 0  # requests since it began
         self.open = 0  # requests that are prepared, wait or are answered
         self._load = load
         self._engine: Engine | None = None
@@ -113,7 +112,6 @@ class Service:
                 retry_after=self._retry_after(),
             )
         feed = Feed()
-        self.asked += 1
         self.open += 1
         try:
             sequence = await asyncio.wrap_future(self._prompts.submit(self._prepared, engine, asked, feed))

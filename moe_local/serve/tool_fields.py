@@ -36,23 +36,34 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
+Forced = str | bool | None  # the tool that has to be called, or whether any has to; None: none may be
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 def tools_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, *, many: bool) -> dict[str, Any]:
-    """The fields of `Asked` that say which tools there are and whether one has to be called. Raises RefusedError."""
-    known = [each.function.name for each in tools or ()]
+    """As `offered`, of OpenAI's tools."""
+    forced: Forced = choice.function.name if isinstance(choice, NamedTool) else choice == "required"
+    if choice == "none":
+        forced = None
+    return offered([described(each.function) for each in tools or ()], forced, many=many)
+
+
+def offered(tools: Sequence[dict[str, Any]], forced: Forced, *, many: bool) -> dict[str, Any]:
+    """The fields of `Asked` that say which tools there are, as chat templates take them, and which has to be called.
+
+    Raises RefusedError.
+    """
+    known = [str(each["function"]["name"]) for each in tools]
     if len(set(known)) < len(known):
         raise RefusedError(400, "two tools have one name", param="tools")
-    name = choice.function.name if isinstance(choice, NamedTool) else None
-    if name is not None and name not in known:
-        raise RefusedError(400, f"there is no tool {name!r}", param="tool_choice")
-    if choice == "required" and not known:
+    if isinstance(forced, str) and forced not in known:
+        raise RefusedError(400, f"there is no tool {forced!r}", param="tool_choice")
+    if forced is True and not known:
         raise RefusedError(400, "there is no tool to call", param="tool_choice")
-    if not tools or choice == "none":
+    if not tools or forced is None:
         return {}
-    forced = (name,) if name is not None else tuple(known if choice == "required" else ())
-    return {"tools": [described(each.function) for each in tools], "forced": forced, "many": many}
+    named = (forced,) if isinstance(forced, str) else tuple(known if forced else ())
+    return {"tools": tools, "forced": named, "many": many}
 
 
 def described(function: Function) -> dict[str, Any]:

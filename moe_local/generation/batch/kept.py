@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moe_local.generation.kv_reuse import Tokens, common_beginning
 from moe_local.model.buffers import columns
 
 LEAST = 16  # tokens that are worth copying a cache for
-Tokens = NDArray[np.int64]
 
 
 class Row(Protocol):
@@ -99,26 +98,14 @@ class KeptBeginnings(Generic[R]):
 
     def _says(self, one: _Kept[R], other: _Kept[R]) -> bool:
         """Whether whoever could go on from `other` could as well go on from `one`."""
-        same = _common(one.ids, other.ids) == len(other.ids)
+        same = common_beginning(one.ids, other.ids) == len(other.ids)
         return same and (self._cut or len(one.ids) == len(other.ids))
 
     def _best(self, ids: Sequence[int]) -> tuple[_Kept[R] | None, int]:
         wanted = np.asarray(ids[:-1], dtype=np.int64)
         best: tuple[_Kept[R] | None, int] = (None, LEAST - 1)
         for each in self._kept:
-            tokens = _common(wanted, each.ids)
+            tokens = common_beginning(wanted, each.ids)
             if tokens > best[1] and (self._cut or tokens == len(each.ids)):
                 best = (each, tokens)
         return best if best[0] is not None else (None, 0)
-
-
-def _common(one: Tokens, other: Tokens) -> int:
-    """How many tokens two texts begin with alike."""
-    least = min(len(one), len(other))
-    differ = one[:least] != other[:least]
-    return int(differ.argmax()) if differ.any() else least
-
-
-def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return _common(np.asarray(one, dtype=np.int64), np.asarray(other, dtype=np.int64))

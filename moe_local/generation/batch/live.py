@@ -17,12 +17,13 @@ from torch import Tensor
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.generation.batch.caches import cache_of, can_branch, can_join, can_pad
 from moe_local.generation.batch.followed import FollowedSequence
-from moe_local.generation.batch.kept import LEAST, KeptBeginnings, common_beginning
+from moe_local.generation.batch.kept import LEAST, KeptBeginnings
 from moe_local.generation.batch.kv_rows import Hide, KVRows
 from moe_local.generation.batch.turns import Turns
 from moe_local.generation.damage import DAMAGED, DAMAGED_REMEDY, damaged
 from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
+from moe_local.generation.kv_reuse import common_beginning
 from moe_local.model.buffers import columns
 
 GONE = "nobody waits for the answer any more"

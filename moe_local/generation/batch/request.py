@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe_local.generation.batch.steering import Steering
+from moe_local.generation.prompt import Prompt
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.tools.base import Tool, ToolCall
 
@@ -15,7 +16,7 @@ from moe_local.generation.tools.base import Tool, ToolCall
 class Request:
     """A prompt: text (put into the model's chat template, unless `raw`), messages, or token ids."""
 
-    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]
+    prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     raw: bool = False

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from moe_local.generation.kv_reuse import common_beginning
 from moe_local.model.buffers import columns
 
 GROWTH = 64  # tokens that a sequence must be able to grow by before it is taken on
@@ -118,5 +119,5 @@ def shared_beginning(prompts: Sequence[Sequence[int]], chunk: int) -> list[int]:
         return []
     bare = [list(prompt[:-1]) for prompt in prompts]
     first, last = min(bare), max(bare)  # what these two begin with, all do
-    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    common = common_beginning(first, last)
     return first[:common] if (len(prompts) - 1) * common >= chunk else []

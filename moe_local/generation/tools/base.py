@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from moe_local.generation import grammar
-from moe_local.generation.grammar import mark
+from moe_local.generation.grammar import mark, quoted
 
+_WORDS = {"true": True, "false": False, "none": None}  # as Python and others write what JSON has otherwise
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
-_MOST_DEPTH = 200  # of values in arguments
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class ToolFormat(ABC):
         """Rules in llguidance's Lark, of which `calls` is a call of these tools, or `many`; None: there are none."""
         return None
 
+    def opening_of(self, text: str) -> int:
+        """The length of the opening that a text begins with."""
+        return next(len(each) for each in self.openings if text.startswith(each))
+
     def mark(self, text: str) -> str:
         """A text in a grammar: as the token that it is, if that is a special one."""
         return mark(self._tokenizer, text)
@@ -89,31 +93,43 @@ class Enclosed(ToolFormat):
     closing: ClassVar[str]
 
     def read(self, text: str, since: int) -> tuple[list[Said], int] | None:
-        begin = next(len(each) for each in self.openings if text.startswith(each))
+        begin = self.opening_of(text)
         end = text.find(self.closing, max(begin, since - len(self.closing)))
         if end < 0:
             return None
         return self.inside(text[begin:end]), end + len(self.closing)
 
     def finish(self, text: str) -> list[Said]:
-        begin = next(len(each) for each in self.openings if text.startswith(each))
-        return self.inside(text[begin:])
+        return self.inside(text[self.opening_of(text) :])
 
     @abstractmethod
     def inside(self, text: str) -> list[Said]:
         """What stands between the marks. Raises ValueError where it is no call."""
 
 
-def json_call(value: Any, arguments: Sequence[str] = ("arguments", "parameters")) -> Said:
+def json_call(value: Any) -> Said:
     """A call that is an object with a name and arguments. Raises ValueError for any other value."""
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError("no call")
-    said: Any = next((function[key] for key in arguments if key in function), {})
-    given = parse(said) if isinstance(said, str) and said.strip() else said or {}
-    if not isinstance(given, dict):
+    said: Any = next((function[key] for key in ("arguments", "parameters") if key in function), {})
+    return Said(function["name"], _object(parse(said) if isinstance(said, str) and said.strip() else said or {}))
+
+
+def json_calls(value: Any) -> list[Said]:
+    """A call, or a list of them. Raises as `json_call`."""
+    return [json_call(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Arguments in JSON. Raises ValueError for what is no object."""
+    return _object(parse(text))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
         raise ValueError("arguments that are no object")
-    return Said(function["name"], given)
+    return value
 
 
 def parse(text: str) -> Any:
@@ -127,28 +143,13 @@ def parse(text: str) -> Any:
 def typed(text: str, schema: Any) -> Any:
     """A value that was written without its type: text where the schema has nothing else, JSON where it can be."""
     kinds = _kinds(schema)
-    if not kinds:
-        return _guessed(text)
-    return text if kinds == {"string"} else _other(text, kinds)
-
-
-def _other(text: str, kinds: set[str]) -> Any:
-    try:
-        value = parse(text.strip())
-    except ValueError:
-        lowered = text.strip().lower()
-        return (
-            {"true": True, "false": False, "none": None}.get(lowered, text) if kinds & {"boolean", "null"} else text
-        )
-    return text if isinstance(value, str) and "string" not in kinds and not kinds else value
-
-
-def _guessed(text: str) -> Any:
-    """Of an argument that the schema does not name."""
-    try:
-        return parse(text.strip())
-    except ValueError:
+    if kinds == {"string"}:
         return text
+    bare = text.strip()
+    try:
+        return parse(bare)
+    except ValueError:
+        return _WORDS.get(bare.lower(), text) if kinds & {"boolean", "null"} else text
 
 
 def _kinds(schema: Any) -> set[str]:
@@ -177,11 +178,6 @@ def schema_of(tool: Tool) -> dict[str, Any]:
 def json_rule(tool: Tool) -> str:
     """A tool's arguments, in a grammar."""
     return grammar.json_rule(schema_of(tool))
-
-
-def quoted(text: str) -> str:
-    """A text in a grammar."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def alternatives(tools: Sequence[Tool], rule: str, before: str = "", after: str = "") -> str:

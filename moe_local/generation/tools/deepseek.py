@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from moe_local.generation.tools.base import Enclosed, Said, parse
+from moe_local.generation.tools.base import Enclosed, Said, parse_object
 
 
 def _mark(name: str) -> str:
@@ -37,7 +37,4 @@ def _said(first: str, second: str) -> Said:
     """V3: `function` and the name with a fenced object; V3.1: the name and the object."""
     fenced = _FENCED.match(second) if first.strip() == "function" else None
     name, given = (fenced[1], fenced[2]) if fenced is not None else (first.strip(), second)
-    value = parse(given)
-    if not isinstance(value, dict):
-        raise ValueError("arguments that are no object")
-    return Said(name, value)
+    return Said(name, parse_object(given))

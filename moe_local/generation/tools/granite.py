@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_local.generation.tools.base import Said, ToolFormat, json_call
+from moe_local.generation.tools.base import Said, ToolFormat, json_calls
 from moe_local.generation.tools.json_text import value_at
 
 
@@ -18,4 +18,4 @@ class Granite(ToolFormat):
         if found is None:
             return None
         value, end = found
-        return [json_call(each) for each in (value if isinstance(value, list) else [value])], end
+        return json_calls(value), end

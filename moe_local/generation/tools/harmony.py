@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from moe_local.generation.tools.base import Said, Tool, ToolFormat, json_rule, parse, quoted
+from moe_local.generation.grammar import quoted
+from moe_local.generation.tools.base import Said, Tool, ToolFormat, json_rule, parse_object
 
 _TO = re.compile(r"to=(?:functions\.)?([\w.\-]+)")
 _MESSAGE, _CHANNEL = "<|message|>", "<|channel|>"
@@ -29,10 +30,9 @@ class Harmony(ToolFormat):
     def finish(self, text: str) -> list[Said]:
         header, mark, body = text.partition(_MESSAGE)
         to = _TO.search(header)
-        value = parse(body) if mark and body.strip() else {}
-        if to is None or not isinstance(value, dict):
+        if to is None:
             raise ValueError("no call")
-        return [Said(to[1], value)]
+        return [Said(to[1], parse_object(body) if mark and body.strip() else {})]
 
     def grammar(self, tools: Sequence[Tool], *, many: bool) -> str:
         channel, constrain, message = map(self.mark, (_CHANNEL, "<|constrain|>", _MESSAGE))

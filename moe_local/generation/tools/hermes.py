@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_local.generation.tools.base import Enclosed, Said, Tool, alternatives, json_call, parse, quoted
+from moe_local.generation.grammar import quoted
+from moe_local.generation.tools.base import Enclosed, Said, Tool, alternatives, json_call, parse
 
 
 class Hermes(Enclosed):

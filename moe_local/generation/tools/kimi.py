@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from moe_local.generation.tools.base import Enclosed, Said, parse
+from moe_local.generation.tools.base import Enclosed, Said, parse_object
 
 _CALL = re.compile(
     r"<\|tool_call_begin\|>\s*(?:functions\.)?([^\s:<]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>(.*?)<\|tool_call_end\|>",
@@ -27,14 +27,7 @@ class Kimi(Enclosed):
     )
 
     def inside(self, text: str) -> list[Said]:
-        found = [Said(name, _object(given)) for name, given in _CALL.findall(text)]
+        found = [Said(name, parse_object(given)) for name, given in _CALL.findall(text)]
         if not found:
             raise ValueError("no call")
         return found
-
-
-def _object(text: str) -> dict[str, object]:
-    value = parse(text)
-    if not isinstance(value, dict):
-        raise ValueError("arguments that are no object")
-    return value

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from moe_local.generation.tools.base import Said, Tool, ToolFormat, alternatives, json_call, json_rule, quoted
+from moe_local.generation.grammar import quoted
+from moe_local.generation.tools.base import Said, Tool, ToolFormat, alternatives, json_calls, json_rule, names
 from moe_local.generation.tools.json_text import value_at
 
 _MARK, _ARGS = "[TOOL_CALLS]", "[ARGS]"
@@ -26,7 +27,7 @@ class Mistral(ToolFormat):
             return None
         if rest.lstrip().startswith("[{"):
             found = value_at(text, len(_MARK))
-            return None if found is None else ([json_call(each) for each in found[0]], found[1])
+            return None if found is None else (json_calls(found[0]), found[1])
         named = _NAMED.match(rest)
         if named is None:
             if _PERHAPS.match(rest) or rest.strip() == "[":
@@ -38,9 +39,8 @@ class Mistral(ToolFormat):
     def grammar(self, tools: Sequence[Tool], *, many: bool) -> str:
         mark = self.mark(_MARK)
         if _ARGS in self._tokenizer.get_vocab():
-            call = " | ".join(
-                f"{quoted(str(t['function']['name']))} {self.mark(_ARGS)} args_{n}" for n, t in enumerate(tools)
-            )
+            args = self.mark(_ARGS)
+            call = " | ".join(f"{quoted(name)} {args} args_{n}" for n, name in enumerate(names(tools)))
             lines = [f"args_{number}: {json_rule(tool)}" for number, tool in enumerate(tools)]
             return "\n".join([f"calls: one{'+' if many else ''}", f"one: {mark} ({call})", *lines])
         objects = f"object ({quoted(', ')} object)*" if many else "object"

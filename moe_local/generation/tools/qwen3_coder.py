@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from moe_local.generation.tools.base import Enclosed, Said, Tool, json_rule, quoted, schema_of
+from moe_local.generation.grammar import json_rule, quoted
+from moe_local.generation.tools.base import Enclosed, Said, Tool, schema_of
 
 _FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*?)(?:</function>\s*)?\Z", re.S)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.S)
@@ -43,16 +44,18 @@ def _function(number: int, tool: Tool) -> list[str]:
     for place, (key, kind) in enumerate(sorted(properties.items(), key=lambda item: item[0] not in needed)):
         rule = f"parameter_{number}_{place}"
         parts.append(rule if key in needed else f"{rule}?")
-        lines.append(f"{rule}: {quoted(f'<parameter={key}>' + chr(10))} {_value(tool, kind)}")
+        lines.append(f"{rule}: {quoted(f'<parameter={key}>' + chr(10))} {_value(kind)}")
     name = quoted(f"<function={tool['function']['name']}>\n")
     return [f"function_{number}: {name} {' '.join(parts)} {quoted('</function>')}", *lines]
 
 
-def _value(tool: Tool, kind: object) -> str:
-    is_text = not isinstance(kind, dict) or kind.get("type", "string") == "string"
-    if is_text and not (isinstance(kind, dict) and "enum" in kind):
+def _value(schema: object) -> str:
+    """A value and what ends it: text as it is, everything else as JSON."""
+    if not isinstance(schema, dict):
         return "text"
-    if is_text and isinstance(kind, dict):
-        choices = " | ".join(quoted(str(each)) for each in kind["enum"])
-        return f'({choices}) "\\n</parameter>\\n"'
-    return f'{json_rule({"function": {"parameters": kind}})} "\\n</parameter>\\n"'
+    if schema.get("type", "string") != "string":
+        return f'{json_rule(schema)} "\\n</parameter>\\n"'
+    if "enum" not in schema:
+        return "text"
+    choices = " | ".join(quoted(str(each)) for each in schema["enum"])
+    return f'({choices}) "\\n</parameter>\\n"'

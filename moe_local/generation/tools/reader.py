@@ -10,7 +10,7 @@ from moe_local.generation.tools.base import (
     Tool,
     ToolCall,
     ToolFormat,
-    json_call,
+    json_calls,
     names,
     parse,
     schema_of,
@@ -132,8 +132,7 @@ class CallReader:
     def _not_a_call(self) -> list[str | ToolCall]:
         """The opening is text; what follows it is looked at again."""
         self._inside = False
-        begin = next(len(each) for each in self._format.openings if self._held.startswith(each))
-        return self._text(begin)
+        return self._text(self._format.opening_of(self._held))
 
     def _text(self, length: int) -> list[str | ToolCall]:
         """So much of what is held is said, but for white space at its end, which a call may follow."""
@@ -162,5 +161,4 @@ class CallReader:
 
 def _of_json(text: str) -> list[Said]:
     """Raises ValueError where it is no call, and no list of calls."""
-    value = parse(text)
-    return [json_call(each) for each in (value if isinstance(value, list) else [value])]
+    return json_calls(parse(text))

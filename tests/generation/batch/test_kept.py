@@ -8,7 +8,8 @@ from typing import Self
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_local.generation.batch.kept import LEAST, KeptBeginnings, common_beginning
+from moe_local.generation.batch.kept import LEAST, KeptBeginnings
+from moe_local.generation.kv_reuse import common_beginning
 from moe_local.model.buffers import columns
 
 
