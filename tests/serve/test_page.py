@@ -639,6 +639,18 @@ def test_a_keyboard_is_enough(page: Any) -> None:
     expect(page.locator("#model")).to_be_focused()
 
 
+def test_a_model_that_is_found_late_takes_the_focus_from_nothing(page: Any) -> None:
+    held: list[Any] = []
+    page.route("**/api/facts", lambda route: held.append(route))
+    with page.expect_request("**/api/facts"):
+        page.reload()
+    tab_to(page, "Chat")
+    expect(page.locator("#send")).to_be_disabled()
+    held[0].continue_()
+    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#tab-chat")).to_be_focused()
+
+
 def tab_to(page: Any, name: str) -> None:
     """Presses Tab until it is focused; each stop on the way can be seen."""
     for _ in range(40):

@@ -119,7 +119,7 @@ async function begin() {
   try {
     await ready();
     await learnModel();
-    at("prompt").focus({ preventScroll: true });
+    if (document.activeElement === document.body) at("prompt").focus({ preventScroll: true });
   } catch (error) {
     say(error.message);
   }
