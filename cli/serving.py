@@ -50,6 +50,7 @@ def run(
         server.should_exit = True
 
     service.on_ready, service.on_failed = ready, fail
+    announcement.begin()
     service.start()
     try:
         server.run(sockets=[sock])

@@ -20,6 +20,8 @@ from moe_local.generation.channels import AnswerFormat
 
 _NO_LIBRARY = "answers that keep to a grammar need llguidance"
 _WORD = 32  # bits
+# Of a grammar: understanding n optional properties takes time by their square, a second or two with 4,000 of them.
+_SYMBOLS = 30_000
 
 
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
@@ -93,9 +95,10 @@ class Grammars:
 
     def lark(self, text: str) -> Grammar:
         """Text of a Lark grammar, as llguidance writes them. Raises MoeLocalError for one that cannot be kept to."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        first = LLMatcher(self._known, LLMatcher.grammar_from_lark(text), log_level=0)
+        limits = LLParserLimits(max_grammar_size=_SYMBOLS)
+        first = LLMatcher(self._known, LLMatcher.grammar_from_lark(text), log_level=0, limits=limits)
         if first.is_error():
             reason = first.get_error().splitlines()[0].strip()
             raise MoeLocalError(f"an answer cannot be held to this schema ({reason})")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_local.errors import MoeLocalError
+from moe_local.generation.json_values import parse
 
 Message = dict[str, Any]  # {"role", "content"}, an answer's reasoning and tool_calls, a tool's tool_call_id
 _BETWEEN = "\n\n"
@@ -38,7 +39,7 @@ def with_arguments_as_text(messages: Sequence[Message]) -> list[Message]:
 
     return [
         {**message, "tool_calls": [texts(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
+        if message.get("tool_calls")
         else message
         for message in messages
     ]
@@ -69,8 +70,8 @@ def _call(call: Any) -> dict[str, Any]:
         raise MoeLocalError("a message has a tool call without a function's name")
     given = function.get("arguments")
     try:
-        value = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
-    except (ValueError, RecursionError) as error:
+        value = parse(given) if isinstance(given, str) and given.strip() else given or {}
+    except ValueError as error:
         raise MoeLocalError(f"the arguments of a call of {function['name']} are no JSON ({error})") from error
     if not isinstance(value, dict):
         raise MoeLocalError(f"the arguments of a call of {function['name']} are no JSON object")

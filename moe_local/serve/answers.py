@@ -79,6 +79,10 @@ async def _pump(number: int, feed: Feed, into: asyncio.Queue[tuple[int, Event]])
 @asynccontextmanager
 async def answering(service: Service, asked: Sequence[Asked]) -> AsyncIterator[Answers]:
     """The answers to what is asked; those under way are given up at the end. Raises RefusedError."""
+    if len(asked) > service.room:
+        raise RefusedError(
+            400, f"{len(asked)} answers are more than the {service.room} that are taken on at once", param="n"
+        )
     feeds: list[Feed] = []
     try:
         for each in asked:

@@ -5,21 +5,20 @@ A field that is not known is refused by its name, and so is a value that would h
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from moe_local.errors import MoeLocalError
 from moe_local.generation.batch.steering import Steering
+from moe_local.generation.json_values import assert_json
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.template_settings import EFFORTS, thinking
 from moe_local.serve.errors import NOT_FOUND, RefusedError
 from moe_local.serve.settings import Names
 
 MOST_STOPS = 16
-MOST_DEPTH = 100  # of JSON that is handed on as it is: what reads it goes as deep
 _LOWEST = 5e-3  # a temperature below is greedy
 
 
@@ -43,18 +42,8 @@ def _listed(value: Any) -> Any:
 
 
 def _shallow(value: dict[str, Any]) -> dict[str, Any]:
-    level: list[Any] = [value]
-    for _ in range(MOST_DEPTH):
-        level = [each for parent in level for each in _inside(parent)]
-        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
-            raise ValueError("has a number that JSON has not")
-    if level:
-        raise ValueError(f"is nested deeper than {MOST_DEPTH}")
+    assert_json(value)
     return value
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 Json = Annotated[dict[str, Any], AfterValidator(_shallow)]  # whose fields are not ours

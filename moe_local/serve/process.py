@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from moe_local.serve.settings import ServeSettings
 _SPARE_FILES = 128  # descriptors for everything but connections
 _WANTED_FILES = 8192
 _BACKLOG = 1024
+_UNREAD = 60.0  # seconds after which a client that does not read what it is sent has gone
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -28,6 +30,8 @@ def listen(settings: ServeSettings) -> socket.socket:
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # connections have it from the socket that they came by
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_UNREAD * 1000))
         sock.bind((host, port))
         sock.listen(_BACKLOG)  # from now on no other server can have it
     except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no host can have

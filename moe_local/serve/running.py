@@ -32,7 +32,23 @@ class Announcement:
 
     def __init__(self, url: str, model: str, ready_file: Path | None) -> None:
         self._running = Running(os.getpid(), url, model, psutil.Process().create_time())
+        self._ready_file = ready_file
         self._files = [_folder() / f"{os.getpid()}.json", *([ready_file] if ready_file is not None else [])]
+
+    def begin(self) -> None:
+        """It does not answer yet, whatever a server that was killed left behind.
+
+        Raises MoeLocalError where the ready file is somebody else's, or cannot be one.
+        """
+        file = self._ready_file
+        if file is None:
+            return
+        try:
+            if file.exists() and not _is_left_behind(file):
+                raise MoeLocalError(f"{file} is there already, and is no ready file", remedy="choose another place")
+            file.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            raise _unwritable(file, error) from error
 
     def make(self) -> None:
         """From now on it answers. Raises MoeLocalError where a file cannot be written."""
@@ -41,15 +57,31 @@ class Announcement:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(file) as stream:
                     stream.write(json.dumps(asdict(self._running)).encode())
-            except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-                reason = getattr(error, "strerror", None) or str(error)
-                raise MoeLocalError(f"cannot write {file} ({reason})", remedy="choose another place") from error
+            except (OSError, ValueError) as error:
+                raise _unwritable(file, error) from error
 
     def withdraw(self) -> None:
         """It does not any more."""
         for file in self._files:
             with suppress(OSError, ValueError):
                 file.unlink()
+
+
+def _unwritable(file: Path, error: Exception) -> MoeLocalError:
+    """ValueErrors are of names that no file can have."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return MoeLocalError(f"cannot write {file} ({reason})", remedy="choose another place")
+
+
+def _is_left_behind(file: Path) -> bool:
+    """Whether a server wrote it, or nobody anything."""
+    if not file.is_file():
+        return False
+    try:
+        text = file.read_text()
+        return not text or bool(Running(**json.loads(text)))
+    except (ValueError, TypeError):
+        return False
 
 
 def servers() -> list[Running]:

@@ -53,7 +53,7 @@ class Service:
         self.on_error: Callable[[Exception], None] = lambda error: None  # told of errors that are not our own
         self.on_over: Callable[[Feed], None] = lambda feed: None  # told of every answer that was waited for
         self.began = int(time.time())
-        self.open = 0  # requests that are prepared, wait or are answered
+        self._feeds: set[Feed] = set()  # of requests that are not over
         self._load = load
         self._engine: Engine | None = None
         self._batch: LiveBatch | None = None
@@ -95,6 +95,16 @@ class Service:
         return self.state is State.READY
 
     @property
+    def open(self) -> int:
+        """Requests that are prepared, wait or are answered. What only has to be read has given up its place."""
+        return sum(feed.ended_at is None for feed in self._feeds)
+
+    @property
+    def room(self) -> int:
+        """Answers that it takes on at once."""
+        return self.batch.turns.places + self.settings.queue
+
+    @property
     def waiting(self) -> int:
         """Requests that have no place yet."""
         return max(0, self.open - (0 if self._batch is None else self._batch.active))
@@ -112,14 +122,14 @@ class Service:
                 retry_after=self._retry_after(),
             )
         feed = Feed()
-        self.open += 1
+        self._feeds.add(feed)
         try:
             sequence = await asyncio.wrap_future(self._prompts.submit(self._prepared, engine, asked, feed))
         except (MoeLocalError, ValueError) as error:
-            self.open -= 1
+            self._feeds.discard(feed)
             raise (refused(error) if isinstance(error, MoeLocalError) else RefusedError(400, str(error))) from error
         except BaseException:
-            self.open -= 1
+            self._feeds.discard(feed)
             raise
         feed.prompt_tokens = sequence.prompt_tokens
         self._tasks.put(lambda: batch.add(sequence))  # it may be ending by then: the answer ends with it
@@ -128,7 +138,7 @@ class Service:
     def over(self, feed: Feed) -> None:
         """The answer was read to its end, or is not wanted any more."""
         feed.leave()
-        self.open -= 1
+        self._feeds.discard(feed)
         self.on_over(feed)
 
     async def call(self, work: Callable[[Engine], T]) -> T:

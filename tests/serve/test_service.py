@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
 import socket
@@ -21,7 +22,9 @@ from moe_local.errors import MoeLocalError
 from moe_local.generation.batch import Answer
 from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
+from moe_local.serve.answers import answering
 from moe_local.serve.asking import Asked
+from moe_local.serve.errors import RefusedError
 from moe_local.serve.feed import Ended, Feed
 from moe_local.serve.process import listen
 from moe_local.serve.running import Announcement, servers
@@ -120,6 +123,39 @@ def test_work_that_nobody_waits_for_any_more_is_left(qwen: Path) -> None:
     _run(service, scenario)
 
 
+def test_an_answer_that_only_has_to_be_read_keeps_nobody_waiting(qwen: Path) -> None:
+    service = Service(_load(qwen), ServeSettings(queue=1))
+
+    async def scenario() -> None:
+        unread = []
+        for _ in range(3 * service.room):
+            unread.append(await service.ask(ASKED))
+            while unread[-1].ended_at is None:
+                await asyncio.sleep(0.01)
+        assert service.open == service.waiting == 0
+        texts = {tuple((await _answer(each)).token_ids) for each in unread}
+        for each in unread:
+            service.over(each)
+        assert len(texts) == 1
+
+    _run(service, scenario)
+
+
+def test_more_answers_than_are_ever_taken_on_are_refused_for_good(qwen: Path) -> None:
+    service = Service(_load(qwen), ServeSettings(queue=3))
+
+    async def scenario() -> None:
+        assert service.room == 5
+        with pytest.raises(RefusedError, match="6 answers are more than the 5") as found:
+            async with answering(service, [ASKED] * 6):
+                pass
+        assert found.value.status == 400
+        async with answering(service, [ASKED] * 5) as answers:
+            assert len(await answers.whole()) == 5
+
+    _run(service, scenario)
+
+
 def test_an_end_while_it_loads_does_not_wait_for_the_model(qwen: Path) -> None:
     began, go_on, further = threading.Event(), threading.Event(), []
 
@@ -160,6 +196,18 @@ def test_a_port_is_one_servers_alone_from_the_beginning() -> None:
         listen(ServeSettings(port=first.getsockname()[1]))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's own limit of it")
+def test_who_does_not_read_has_gone_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_local.serve.process._UNREAD", 0.5)
+    with listen(ServeSettings(port=0)) as sock, socket.create_connection(sock.getsockname()):
+        connection, _ = sock.accept()
+        connection.settimeout(30)
+        with connection, pytest.raises(TimeoutError) as found:
+            while True:
+                connection.sendall(b"x" * 65536)
+        assert found.value.errno == errno.ETIMEDOUT  # not the socket's own limit
+
+
 @pytest.mark.parametrize("host", ["x" * 300, ".", "::1::", "no.such.host.invalid"])
 def test_hosts_that_are_none(host: str) -> None:
     with pytest.raises(MoeLocalError, match="cannot listen"):
@@ -179,10 +227,29 @@ def test_a_ready_file_of_an_impossible_name_is_told(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path / "home"))
     for name in (Path("a\0b"), tmp_path):
         announcement = Announcement("http://127.0.0.1:1", "m", name)
+        with pytest.raises(MoeLocalError, match=r"cannot write|no ready file"):
+            announcement.begin()
         with pytest.raises(MoeLocalError, match="cannot write"):
             announcement.make()
         announcement.withdraw()
     assert not servers()
+
+
+def test_a_ready_file_that_was_left_behind_goes_and_any_other_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path / "home"))
+    file = tmp_path / "ready.json"
+    announcement = Announcement("http://127.0.0.1:1", "m", file)
+    announcement.make()
+    Announcement("http://127.0.0.1:2", "m", file).begin()
+    assert not file.exists()
+    for text in ("[1]", "my notes", "{}", '{"url": "http://127.0.0.1:1"}'):
+        file.write_text(text)
+        with pytest.raises(MoeLocalError, match="no ready file"):
+            announcement.begin()
+        assert file.read_text() == text
+    announcement.withdraw()
 
 
 def test_a_clock_that_was_set_loses_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

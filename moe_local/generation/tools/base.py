@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_local.generation import grammar
 from moe_local.generation.grammar import mark, quoted
+from moe_local.generation.json_values import parse
 
 _WORDS = {"true": True, "false": False, "none": None}  # as Python and others write what JSON has otherwise
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
@@ -132,14 +132,6 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def parse(text: str) -> Any:
-    """JSON. Raises ValueError for what is none, or nested too deeply."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
 def typed(text: str, schema: Any) -> Any:
     """A value that was written without its type: text where the schema has nothing else, JSON where it can be."""
     kinds = _kinds(schema)
@@ -156,13 +148,18 @@ def _kinds(schema: Any) -> set[str]:
     if not isinstance(schema, Mapping):
         return set()
     kind = schema.get("type")
-    found = {kind} if isinstance(kind, str) else set(kind) if isinstance(kind, list) else set()
+    found = {kind} if isinstance(kind, str) else {each for each in _list(kind) if isinstance(each, str)}
     for key in ("anyOf", "oneOf"):
-        for each in schema.get(key) or ():
+        for each in _list(schema.get(key)):
             found |= _kinds(each)
-    if "enum" in schema and not found and all(isinstance(each, str) for each in schema["enum"]):
+    if (values := _list(schema.get("enum"))) and not found and all(isinstance(each, str) for each in values):
         found = {"string"}
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    """A client's schema may have anything where a list should be."""
+    return value if isinstance(value, list) else []
 
 
 def names(tools: Sequence[Tool]) -> list[str]:

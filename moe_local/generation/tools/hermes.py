@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moe_local.generation.grammar import quoted
-from moe_local.generation.tools.base import Enclosed, Said, Tool, alternatives, json_call, parse
+from moe_local.generation.json_values import parse
+from moe_local.generation.tools.base import Enclosed, Said, Tool, alternatives, json_call
 
 
 class Hermes(Enclosed):

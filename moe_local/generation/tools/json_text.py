@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_local.generation.tools.base import parse
+from moe_local.generation.json_values import parse
 
 _ENDS = ("}", "]")
 

@@ -65,5 +65,8 @@ def _pythonic(text: str) -> list[Said]:
 def _call(node: ast.expr) -> Said:
     if not isinstance(node, ast.Call) or node.args or not isinstance(node.func, ast.Name | ast.Attribute):
         raise ValueError("no call")
-    given = {each.arg: ast.literal_eval(each.value) for each in node.keywords if each.arg is not None}
-    return Said(ast.unparse(node.func), given)
+    try:
+        given = {each.arg: ast.literal_eval(each.value) for each in node.keywords if each.arg is not None}
+        return Said(ast.unparse(node.func), given)
+    except (TypeError, RecursionError, MemoryError) as error:  # TypeError: a key that no dict can have
+        raise ValueError("no values") from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
+from moe_local.generation.json_values import parse, written
 from moe_local.generation.tools.base import (
     Said,
     Tool,
@@ -12,7 +12,6 @@ from moe_local.generation.tools.base import (
     ToolFormat,
     json_calls,
     names,
-    parse,
     schema_of,
     typed,
 )
@@ -154,9 +153,10 @@ class CallReader:
             raise ValueError("no such tool")
         given = said.arguments
         if said.untyped:
-            properties = self._schemas[said.name].get("properties") or {}
-            given = {key: typed(value, properties.get(key)) for key, value in given.items()}
-        return ToolCall(said.name, json.dumps(given, ensure_ascii=False))
+            properties = self._schemas[said.name].get("properties")
+            known = properties if isinstance(properties, dict) else {}
+            given = {key: typed(value, known.get(key)) for key, value in given.items()}
+        return ToolCall(said.name, written(given))
 
 
 def _of_json(text: str) -> list[Said]:

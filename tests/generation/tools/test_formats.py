@@ -161,6 +161,33 @@ def test_deep_values_are_text() -> None:
     assert not calls and text == said
 
 
+@pytest.mark.parametrize(
+    "value", ["{1, 2}", "b'a'", "1e999", "...", "3j", "{(1, 2): 3}", "{[1]: 2}", "[" * 150 + "]" * 150]
+)
+def test_values_that_json_has_not_are_text(value: str) -> None:
+    said = f"[now(a={value})]"
+    text, calls = _read(CallReader(_format("llama"), TOOLS), ["<|python_tag|>", said])
+    assert not calls and said in text
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "[" * 150 + "]" * 150])
+def test_numbers_and_depths_that_json_has_not_are_text(value: str) -> None:
+    said = f'<tool_call>{{"name": "now", "arguments": {{"a": {value}}}}}</tool_call>'
+    text, calls = _read(CallReader(_format("hermes"), TOOLS), [said])
+    assert not calls and text == said
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"properties": [1]}, {"properties": {"a": {"enum": 3}}}, {"properties": {"a": {"type": [{}], "anyOf": 3}}}],
+)
+def test_a_schema_that_is_none_tells_no_types(parameters: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    said = "<tool_call>f<arg_key>a</arg_key><arg_value>3</arg_value></tool_call>"
+    _, calls = _read(CallReader(_format("glm"), tools), [said])
+    assert [call.arguments for call in calls] == ['{"a": 3}']
+
+
 TEMPLATES = {
     "harmony": "",
     "hermes": "{{ tools }} <tool_call>",
