@@ -17,7 +17,15 @@ from moe_local.serve.answers import Answers, answering
 from moe_local.serve.asking import Asked, tokens_of
 from moe_local.serve.chat import ChatReply, ChatRequest
 from moe_local.serve.completions import CompletionReply, CompletionRequest
-from moe_local.serve.errors import NOT_FOUND, SERVER, RefusedError, of_validation, refused
+from moe_local.serve.errors import (
+    ERRORS_OF_ANTHROPIC,
+    ERRORS_OF_OPENAI,
+    NOT_FOUND,
+    SERVER,
+    RefusedError,
+    of_validation,
+    refused,
+)
 from moe_local.serve.fields import assert_named
 from moe_local.serve.guard import Guard
 from moe_local.serve.messages import CountRequest, MessagesRequest
@@ -25,7 +33,7 @@ from moe_local.serve.messages_reply import PING, MessagesReply
 from moe_local.serve.metrics import Metrics
 from moe_local.serve.own import add_own
 from moe_local.serve.pages import page_routes
-from moe_local.serve.replies import HERE, ClientGoneError, EventStream, Reply, refusal, unless_gone
+from moe_local.serve.replies import HERE, STREAMS, ClientGoneError, EventStream, Reply, refusal, unless_gone
 from moe_local.serve.responses import ResponsesRequest
 from moe_local.serve.responses_reply import ResponsesReply
 from moe_local.serve.service import Service
@@ -54,7 +62,7 @@ class Replying(Protocol):
 
 def make_app(service: Service, names: Names, settings: ServeSettings) -> FastAPI:
     """An application that answers with the service, which may still be loading."""
-    app = FastAPI(title="moe-local", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(title="moe-local", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS_OF_OPENAI)
     metrics = Metrics(service)
     service.on_over = metrics.answered
     for kind, handler in _HANDLERS.items():
@@ -73,15 +81,15 @@ def make_app(service: Service, names: Names, settings: ServeSettings) -> FastAPI
 
 
 def _add_openai(app: FastAPI, service: Service, names: Names) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         return await answer(service, names, body, request, ChatReply(service, body, body.model or names.name))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await answer(service, names, body, request, CompletionReply(service, body, body.model or names.name))
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", responses=STREAMS)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         return await answer(service, names, body, request, ResponsesReply(body, body.model or names.name))
 
@@ -96,11 +104,11 @@ def _add_openai(app: FastAPI, service: Service, names: Names) -> None:
 
 
 def _add_anthropic(app: FastAPI, service: Service, names: Names) -> None:
-    @app.post("/v1/messages")
+    @app.post("/v1/messages", responses=ERRORS_OF_ANTHROPIC | STREAMS)
     async def messages(body: MessagesRequest, request: Request) -> Response:
         return await answer(service, names, body, request, MessagesReply(body.model or names.name), alive=PING)
 
-    @app.post("/v1/messages/count_tokens")
+    @app.post("/v1/messages/count_tokens", responses=ERRORS_OF_ANTHROPIC)
     async def count_tokens(body: CountRequest) -> Response:
         assert_named(names, body.model)
         (asked,) = body.asked(service)

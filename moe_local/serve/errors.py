@@ -14,6 +14,26 @@ _OF_ANTHROPIC = {SERVER: "api_error"}  # types that go by another name there
 _OVERLOADED = 503
 
 
+def _described(error: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Of a route's description: what every reply that is no answer looks like."""
+    content = {"application/json": {"schema": error}}
+    return {
+        "4XX": {"description": "The request is refused.", "content": content},
+        "5XX": {"description": "The server has failed, or is not ready.", "content": content},
+    }
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+_TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
+ERRORS_OF_OPENAI = _described(
+    _object(error=_object(message=_TEXT, type=_TEXT, param=_TEXT_OR_NULL, code=_TEXT_OR_NULL))
+)
+ERRORS_OF_ANTHROPIC = _described(_object(type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT)))
+
+
 class RefusedError(Exception):
     """A request that is not answered: an HTTP status, and what is wrong with which of its fields."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import Field, field_validator
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from moe_local.engine import Engine
 from moe_local.serve.errors import PERMISSION, RefusedError
@@ -16,7 +16,7 @@ from moe_local.serve.facts import facts
 from moe_local.serve.fields import Strict
 from moe_local.serve.live import INTERVAL, LiveExperts
 from moe_local.serve.metrics import CONTENT_TYPE, Metrics
-from moe_local.serve.replies import HERE, EventStream, Reply, event
+from moe_local.serve.replies import HERE, STREAMS, EventStream, Reply, event
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names
 from moe_local.units import parse_budget
@@ -43,13 +43,13 @@ def add_own(app: FastAPI, service: Service, names: Names, metrics: Metrics) -> N
     """Adds them."""
     watching = [0]
 
-    @app.get("/health")
+    @app.get("/health", responses={503: {"description": "The model is not there yet, or the server ends."}})
     async def health() -> Response:
         stage, done = service.stage
         told = {"status": service.state, "stage": stage, "progress": round(done, 3)}
         return Reply(told, status_code=200 if service.is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
@@ -57,7 +57,7 @@ def add_own(app: FastAPI, service: Service, names: Names, metrics: Metrics) -> N
     async def model_facts() -> Response:
         return Reply(facts(service.engine, names.name, service.batch.turns.places))
 
-    @app.get("/api/live")
+    @app.get("/api/live", responses=STREAMS)
     async def live(request: Request) -> Response:
         experts = service.live  # refused before anything is sent where it is not there
         if watching[0] >= _MOST_WATCHERS:

@@ -58,6 +58,10 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+# Of a route's description: it may answer so.
+STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
 class EventStream(Response):
     """Server-sent events of `events`, each a text to be sent as it is; ends with them, or when the client goes.
 
