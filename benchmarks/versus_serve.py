@@ -110,7 +110,7 @@ def served(given: argparse.Namespace, asked: Sequence[Sequence[int]]) -> Row:
     settings, options = ServeSettings(port=0, seconds=36000), replace(options_of(given, asked), beside=BESIDE)
     service = Service(lambda report: load(given.store, options, report=report), settings)
     sock = listen(settings)
-    server = Server(make_app(service, Names("store"), settings), settings, service.end)
+    server = Server(make_app(service, Names("store"), settings), settings, service.end, service.cut)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     service.start()
     thread.start()

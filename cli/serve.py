@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_local.errors import MoeLocalError
+from moe_local.serve.running import clear
 from moe_local.units import MIB, parse_size
 
 from . import options as opt
@@ -121,6 +122,8 @@ def serve(
     -d '{"messages": [{"role": "user", "content": "Hi"}]}'`, or open http://127.0.0.1:8000 in a browser.
     """
     with announced(f"loading {model or 'the demo model'} ..."):
+        if server.ready_file is not None:
+            clear(server.ready_file)
         settings, options, chosen = server.settings(), flags.options(), template.settings()
         from .serving import run
 

@@ -46,7 +46,10 @@ def stop(
     """Stop servers that `moe-local serve` runs here, after the answers under way. The only one needs no NAME."""
     for each in _chosen(servers(), which or [], everything=everything):
         if not end(each, timeout):
-            raise MoeLocalError(f"{each.model} at {each.url} still ends", remedy="wait, or give a longer --timeout")
+            raise MoeLocalError(
+                f"{each.model} at {each.url} still ends",
+                remedy=f"wait, or give a longer --timeout; if it hangs, end process {each.pid}",
+            )
         echo(f"stopped {each.model} at {each.url}")
 
 

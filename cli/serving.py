@@ -39,7 +39,7 @@ def run(
     names = Names(_DEMO if model is None else public_name(model), settings.aliases)
     service = Service(load, settings)
     service.on_error = _tell_error
-    server = Server(make_app(service, names, settings), settings, service.end)
+    server = Server(make_app(service, names, settings), settings, service.end, service.cut)
     announcement = Announcement(url_of(sock), names.name, ready_file)
 
     def ready() -> None:
@@ -50,7 +50,6 @@ def run(
         server.should_exit = True
 
     service.on_ready, service.on_failed = ready, fail
-    announcement.begin()
     service.start()
     try:
         server.run(sockets=[sock])

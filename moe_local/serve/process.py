@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -20,6 +22,8 @@ _SPARE_FILES = 128  # descriptors for everything but connections
 _WANTED_FILES = 8192
 _BACKLOG = 1024
 _UNREAD = 60.0  # seconds after which a client that does not read what it is sent has gone
+_LOOK = 0.1  # seconds from one look whether it is to be cut off to the next
+_LAST_WORDS = 5.0  # seconds in which clients are told that it was
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -53,9 +57,14 @@ def url_of(sock: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. The first SIGINT or SIGTERM ends it after the answers under way, a second one at once."""
+    """uvicorn's server. The first SIGINT or SIGTERM ends it after the answers under way, a second one cuts them off.
 
-    def __init__(self, app: Any, settings: ServeSettings, on_signal: Callable[[], None]) -> None:
+    `on_signal` is called at once, `on_cut` when no answer is waited for any more; what answers is to end them then.
+    """
+
+    def __init__(
+        self, app: Any, settings: ServeSettings, on_signal: Callable[[], None], on_cut: Callable[[], None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -69,10 +78,29 @@ class Server(uvicorn.Server):
                 ws="none",
                 backlog=_BACKLOG,
                 limit_concurrency=_most_connections(),
-                timeout_graceful_shutdown=max(1, round(settings.grace)),
             )
         )
         self._on_signal = on_signal
+        self._on_cut = on_cut
+        self._grace = settings.grace
+        self._signals = 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for the answers under way, as long as it may."""
+        cutting = asyncio.ensure_future(self._cut_off())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut_off(self) -> None:
+        until = monotonic() + self._grace
+        while self._signals < 2 and monotonic() < until:
+            await asyncio.sleep(_LOOK)
+        self._on_cut()
+        await asyncio.sleep(_LAST_WORDS)
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()  # who has not read to here does not
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -88,8 +116,8 @@ class Server(uvicorn.Server):
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._on_signal()
-        if self.should_exit:
-            self.force_exit = True
+        self._signals += 1
+        self.force_exit = self._signals > 2
         self.should_exit = True
 
 

@@ -32,23 +32,7 @@ class Announcement:
 
     def __init__(self, url: str, model: str, ready_file: Path | None) -> None:
         self._running = Running(os.getpid(), url, model, psutil.Process().create_time())
-        self._ready_file = ready_file
         self._files = [_folder() / f"{os.getpid()}.json", *([ready_file] if ready_file is not None else [])]
-
-    def begin(self) -> None:
-        """It does not answer yet, whatever a server that was killed left behind.
-
-        Raises MoeLocalError where the ready file is somebody else's, or cannot be one.
-        """
-        file = self._ready_file
-        if file is None:
-            return
-        try:
-            if file.exists() and not _is_left_behind(file):
-                raise MoeLocalError(f"{file} is there already, and is no ready file", remedy="choose another place")
-            file.unlink(missing_ok=True)
-        except (OSError, ValueError) as error:
-            raise _unwritable(file, error) from error
 
     def make(self) -> None:
         """From now on it answers. Raises MoeLocalError where a file cannot be written."""
@@ -65,6 +49,19 @@ class Announcement:
         for file in self._files:
             with suppress(OSError, ValueError):
                 file.unlink()
+
+
+def clear(ready_file: Path) -> None:
+    """Takes away what a server that was killed left behind: the one that begins does not answer yet.
+
+    Raises MoeLocalError where the file is somebody else's, or cannot be one.
+    """
+    try:
+        if ready_file.exists() and not _is_left_behind(ready_file):
+            raise MoeLocalError(f"{ready_file} is there already, and is no ready file", remedy="choose another place")
+        ready_file.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise _unwritable(ready_file, error) from error
 
 
 def _unwritable(file: Path, error: Exception) -> MoeLocalError:

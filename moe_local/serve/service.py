@@ -177,10 +177,14 @@ class Service:
             self._grammars = Grammars(generator.tokenizer, self.vocabulary, generator.end_tokens)
         return self._grammars
 
-    def close(self) -> None:
-        """Ends what is under way, and frees the engine."""
+    def cut(self) -> None:
+        """Ends what is under way after the pass that is being computed."""
         self._closing = True
         self._tasks.put(lambda: None)
+
+    def close(self) -> None:
+        """Ends what is under way, and frees the engine."""
+        self.cut()
         if self._thread.is_alive():
             self._thread.join()
         self._prompts.shutdown(cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -197,3 +198,22 @@ def test_an_answer_that_takes_too_long_is_ended(qwen: Path, tmp_path: Path) -> N
         assert {reply.status_code for reply in replies} <= {200, 504}
         assert 504 in {reply.status_code for reply in replies}
         _wait_for(client, "requests_open", 0)
+
+
+def test_told_twice_it_ends_at_once_and_says_so_to_who_waits(qwen: Path, tmp_path: Path) -> None:
+    with serving(qwen, tmp_path, "--parallel", "1") as server, server.client() as client:
+        body = {**LONG, "logit_bias": {"2": -100}, "stream": True}
+        lazy = _connect(server)
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            lazy.sendall(_request(json.dumps(body).encode()))
+            server.process.send_signal(signal.SIGINT)
+            assert "content" in "".join(next(lines) for _ in range(9))  # it goes on
+            server.process.send_signal(signal.SIGINT)
+            *_, last, _ = lines
+        assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the server is ending"
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.said() and "ERROR" not in server.said().upper()
+        lazy.close()

@@ -45,7 +45,7 @@ def server_url(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     settings, options = ServeSettings(port=0), Options(device="cpu", context=CONTEXT, experts=0.5, max_sequences=4)
     sock = listen(settings)
     service = Service(lambda report: load(model, options, report=report), settings)
-    server = Server(make_app(service, Names("tiny"), settings), settings, service.end)
+    server = Server(make_app(service, Names("tiny"), settings), settings, service.end, service.cut)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     ready = threading.Event()
     service.on_ready = ready.set

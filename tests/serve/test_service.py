@@ -27,7 +27,7 @@ from moe_local.serve.asking import Asked
 from moe_local.serve.errors import RefusedError
 from moe_local.serve.feed import Ended, Feed
 from moe_local.serve.process import listen
-from moe_local.serve.running import Announcement, servers
+from moe_local.serve.running import Announcement, clear, servers
 from moe_local.serve.service import Service, State
 from moe_local.serve.settings import ServeSettings
 
@@ -228,7 +228,7 @@ def test_a_ready_file_of_an_impossible_name_is_told(tmp_path: Path, monkeypatch:
     for name in (Path("a\0b"), tmp_path):
         announcement = Announcement("http://127.0.0.1:1", "m", name)
         with pytest.raises(MoeLocalError, match=r"cannot write|no ready file"):
-            announcement.begin()
+            clear(name)
         with pytest.raises(MoeLocalError, match="cannot write"):
             announcement.make()
         announcement.withdraw()
@@ -242,12 +242,12 @@ def test_a_ready_file_that_was_left_behind_goes_and_any_other_stays(
     file = tmp_path / "ready.json"
     announcement = Announcement("http://127.0.0.1:1", "m", file)
     announcement.make()
-    Announcement("http://127.0.0.1:2", "m", file).begin()
+    clear(file)
     assert not file.exists()
     for text in ("[1]", "my notes", "{}", '{"url": "http://127.0.0.1:1"}'):
         file.write_text(text)
         with pytest.raises(MoeLocalError, match="no ready file"):
-            announcement.begin()
+            clear(file)
         assert file.read_text() == text
     announcement.withdraw()
 
