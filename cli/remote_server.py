@@ -131,9 +131,9 @@ def address(url: str) -> str:
     try:
         parsed = httpx.URL(whole)
     except (httpx.InvalidURL, ValueError) as error:
-        raise UsageError(f"--server {url} is no address ({error})", remedy="write http://127.0.0.1:8000") from error
+        raise UsageError(f"{url} is no address ({error})", remedy="write http://127.0.0.1:8000") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"--server {url} is no address", remedy="write http://127.0.0.1:8000")
+        raise UsageError(f"{url} is no address", remedy="write http://127.0.0.1:8000")
     return whole
 
 
@@ -142,7 +142,7 @@ def _only_one() -> str:
     if len(found) == 1:
         return found[0].url
     why = "no server runs here" if not found else f"{len(found)} servers run here"
-    raise UsageError(why, remedy="give --server its URL; `moe-local ps` lists those that run here")
+    raise UsageError(why, remedy="name one by its URL, as `moe-local ps` lists them; `moe-local serve` begins one")
 
 
 def _checked(api_key: str) -> str:

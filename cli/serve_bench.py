@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def serve(
     url: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="Of the server. Default: the only one that runs here.")
+        str | None, typer.Argument(metavar="[URL]", help="Its address. Default: the only one that runs here.")
     ] = None,
     concurrency: Annotated[str, typer.Option(help="Requests at a time; may be a list, like 1,4,16.")] = "1,4,16",
     requests: Annotated[int, typer.Option(min=1, help="Requests in all, for each concurrency.")] = 32,
@@ -40,14 +40,18 @@ def serve(
     Any server that speaks OpenAI's chat completions, ours or another's. Quantiles are of whole requests as a client
     sees them. Example: `moe-local bench serve http://127.0.0.1:8000 --concurrency 1,16 --requests 64`.
     """
-    from moe_local.bench.serving import Load, first_model
+    from moe_local.bench.serving import Load
     from moe_local.bench.workload import OWN, prompts_hash, read_prompts
+
+    from .remote_server import RemoteServer, address
 
     assert_some(limit)
     steps = _steps(concurrency)
-    where = (url or _only_one()).rstrip("/").removesuffix("/v1")
+    where = address(url or "")
     given = OWN[:limit] if prompts is None else read_prompts(prompts, limit)
-    load = Load(where, name or first_model(where, api_key), given, requests, new_tokens, api_key, temperature)
+    load = Load(
+        where, name or RemoteServer(where, api_key).first_model(), given, requests, new_tokens, api_key, temperature
+    )
     runs = [_measured(load, step) for step in steps]
     report = {"server": where, "model": load.model, "prompts": prompts_hash(given), "new_tokens": new_tokens}
     if as_json:
@@ -65,16 +69,6 @@ def _steps(concurrency: str) -> list[int]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise MoeLocalError(f"--concurrency {concurrency} is no list of numbers", remedy="write 1,4,16, say")
     return [int(part) for part in parts]
-
-
-def _only_one() -> str:
-    from moe_local.serve.running import servers
-
-    found = servers()
-    if len(found) == 1:
-        return found[0].url
-    why = "no server runs here" if not found else f"{len(found)} servers run here"
-    raise MoeLocalError(why, remedy="name one by its URL; `moe-local serve` begins one")
 
 
 def _measured(load: Load, concurrency: int) -> dict[str, Any]:

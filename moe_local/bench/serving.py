@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from time import perf_counter
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from moe_local.bench.workload import Prompt
-from moe_local.errors import MoeLocalError
+from moe_local.serve.settings import is_loopback
 
 QUANTILES = (50, 95, 99)
 _PATH = "/v1/chat/completions"
@@ -51,18 +51,6 @@ class Reply:
         return (self.seconds - self.first) / (self.tokens - 1) if self.tokens > 1 else math.nan
 
 
-def first_model(url: str, api_key: str | None) -> str:
-    """The name of the first model that a server lists. Raises MoeLocalError where there is none."""
-    try:
-        reply = httpx.get(f"{url}/v1/models", headers=_headers(api_key), timeout=30)
-        reply.raise_for_status()
-        return str(reply.json()["data"][0]["id"])
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise MoeLocalError(
-            f"no server answers at {url} ({_said(error)})", remedy="`moe-local ps` lists ours"
-        ) from error
-
-
 def drive(load: Load, concurrency: int, on_reply: Callable[[Reply], None] = lambda reply: None) -> dict[str, Any]:
     """Asks so many at a time -> figures. `on_reply` is told of each."""
     began = perf_counter()
@@ -74,8 +62,13 @@ async def _drive(load: Load, concurrency: int, on_reply: Callable[[Reply], None]
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     left: Iterator[Prompt] = islice(cycle(load.prompts), load.requests)
     replies: list[Reply] = []
+    direct = is_loopback(httpx.URL(load.url).host)  # a proxy would not find this machine
     async with httpx.AsyncClient(
-        base_url=load.url, headers=_headers(load.api_key), limits=limits, timeout=_PATIENCE
+        base_url=load.url,
+        headers=_headers(load.api_key),
+        limits=limits,
+        timeout=_PATIENCE,
+        trust_env=not direct,
     ) as client:
 
         async def work() -> None:
@@ -104,8 +97,8 @@ async def _ask(client: httpx.AsyncClient, load: Load, prompt: Prompt) -> Reply:
         async with client.stream("POST", _PATH, json=body) as reply:
             if reply.status_code != 200:
                 return Reply(error=f"{reply.status_code} {(await reply.aread())[:300].decode(errors='replace')}")
-            async for line in reply.aiter_lines():
-                if not line.startswith("data: {"):
+            async for line in _lines(reply):
+                if not line.startswith(b"data: {"):
                     continue
                 piece = json.loads(line[6:])
                 if "error" in piece:
@@ -118,6 +111,15 @@ async def _ask(client: httpx.AsyncClient, load: Load, prompt: Prompt) -> Reply:
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     tokens, asked = usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0)
     return Reply(first, perf_counter() - began, tokens, asked, cached)
+
+
+async def _lines(reply: httpx.Response) -> AsyncIterator[bytes]:
+    """Not `aiter_lines`, to which signs inside a JSON text end a line as well."""
+    begun = b""
+    async for piece in reply.aiter_bytes():
+        *whole, begun = (begun + piece).split(b"\n")
+        for line in whole:
+            yield line
 
 
 def _says(delta: dict[str, Any]) -> bool:
