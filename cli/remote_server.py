@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,10 @@ from moe_local.serve.settings import is_loopback
 
 from .failure import UsageError
 from .loading import announced
+from .session import interruptible
 
 _CONNECTING, _READING = 10.0, 600.0  # seconds
+_PATH = "/v1/chat/completions"
 _AGAIN = 2  # seconds until the next try, where a server does not say when
 _LONGEST_WAIT = 60
 _MOST_LINE = 16 << 20  # bytes of an event
@@ -64,17 +68,23 @@ class RemoteServer:
         """The events of a streamed chat completion.
 
         While it loads its model it is waited for; where it is busy it is asked once more. Closing the iterator
-        closes the connection, which ends the answer.
+        closes the connection, which ends the answer. Ctrl-C does so too, and then raises KeyboardInterrupt.
         """
         tries = 0
         while True:
+            wire = _Wire()
             with (
+                interruptible(wire.end) as struck,
+                _as_interrupt(struck),
                 self._client() as client,
                 self._in_words(),
-                client.stream("POST", "/v1/chat/completions", json=dict(body)) as reply,
+                client.stream("POST", _PATH, json=dict(body), extensions={"trace": wire.watch}) as reply,
             ):
                 if reply.status_code == 200:
-                    yield from _events(reply)
+                    for event in _events(reply):
+                        if struck.is_set():
+                            return
+                        yield event
                     return
                 reply.read()
                 refusal = _refusal(reply)
@@ -85,7 +95,6 @@ class RemoteServer:
                 time.sleep(refusal.wait)
 
     def _client(self) -> httpx.Client:
-        # One for each request: Ctrl-C may come at any instruction of it, and nothing of it is used again.
         url = httpx.URL(self.url)
         timeout = httpx.Timeout(_READING, connect=_CONNECTING)
         # A proxy is for other machines: it would not find this one.
@@ -118,6 +127,44 @@ class RemoteServer:
             return MoeLocalError(f"the context is full: {refusal.message}", remedy=remedy)
         told = f"the server refused ({refusal.status}): {refusal.message}"
         return MoeLocalError(told, remedy="try again later" if refusal.may_pass else None)
+
+
+class _Wire:
+    """The connection of a request, to be ended at Ctrl-C.
+
+    An exception at any instruction of the library that speaks HTTP could leave its locks held, and the next one that
+    waits for them would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._ended = False
+
+    def watch(self, name: str, info: Mapping[str, Any]) -> None:
+        """Told of what the library does: https://www.encode.io/httpcore/extensions/#trace"""
+        if name.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self._ended:
+                self.end()
+
+    def end(self) -> None:
+        """Who reads from it comes to its end."""
+        self._ended = True
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _as_interrupt(struck: threading.Event) -> Iterator[None]:
+    """Once it is struck, whatever comes of that is a KeyboardInterrupt."""
+    try:
+        yield
+    except Exception:
+        if not struck.is_set():
+            raise
+    if struck.is_set():
+        raise KeyboardInterrupt
 
 
 def address(url: str) -> str:

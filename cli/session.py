@@ -188,8 +188,8 @@ def _quiet_libraries() -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event; a second one raises KeyboardInterrupt as usual."""
+def interruptible(also: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, and does something else as well; a second one raises KeyboardInterrupt as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread() or ignored():
         yield event
@@ -199,6 +199,7 @@ def interruptible() -> Iterator[threading.Event]:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
+        also()
 
     former = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from typing import Any
 
 import pytest
 
+from moe_local.cli.remote_server import RemoteServer
+from moe_local.cli.remote_session import RemoteSession
+from moe_local.generation.sampling import Sampling
+from moe_local.generation.template_settings import TemplateSettings
 from tests.processes import MOE, Terminal, python, wait_until
 from tests.processes import run as run_process
 from tests.serve.conftest import Running, serving
@@ -214,6 +219,44 @@ def test_it_needs_no_torch() -> None:
         "assert 'no server answers' in done.stderr, done.stderr\n"
         "found = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\nassert not found, found"
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs an alarm")
+def test_ctrl_c_at_any_line_of_the_library_that_speaks_http() -> None:
+    with saying(events(*[{"content": "A"}] * 3)) as said:
+        lines = _interrupted_at(0, said.url)
+        for number in range(1, lines, max(1, lines // 150)):
+            _interrupted_at(number, said.url)
+
+
+def _interrupted_at(number: int, url: str) -> int:
+    """Ctrl-C at a line of httpcore, by number, ends the answer, and soon -> lines in all."""
+    lines = 0
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        nonlocal lines
+        if event == "line" and "httpcore" in frame.f_code.co_filename:
+            lines += 1
+            if lines == number:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    def hangs(*_: Any) -> None:
+        raise AssertionError(f"it hangs after Ctrl-C at line {number}")
+
+    former, alarm = sys.gettrace(), signal.signal(signal.SIGALRM, hangs)
+    session = RemoteSession(RemoteServer(f"http://{url}", None), "m", Sampling(), TemplateSettings(), None)
+    signal.alarm(20)
+    sys.settrace(trace)
+    try:
+        answer = session.send("a", on_text=lambda text: None, on_reasoning=lambda text: None)
+    finally:
+        sys.settrace(former)
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+    # What comes in fewer pieces is read by fewer lines.
+    assert answer.finish_reason == ("interrupted" if 0 < number <= lines else "stop"), number
+    return lines
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
