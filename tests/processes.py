@@ -20,10 +20,14 @@ from typing import IO, Any
 MOE = (sys.executable, "-m", "moe_local.cli.main")
 PATIENCE = 180.0  # seconds: far more than anything here takes, on two busy cores too
 
-# Runs in the child before the program: Ctrl-C as usual, and (on Linux) the end when whoever started it has ended.
+# Runs in the child before the program: Ctrl-C as usual, a terminal as the one that Ctrl-C is typed at, and (on Linux)
+# the end when whoever started it has ended.
 _LAUNCHER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+if os.isatty(0):
+    import fcntl, termios
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
