@@ -111,7 +111,7 @@ def has_prompt(args: Sequence[str], known: Mapping[str, bool]) -> bool:
     options, words = _split(args, known)
     named = {option.partition("=")[0] for _, option in options}
     given = len(words) + bool(named & _MODELS)
-    if named & {"-h", "--help"}:
+    if named & {"-h", "--help", "--server"}:  # a server is talked with by `chat` alone
         return False
     if named & _PROMPTS or given > 1 or (words and is_prompt(words[0])):
         return True

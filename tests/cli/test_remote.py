@@ -98,6 +98,11 @@ def test_the_answer_is_the_one_of_a_chat_here(run: Run, server: Running, qwen: P
     assert there.stdout == here.stdout != ""
 
 
+def test_run_talks_with_a_server_too(run: Run) -> None:
+    with saying(events({"content": "A"})) as said:
+        assert run("run", "--server", said.url, stdin="a\n").stdout == "A\n"
+
+
 def test_what_is_said_is_sent_with_all_before_it(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     lines = f"one\ntwo\n/undo\n/set seed 3\n/think off\nthree\n/reasoning\n/save {file}\n/reset\n/load {file}\nfour\n"
