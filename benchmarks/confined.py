@@ -32,11 +32,11 @@ def drop_caches() -> None:
 def run(command: list[str], limit: int | None) -> Finished:
     """Runs a command held to `limit` bytes from its first instruction on, or not held at all."""
     drop_caches()
-    with _group(limit) as group:
+    with group(limit) as joined:
 
         def join() -> None:
-            if group is not None:
-                (group / "cgroup.procs").write_text(str(os.getpid()))
+            if joined is not None:
+                (joined / "cgroup.procs").write_text(str(os.getpid()))
 
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=join) as started:
             assert started.stdout is not None
@@ -47,16 +47,17 @@ def run(command: list[str], limit: int | None) -> Finished:
 
 
 @contextmanager
-def _group(limit: int | None) -> Iterator[Path | None]:
+def group(limit: int | None) -> Iterator[Path | None]:
+    """A memory cgroup's folder; None where there is no limit."""
     if limit is None:
         yield None
         return
     root, file = (V1, "memory.limit_in_bytes") if V1.is_dir() else (V2, "memory.max")
-    group = root / f"moe-local-benchmark-{os.getpid()}"
-    group.mkdir(exist_ok=True)
-    (group / file).write_text(str(limit))
+    folder = root / f"moe-local-benchmark-{os.getpid()}"
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(str(limit))
     try:
-        yield group
+        yield folder
     finally:
         with suppress(OSError):
-            group.rmdir()
+            folder.rmdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from codecs import getincrementaldecoder
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -60,6 +62,20 @@ class CompletionRequest(SamplingFields, Unused):
         return [each for each in self.prompt if not isinstance(each, int)]
 
 
+class _Offsets:
+    """Where in a text its tokens begin, in characters; one inside a character begins where that does."""
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def of(self, token: bytes) -> int:
+        """The next token's."""
+        begin = self._length
+        self._length += len(self._decoder.decode(token))
+        return begin
+
+
 class CompletionReply:
     """What is said of the answers, at once or piece by piece."""
 
@@ -73,6 +89,7 @@ class CompletionReply:
             "model": model,
         }
         self._usage_asked = bool(request.stream_options and request.stream_options.include_usage)
+        self._offsets: dict[int, _Offsets] = defaultdict(_Offsets)  # by the answer's number
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         """The reply in one. Raises RefusedError."""
@@ -108,15 +125,15 @@ class CompletionReply:
         return event({**self._head, "choices": [self._choice(number, text, tokens, finish)], **more})
 
     def _choice(self, number: int, text: str, tokens: Sequence[TokenChoice], finish: str | None) -> dict[str, Any]:
-        told = self._logprobs(tokens) if tokens else None
+        told = self._logprobs(tokens, self._offsets[number]) if tokens else None
         return {"index": number, "text": text, "logprobs": told, "finish_reason": finish}
 
-    def _logprobs(self, tokens: Sequence[TokenChoice]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[TokenChoice], offsets: _Offsets) -> dict[str, Any]:
         return {
             "tokens": [self._said(each.token) for each in tokens],
             "token_logprobs": [each.logprob for each in tokens],
             "top_logprobs": [{self._said(token): logprob for token, logprob in each.likeliest} for each in tokens],
-            "text_offset": [],
+            "text_offset": [offsets.of(self._service.bytes_of(each.token)) for each in tokens],
         }
 
     def _said(self, token: int) -> str:

@@ -86,6 +86,18 @@ def test_text_is_gone_on_from(client: openai.OpenAI, model: str) -> None:
     assert "".join(piece.choices[0].text for piece in pieces) == one.choices[0].text
 
 
+def test_tokens_of_a_text_are_told_where_they_begin(client: openai.OpenAI, model: str) -> None:
+    asked: Any = {"model": model, "prompt": "the hen", "max_tokens": 24, "temperature": 0, "logprobs": 1}
+    whole = client.completions.create(**asked).choices[0]
+    assert whole.logprobs is not None
+    tokens, begins = whole.logprobs.tokens or [], whole.logprobs.text_offset or []
+    assert len(tokens) == len(begins) == 24 and begins[0] == 0
+    for token, begin, end in zip(tokens, begins, [*begins[1:], None], strict=True):
+        assert "\ufffd" in token or whole.text[begin:end] == token
+    pieces = [each.choices[0].logprobs for each in client.completions.create(**asked, stream=True)]
+    assert [at for each in pieces if each is not None for at in each.text_offset or []] == begins
+
+
 def test_responses_in_one_and_in_pieces(client: openai.OpenAI, model: str) -> None:
     asked: Any = {"model": model, "input": "the hen and the fox", "max_output_tokens": 9, "temperature": 0}
     whole = client.responses.create(**asked, instructions="be brief")
