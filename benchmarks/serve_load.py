@@ -82,16 +82,25 @@ async def measure(url: str, process: psutil.Process, given: argparse.Namespace) 
     async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as client:
         alone = {prompt.text: (await ask(client, prompt.text))[1] for prompt in OWN}
         files = process.num_fds()
-        print(await crowd(client, alone, given))
-        print(f"peak {format_size(await gauge(client, 'process_memory_peak_bytes'))} of {format_size(given.limit)}")
+        print(await crowd(client, alone, given), flush=True)
+        print(
+            f"peak {format_size(await gauge(client, 'process_memory_peak_bytes'))} of {format_size(given.limit)}",
+            flush=True,
+        )
         before = process.memory_info().rss
-        print(await nonsense(client, given.bodies))
-        print(await connections(client, url, given.connections))
+        print(await nonsense(client, given.bodies), flush=True)
+        print(await connections(client, url, given.connections), flush=True)
         await asyncio.sleep(10)
         grown = process.memory_info().rss - before
         left = {name: int(await gauge(client, name)) for name in ("requests_open", "answers_running")}
-        print(f"afterwards {left}, files {process.num_fds()} against {files}, memory {grown / 2**20:+.0f} MiB")
-        print(f"peak {format_size(await gauge(client, 'process_memory_peak_bytes'))} of {format_size(given.limit)}")
+        print(
+            f"afterwards {left}, files {process.num_fds()} against {files}, memory {grown / 2**20:+.0f} MiB",
+            flush=True,
+        )
+        print(
+            f"peak {format_size(await gauge(client, 'process_memory_peak_bytes'))} of {format_size(given.limit)}",
+            flush=True,
+        )
 
 
 async def gauge(client: httpx.AsyncClient, name: str) -> int:
