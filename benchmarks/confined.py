@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +32,23 @@ def drop_caches() -> None:
 def run(command: list[str], limit: int | None) -> Finished:
     """Runs a command held to `limit` bytes from its first instruction on, or not held at all."""
     drop_caches()
-    with group(limit) as joined:
-
-        def join() -> None:
-            if joined is not None:
-                (joined / "cgroup.procs").write_text(str(os.getpid()))
-
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=join) as started:
+    with group(limit) as folder:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=joining(folder)) as started:
             assert started.stdout is not None
             stdout = started.stdout.read()
             _, status, used = os.wait4(started.pid, 0)
             started.returncode = os.waitstatus_to_exitcode(status)
         return Finished(started.returncode, stdout, used.ru_maxrss * 1024)
+
+
+def joining(folder: Path | None) -> Callable[[], None]:
+    """What has a child join a group before it begins."""
+
+    def join() -> None:
+        if folder is not None:
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    return join
 
 
 @contextmanager

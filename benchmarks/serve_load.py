@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import sys
 import time
@@ -60,21 +59,18 @@ def serving(folder: Path, limit: int) -> Iterator[tuple[str, psutil.Process]]:
     )
     command = [sys.executable, "-m", "moe_local.cli.main", "serve", *options]
     confined.drop_caches()
-    with confined.group(limit) as group:
-
-        def join() -> None:
-            if group is not None:
-                (group / "cgroup.procs").write_text(str(os.getpid()))
-
-        with Popen(command, preexec_fn=join, stdout=DEVNULL, stderr=sys.stderr) as started:
-            while not ready.exists():
-                assert started.poll() is None, "it does not begin"
-                time.sleep(0.1)
-            try:
-                yield json.loads(ready.read_text())["url"], psutil.Process(started.pid)
-            finally:
-                print(f"it ends with {started.poll()}" if started.poll() is not None else "it runs to the end")
-                started.terminate()
+    with (
+        confined.group(limit) as group,
+        Popen(command, preexec_fn=confined.joining(group), stdout=DEVNULL, stderr=sys.stderr) as started,
+    ):
+        while not ready.exists():
+            assert started.poll() is None, "it does not begin"
+            time.sleep(0.1)
+        try:
+            yield json.loads(ready.read_text())["url"], psutil.Process(started.pid)
+        finally:
+            print(f"it ends with {started.poll()}" if started.poll() is not None else "it runs to the end")
+            started.terminate()
 
 
 async def measure(url: str, process: psutil.Process, given: argparse.Namespace) -> None:
@@ -92,7 +88,7 @@ async def measure(url: str, process: psutil.Process, given: argparse.Namespace) 
         print(await connections(client, url, given.connections), flush=True)
         await asyncio.sleep(10)
         grown = process.memory_info().rss - before
-        left = {name: int(await gauge(client, name)) for name in ("requests_open", "answers_running")}
+        left = {name: await gauge(client, name) for name in ("requests_open", "answers_running")}
         print(
             f"afterwards {left}, files {process.num_fds()} against {files}, memory {grown / 2**20:+.0f} MiB",
             flush=True,
@@ -195,23 +191,22 @@ async def connections(client: httpx.AsyncClient, url: str, count: int) -> str:
         except OSError:
             refused += 1
             continue
-        writer.write(kinds[number % len(kinds)])
-        if kinds[number % len(kinds)] == request:
+        said = kinds[number % len(kinds)]
+        writer.write(said)
+        if said == request:
             writer.write_eof()
-        held.append((reader, writer))
+        held.append((said, reader, writer))
     began = time.perf_counter()
-    status = 429
-    while status == 429:
-        status, said = await ask(client, "hi")
-        await asyncio.sleep(int(said) if status == 429 else 0)
+    while (found := await ask(client, "hi"))[0] == 429:
+        await asyncio.sleep(int(found[1]))
     took = time.perf_counter() - began
     replies = Counter[str]()
-    for number, (reader, _) in enumerate(held):
-        if kinds[number % len(kinds)] == request:
+    for said, reader, _ in held:
+        if said == request:
             replies[(await asyncio.wait_for(reader.readline(), 120)).decode().strip()] += 1
-    for _, writer in held:
+    for *_, writer in held:
         writer.close()
-    return f"{count} connections: {refused} refused, {dict(replies)}; one beside them: {status} after {took:.1f} s"
+    return f"{count} connections: {refused} refused, {dict(replies)}; one beside them: {found[0]} after {took:.1f} s"
 
 
 if __name__ == "__main__":
