@@ -159,7 +159,7 @@ def _run(job: Job, loading: Loading, *, ray: str | None, workers: int | None) ->
 
 
 def _run_here(job: Job, loading: Loading, *, stop: Event) -> Ran:
-    from .session import load
+    from .load import load
 
     with load(
         loading.model, loading.options, pack=loading.pack, template=loading.template, purpose="a batch"
@@ -186,7 +186,7 @@ def _run_on_ray(job: Job, loading: Loading, *, address: str, workers: int | None
 
 
 def _say(text: str) -> None:
-    from .session import stderr
+    from .output import stderr
 
     stderr.print(text, markup=False, soft_wrap=True)
 
@@ -237,7 +237,7 @@ def _bar(job: Job) -> Iterator[Callable[[Progress, Engine], None]]:
         TimeRemainingColumn,
     )
 
-    from .session import stderr
+    from .output import stderr
 
     columns = (
         TextColumn("answering"),

@@ -90,7 +90,7 @@ def live(
 
 def _named(model: str, options: Options, workload: WorkloadFlags, *, pack: bool) -> str:
     """Where MODEL is, downloaded if need be: before that a workload that makes no sense is refused."""
-    from .session import located
+    from .load import located
 
     def refuse(folder: Path) -> None:
         workload.request()
@@ -111,7 +111,7 @@ def replay(
     from moe_local.bench.replay_report import replay_report
     from moe_local.bench.trace import read_trace
 
-    from .session import progress
+    from .load import progress
 
     question, found = asked.question(), read_trace(trace)
     with progress() as bar:
@@ -144,8 +144,8 @@ def routing(
     from moe_local.bench.routing_report import routing_report
     from moe_local.bench.scores import read_scores, write_scores
 
+    from .load import progress
     from .routing import record
-    from .session import progress
 
     question = asked.question(flags.policy)
     scores = (

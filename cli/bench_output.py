@@ -40,7 +40,7 @@ class OutputFlags:
             show(report)
 
     def _write(self, report: Mapping[str, Any]) -> None:
-        from .session import stderr
+        from .output import stderr
 
         if self.csv is not None:
             from moe_local.bench.report import write_csv

@@ -79,19 +79,28 @@ def chat(
         chosen, settings = sampling.options(), template.settings()
         _talk(server, api_key, chosen, settings, system=system, folded=fold, wrap=wrap)
         return
-    with announced(f"loading {model or 'the demo model'} ..."):
+    name = model or "the demo model"
+    with announced(f"loading {name} ..."):
         options, chosen, settings = flags.options(), sampling.options(), template.settings()
+        from .ahead import typed_ahead
         from .chat_commands import ChatCommands
         from .conversation import Conversation, Setup
         from .lines import lines_of_user
-        from .session import load
+        from .load import find, load_files, packed_files
 
-    with load(model, options, pack=pack, template=settings, purpose="a chat") as engine:
+        lines = lines_of_user()
+    found = find(model, options, pack=pack, purpose="a chat")
+    with (
+        typed_ahead(lines, name) as ahead,
+        load_files(packed_files(found, options.dtype, ahead), options, settings, shown=ahead) as engine,
+    ):
         session = engine.chat(chosen, system=system)
         session.context_shift = context_shift is ContextShift.ON
         with closing(Conversation(model, engine, session, Setup(options, pack, wrap), folded=fold)) as conversation:
-            lines = lines_of_user()
-            _Chat(conversation, ChatCommands(conversation, lines), lines).run()
+            ahead.ready()
+            with ahead.aside():
+                _greet(conversation)
+            _Chat(conversation, ChatCommands(conversation, ahead), ahead).run()
 
 
 def _talk(
@@ -110,7 +119,14 @@ def _talk(
 
     conversation = conversation_with(url, api_key, sampling, template, system=system, folded=folded, wrap=wrap)
     lines = lines_of_user()
+    _greet(conversation)
     _Chat(conversation, RemoteCommands(conversation, lines), lines).run()
+
+
+def _greet(conversation: _Conversation) -> None:
+    if sys.stdin.isatty():
+        banner = f"{conversation.banner} /help for help, /exit to leave."
+        stderr.print(banner, markup=False, soft_wrap=True)
 
 
 class _Conversation(Protocol):
@@ -137,9 +153,6 @@ class _Chat:
 
     def run(self) -> None:
         """Answers until the user leaves, or there are no more lines."""
-        if not self._strict:
-            banner = f"{self._conversation.banner} /help for help, /exit to leave."
-            stderr.print(banner, markup=False, soft_wrap=True)
         while not self._commands.finished:
             with self._forgiving():
                 typed = self._lines.next()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from moe_local.checkpoint.names import named_by
 from moe_local.errors import CheckpointError, MoeLocalError
 
-from .session import files_of, interruptible, load, load_files, show_reasoning, status, stderr, tell, write
+from .load import files_of, load, load_files, tell
+from .output import stderr, write
+from .session import interruptible, show_reasoning, status
 from .wrap import wrapped
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def _calibrate(*, as_json: bool) -> None:
     from moe_local.memory.accelerator import find, gpus
     from moe_local.planning.calibration import write_calibration
 
-    from .session import progress
+    from .load import progress
 
     found = []
     for each in gpus() or [find("cpu")]:

@@ -54,7 +54,7 @@ class PackedAsItComes:
         from moe_local.store import cached_store, is_store, pack
         from moe_local.store.arriving import Arriving, plan_arriving
 
-        from .session import progress
+        from .load import progress
 
         if self.refuse is not None:
             self.refuse(offer.folder)

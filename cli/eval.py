@@ -60,7 +60,7 @@ def evaluate(
     Examples: `moe-local eval Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 20000`, `moe-local eval ./packed
     --against Qwen/Qwen3-30B-A3B --text wiki.test.raw --limit 5000`.
     """
-    from .session import stderr
+    from .output import stderr
 
     if limit is not None and limit < 2:
         raise MoeLocalError(f"--limit {limit} is too few tokens to score one", remedy="give at least 2")
@@ -139,7 +139,7 @@ class _Kept:
 
 def _named(model: str, request: _Request) -> str:
     """Where MODEL is, downloaded if need be: before the reference is run, which may take long."""
-    from .session import located, refusing
+    from .load import located, refusing
 
     return located(model, request.options, refusing(_PURPOSE), pack=request.pack)
 
@@ -149,7 +149,8 @@ def _run_reference(model: str, request: _Request, stack: ExitStack) -> _Kept:
     from moe_local.evaluation.reference import reference_bytes, reference_file
     from moe_local.evaluation.windows import windows
 
-    from .session import load, progress, stderr
+    from .load import load, progress
+    from .output import stderr
 
     with load(model, replace(request.to_load(), activations="bf16"), pack=False, purpose=_PURPOSE) as engine:
         ids, (window, stride) = request.ids(engine), request.sizes(engine)
@@ -177,7 +178,7 @@ def _run(model: str | None, request: _Request, reference: _Kept | None) -> dict[
     """The fields of `--json`."""
     from moe_local.evaluation.perplexity import check_comparable, evaluate, vocabulary_size
 
-    from .session import load, progress
+    from .load import load, progress
 
     with load(model, request.to_load(), pack=request.pack, purpose=_PURPOSE) as engine:
         ids = request.ids(engine)

@@ -55,7 +55,9 @@ def generate(
     spaces and is no path is the prompt, for the demo model. What a model reasons before its answer is shown dimmed
     at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
-    from .session import interruptible, load, show_reasoning, write
+    from .load import load
+    from .output import write
+    from .session import interruptible, show_reasoning
 
     model, given = _told_apart(model, words or [], prompt)
     text = read_prompt(None if given is None else _typed(given), file)
@@ -85,7 +87,9 @@ def generate(
 
 def _end(engine: Engine, result: Generation) -> None:
     """What follows an answer that was written."""
-    from .session import status, stderr, tell, write
+    from .load import tell
+    from .output import stderr, write
+    from .session import status
 
     write("\n")
     if result.reasoning and not result.text and result.finish_reason == "length":

@@ -34,7 +34,7 @@ def inspect(
     """
     from moe_local.planning.machines import get_profile
 
-    from .session import resolve
+    from .load import resolve
 
     machine = get_profile(profile) if profile is not None else None
     if machine is not None:

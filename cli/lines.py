@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from moe_local.errors import MoeLocalError
 from moe_local.files import MOST_PROMPT
@@ -11,7 +11,11 @@ from moe_local.paths import cache_dir
 
 from .typed import Command, read_line
 
+if TYPE_CHECKING:
+    from .prompt import TypedLines
+
 PROMPT = "> "
+LEAVES = "(Ctrl-D or /bye leaves)"
 _HISTORY = "chat_history"  # in the cache folder
 
 
@@ -48,7 +52,7 @@ def _piped() -> str | None:
     return line or None
 
 
-def lines_of_user() -> Lines:
+def lines_of_user() -> PlainLines | TypedLines:
     """What is typed, where stdin and stdout are a terminal; else plain lines, without importing what edits them."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return PlainLines()

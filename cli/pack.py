@@ -51,7 +51,8 @@ def pack(
     model of the hub is packed while it is downloaded, and each file of it deleted once it is packed.
     Example: `moe-local pack Qwen/Qwen3-30B-A3B --format int4 --group-size 32`.
     """
-    from .session import resolve, stderr
+    from .load import resolve
+    from .output import stderr
 
     began = time.perf_counter()
 
@@ -76,7 +77,8 @@ def _pack_local(source: Path, packing: Packing, output: Path | None) -> tuple[Jo
     from moe_local.store import cached_store, first_use
     from moe_local.store import pack as write
 
-    from .session import progress, stderr
+    from .load import progress
+    from .output import stderr
 
     job = first_use.plan(source, packing)
     target = output or cached_store(job)
@@ -103,7 +105,7 @@ def verify(
     from moe_local.store.body import is_store
     from moe_local.store.short_names import find_known
 
-    from .session import progress
+    from .load import progress
 
     store = Path(name) if Path(name).exists() else find_known(name).where
     if not is_store(store):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -14,18 +17,20 @@ from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.styles import Style
 
 from moe_local.files import atomic_write
 
 from .chat_commands import FILES, MODELS, NAMES
 from .completion import complete_model
 from .editor import edited
-from .lines import PROMPT
+from .lines import LEAVES, PROMPT
 from .output import echo
 from .typed import Command, goes_on, is_open, read_typed
 
 _CONTINUED = "... "
 _MOST_HISTORY = 1 << 20  # bytes
+_A_MOMENT = 0.05  # seconds
 
 
 class TypedLines:
@@ -40,6 +45,7 @@ class TypedLines:
             completer=_Completer(),
             complete_style=CompleteStyle.READLINE_LIKE,
             history=_opened(history),
+            style=Style.from_dict({"bottom-toolbar": "noreverse"}),
             enable_suspend=True,
             enable_open_in_editor=True,
         )
@@ -50,13 +56,64 @@ class TypedLines:
 
     def next(self) -> Command | str | None:
         while True:
-            begun, self._begun = self._begun, ""
             try:
-                return read_typed(self._session.prompt(default=begun), NAMES)
+                return self.read()
             except KeyboardInterrupt:
-                echo("(Ctrl-D or /bye leaves)")
+                echo(LEAVES)
             except EOFError:
                 return None
+
+    def read(self, shown: Callable[[], None] | None = None) -> Command | str:
+        """One message or command; `shown` is called once the prompt is there.
+
+        Raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C, on an empty line.
+        """
+        begun, self._begun = self._begun, ""
+        return read_typed(self._session.prompt(default=begun, pre_run=shown), NAMES)
+
+    # What follows is for another thread than the one that reads.
+
+    def below(self, text: str | None) -> None:
+        """A line below the prompt from now on, or none."""
+        self._session.bottom_toolbar = text
+        self._session.app.invalidate()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The prompt, and what is typed there so far, is off the terminal in the block."""
+        app, free, written = self._session.app, threading.Event(), threading.Event()
+
+        async def hide() -> None:
+            async with in_terminal():
+                free.set()
+                await asyncio.to_thread(written.wait)
+
+        if self._does(lambda: app.create_background_task(hide())):
+            while not free.wait(_A_MOMENT) and app.loop is not None:  # it may end before that is done
+                pass
+        try:
+            yield
+        finally:
+            written.set()
+
+    def strike(self) -> None:
+        """Does what Ctrl-C does."""
+        self._does(self._session.app.key_processor.send_sigint)
+
+    def end(self) -> None:
+        """Takes the prompt away."""
+        app = self._session.app
+        self._does(lambda: None if app.is_done else app.exit(exception=EOFError))
+
+    def _does(self, what: Callable[[], object]) -> bool:
+        """Has it done by the thread that reads; False where none does."""
+        loop = self._session.app.loop
+        if loop is None:
+            return False
+        with suppress(RuntimeError):  # it has just ended
+            loop.call_soon_threadsafe(what)
+            return True
+        return False
 
 
 def _bindings() -> KeyBindings:

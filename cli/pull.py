@@ -44,7 +44,7 @@ def pull(
     from moe_local.store.short_names import find_left_store
 
     from .download import as_packed, asking, waiting
-    from .session import stderr
+    from .output import stderr
 
     name = parse_hub_name(model)
     if name is None and Path(model).exists():

@@ -58,7 +58,7 @@ def _machine(profile: str | None, ram: str | None, vram: str | None) -> Machine:
         return Machine.of(known, ram=_amount(ram, known.ram), vram=_amount(vram, known.vram))
     from moe_local.bench.machine import this_machine
 
-    from .session import progress
+    from .load import progress
 
     with progress() as report:
         report("measuring memory and disk", 0.0)

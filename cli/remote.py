@@ -18,10 +18,11 @@ from .config import option_of
 from .failure import UsageError
 from .interrupts import raising
 from .lines import Lines
+from .load import tell
 from .output import stderr, write
 from .remote_server import RemoteServer, address
 from .remote_session import RemoteAnswer, RemoteSession
-from .session import fitted, show_reasoning, tell
+from .session import fitted, show_reasoning
 from .wrap import wrapped
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ def record(model: str | None, asked: RoutingFlags, options: Options, *, pack: bo
     """Loads the model and runs it over the text."""
     from moe_local.bench.scores import record_scores
 
-    from .session import load, progress
+    from .load import load, progress
 
     text = None if asked.text is None else read_text(asked.text, most=asked.tokens * _CHARACTERS, whole=False)
     with load(model, options, pack=pack, purpose="routing token by token") as engine:

@@ -14,8 +14,8 @@ from moe_local.serve.running import Announcement
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
 
+from .load import files_of, load_files
 from .output import echo, stderr
-from .session import files_of, load_files
 
 _DEMO = "demo"
 

@@ -58,7 +58,7 @@ def measured(asked: Asked, flags: opt.LoadFlags, format: str | None) -> dict[str
     from moe_local.bench.report import live_report
     from moe_local.bench.workload import prompts_hash
 
-    from .session import load, progress
+    from .load import load, progress
 
     request, options = asked.workload.request(), flags.options()
     with load(asked.model, options, pack=asked.pack, format=format) as engine:
@@ -105,7 +105,7 @@ def swept(asked: Asked, configurations: list[Configuration], *, interleaved: boo
 
     Where they are `interleaved` each has a process for each trial, and they take turns.
     """
-    from .session import progress
+    from .load import progress
 
     asked.workload.request()  # refuses what makes no sense before anything runs
     rounds = asked.workload.repeat if interleaved else 1

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_local.cli.main import app
+from tests.cli.screen import Open, Screen
 from tests.processes import MOE, start
 
 Result = Any  # typer's runner has no public name for it
@@ -74,3 +75,16 @@ def expect_error(result: Result, said: str, *, code: int | None = None) -> None:
     assert said in lines[0]
     assert "Traceback" not in result.output + result.stderr
     assert result.stdout == ""
+
+
+@pytest.fixture
+def open_chat(tmp_path: Path) -> Iterator[Open]:
+    screens: list[Screen] = []
+
+    def begin(*arguments: object, columns: int = 100, **env: str) -> Screen:
+        screens.append(Screen(tmp_path, arguments, columns, env))
+        return screens[-1]
+
+    yield begin
+    for screen in screens:
+        screen.child.close(force=True)

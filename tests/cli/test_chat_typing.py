@@ -3,114 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
-from tests.processes import MOE, PATIENCE
+from tests.cli.screen import STATUS, Open, quick
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
-
-PROMPT = re.escape("\x1b[?2004h")  # prompt_toolkit asks for bracketed pastes as it begins to read
-STATUS = r"tokens/s[^\n]*\n"
-_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-Open = Callable[..., "Screen"]
-
-
-class Screen:
-    """A chat at a terminal of so many columns."""
-
-    def __init__(self, folder: Path, arguments: tuple[object, ...], columns: int, env: dict[str, str]) -> None:
-        import pexpect
-
-        self.folder = folder
-        self.child = pexpect.spawn(
-            MOE[0],
-            [*MOE[1:], "chat", *map(str, arguments)],
-            env={
-                **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
-                "TERM": "xterm",
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here would answer where the cursor is
-                "MOE_LOCAL_HOME": str(folder / "home"),
-                **env,
-            },
-            dimensions=(24, columns),
-            encoding="utf-8",
-            timeout=PATIENCE,
-            cwd=str(folder),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def until(self, pattern: str) -> str:
-        """What came until the pattern did, without what moves the cursor."""
-        self.child.expect(pattern)
-        return _CODES.sub("", self.child.before + self.child.after).replace("\r", "")
-
-    def prompt(self) -> str:
-        return self.until(PROMPT)
-
-    def type(self, keys: str) -> None:
-        self.child.send(keys)
-
-    def command(self, line: str) -> str:
-        """What a command shows."""
-        self.type(f"{line}\r")
-        return self.prompt()
-
-    def say(self, keys: str) -> str:
-        """The answer, and the line below."""
-        self.type(f"{keys}\r")
-        answer = self.until(STATUS)
-        self.prompt()
-        return answer
-
-    def said(self) -> list[str]:
-        """What the user has said so far."""
-        self.command("/save talk.json")
-        messages = json.loads((self.folder / "talk.json").read_text())
-        return [message["content"] for message in messages if message["role"] == "user"]
-
-    def end(self) -> int | None:
-        import pexpect
-
-        self.child.expect(pexpect.EOF)
-        self.child.close()
-        status: int | None = self.child.exitstatus
-        return status
-
-
-@pytest.fixture
-def open_chat(tmp_path: Path) -> Iterator[Open]:
-    screens: list[Screen] = []
-
-    def begin(*arguments: object, columns: int = 100, **env: str) -> Screen:
-        screens.append(Screen(tmp_path, arguments, columns, env))
-        return screens[-1]
-
-    yield begin
-    for screen in screens:
-        screen.child.close(force=True)
-
-
-def quick(model: Path) -> tuple[object, ...]:
-    return (model, "--no-pack", "-n", "3", "--temperature", "0", "--context", "512")
 
 
 def test_habits_of_typing(qwen: Path, open_chat: Open, tmp_path: Path) -> None:
     editor = tmp_path / "editor.py"
     editor.write_text("import sys; f = open(sys.argv[1], 'a'); f.write(' and\\nedited\\n'); f.close()")
     screen = open_chat(*quick(qwen), VISUAL=f"{sys.executable} {editor}", EDITOR="false")
-    screen.prompt()
+    screen.loaded()
 
     screen.say("\x1b[200~def f():\r\n    return 1 \\\r\n\r\nWhat is it?\x1b[201~")
     screen.say('"""\rone\r\rtwo\\\r"""')
@@ -177,7 +87,7 @@ def test_a_window_that_changes(wordy: Path, open_chat: Open) -> None:
     """Words stay whole, the line below fits, and Ctrl-C stops an answer."""
     screen = open_chat(wordy, "--no-pack", "-n", "60", "--context", "4096", columns=40)
     assert cell_len(screen.until("loading[^\r]*\r").strip()) <= 40
-    screen.prompt()
+    screen.loaded()
     for columns in (40, 25):
         screen.child.setwinsize(24, columns)
         screen.type("Hello\r")
