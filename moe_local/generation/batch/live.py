@@ -1,8 +1,8 @@
 """Continuous batching of requests that come one by one: a token for every answer in each pass, prompts in between.
 
 Each expert that is brought in serves all. A long prompt is read in slices, and while others wait for their next token
-reading takes no more than half of the time. What was computed before is not computed again: a prompt goes on from the
-longest beginning that a running or a kept sequence has in common with it.
+reading takes no more than its share of the time (see `sharing`). What was computed before is not computed again: a
+prompt goes on from the longest beginning that a running or a kept sequence has in common with it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from moe_local.generation.batch.caches import cache_of, can_branch, can_join, ca
 from moe_local.generation.batch.followed import FollowedSequence
 from moe_local.generation.batch.kept import LEAST, KeptBeginnings
 from moe_local.generation.batch.kv_rows import Hide, KVRows
+from moe_local.generation.batch.sharing import TimeShares
 from moe_local.generation.batch.turns import Turns
 from moe_local.generation.damage import DAMAGED, DAMAGED_REMEDY, damaged
 from moe_local.generation.encoder_decoder import assert_goes_on
@@ -67,7 +68,7 @@ class LiveBatch:
             width=lambda: self._rows.length if len(self._rows) else 0,
         )
         self.kept = KeptBeginnings[KVRows](cut=self._branches)
-        self._owed = 0.0  # seconds that reading prompts took, and that decoding has not had since
+        self._shares = TimeShares()
 
     @property
     def active(self) -> int:
@@ -153,7 +154,7 @@ class LiveBatch:
         """A forward pass over the last token of each running sequence -> logits of what comes next, [B, V]."""
         running, began = list(self.turns.running), perf_counter()
         if not running:
-            self._owed = 0.0
+            self._shares.nobody_decodes()
             return None
         try:
             return self._rows.step(torch.tensor([sequence.ids[-1] for sequence in running]))
@@ -162,13 +163,14 @@ class LiveBatch:
             self._fail_all(running, error)
             return None
         finally:
-            self._owed = max(0.0, self._owed - (perf_counter() - began))
+            self._shares.decoded(perf_counter() - began)
 
     def _read(self) -> Tensor | None:
         """A pass over prompts, if it is their turn -> logits [B, V] of what follows those it ended, the last rows."""
-        if not self.turns.reading or (self._owed > 0 and self.turns.running):
+        if not self.turns.reading or not self._shares.may_read:
             return None
         group, began = self._group(), perf_counter()
+        reading, running = len(self.turns.reading), len(self.turns.running)
         if not group:
             return None
         try:
@@ -177,7 +179,7 @@ class LiveBatch:
             self._fail_all(group, error)
             return None
         finally:
-            self._owed += perf_counter() - began
+            self._shares.read(perf_counter() - began, reading, running)
 
     def _group(self) -> list[FollowedSequence]:
         """Whose prompts are read now, each from where another that is further has come to."""

@@ -76,7 +76,7 @@ class Turns(Generic[S]):
         self._oldest = not self._oldest
         first = ready[0] if self._oldest else min(ready, key=_unread)
         group = [first]
-        for sequence in ready:
+        for sequence in sorted(ready, key=lambda other: abs(_unread(other) - _unread(first))):  # the least padding
             if sequence is not first and self._with(group, sequence):
                 group.append(sequence)
         return group

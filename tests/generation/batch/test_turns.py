@@ -91,3 +91,17 @@ def test_the_first_to_come_is_the_first_to_get_a_place() -> None:
     turns.drop(everybody[0])
     assert turns.admit() == everybody[2:3]
     assert list(turns.waiting) == everybody[3:]
+
+
+def test_prompts_of_like_length_are_read_together() -> None:
+    turns = Turns[Item](8, 1 << 20, CHUNK, padded=True)
+    lengths = [30, 5, 16, 29, 6, 31]
+    turns.waiting.extend(Item(length, 5) for length in lengths)
+    turns.admit()
+    read = []
+    while group := turns.read():
+        read.append([item.length for item in group])
+        for item in group:
+            item.at = item.length
+        turns.start(group)
+    assert read == [[30, 29], [5, 6, 16], [31]]

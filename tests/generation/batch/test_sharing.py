@@ -1,0 +1,37 @@
+"""Time is shared by how many wait for their first token and for their next."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_local.generation.batch.sharing import TimeShares
+
+SECONDS = st.floats(0.01, 10)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.lists(st.tuples(SECONDS, SECONDS), min_size=20, max_size=200))
+def test_reading_has_half_of_the_time_or_the_share_of_those_who_wait_for_it(
+    reading: int, running: int, passes: list[tuple[float, float]]
+) -> None:
+    shares = TimeShares()
+    read, decoded = 0.0, 0.0
+    for seconds_of_reading, seconds_of_decoding in passes:
+        if shares.may_read:
+            shares.read(seconds_of_reading, reading, running)
+            read += seconds_of_reading
+        shares.decoded(seconds_of_decoding)
+        decoded += seconds_of_decoding
+    share = max(0.5, reading / (reading + running))
+    assert read <= share * (read + decoded) + 10 + 1e-6
+
+
+@given(SECONDS, st.integers(1, 40))
+def test_nobody_is_owed_to_who_does_not_run(seconds: float, reading: int) -> None:
+    shares = TimeShares()
+    shares.read(seconds, reading, 0)
+    assert shares.may_read
+    shares.read(seconds, reading, reading)
+    assert not shares.may_read
+    shares.decoded(seconds)
+    assert shares.may_read
