@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TypeVar
@@ -25,6 +26,7 @@ from moe_local.serve.settings import ServeSettings
 
 T = TypeVar("T")
 _PAUSE, _GATHERING = 0.005, 0.05  # seconds without a request after which nobody comes along, and in all
+_MANY = 0.25  # seconds in all while others are being prepared
 ENDING = "the server is ending"
 
 
@@ -54,6 +56,7 @@ class Service:
         self.on_over: Callable[[Feed], None] = lambda feed: None  # told of every answer that was waited for
         self.began = int(time.time())
         self._feeds: set[Feed] = set()  # of requests that are not over
+        self._preparing = 0  # requests that will be tasks soon
         self._load = load
         self._engine: Engine | None = None
         self._batch: LiveBatch | None = None
@@ -123,6 +126,7 @@ class Service:
             )
         feed = Feed()
         self._feeds.add(feed)
+        self._preparing += 1
         try:
             sequence = await asyncio.wrap_future(self._prompts.submit(self._prepared, engine, asked, feed))
         except (MoeLocalError, ValueError) as error:
@@ -131,6 +135,8 @@ class Service:
         except BaseException:
             self._feeds.discard(feed)
             raise
+        finally:
+            self._preparing -= 1
         feed.prompt_tokens = sequence.prompt_tokens
         self._tasks.put(lambda: batch.add(sequence))  # it may be ending by then: the answer ends with it
         return feed
@@ -262,18 +268,19 @@ class Service:
 
         Whoever comes along with the first is read along with it: a pass over one prompt needs most experts already.
         """
-        until = 0.0
-        try:
-            while True:
-                if wait:
-                    task = self._tasks.get()
-                    wait, until = False, monotonic() + _GATHERING
-                else:
-                    left = until - monotonic()
-                    task = self._tasks.get(block=left > 0, timeout=min(_PAUSE, max(0.0, left)))
+        began = -inf
+        if wait:
+            self._tasks.get()()
+            began = monotonic()
+        while True:
+            left = began + (_MANY if self._preparing else _GATHERING) - monotonic()
+            try:
+                task = self._tasks.get(block=left > 0, timeout=min(_PAUSE, max(0.0, left)))
+            except Empty:
+                if left <= 0 or not self._preparing:
+                    return
+            else:
                 task()
-        except Empty:
-            pass
 
     def _report(self, stage: str, fraction: float) -> None:
         if self._closing:

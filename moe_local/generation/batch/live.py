@@ -163,14 +163,13 @@ class LiveBatch:
             self._fail_all(running, error)
             return None
         finally:
-            self._shares.decoded(perf_counter() - began)
+            self._shares.decoded(perf_counter() - began, len(running), len(self.turns.reading))
 
     def _read(self) -> Tensor | None:
         """A pass over prompts, if it is their turn -> logits [B, V] of what follows those it ended, the last rows."""
         if not self.turns.reading or not self._shares.may_read:
             return None
         group, began = self._group(), perf_counter()
-        reading, running = len(self.turns.reading), len(self.turns.running)
         if not group:
             return None
         try:
@@ -179,7 +178,7 @@ class LiveBatch:
             self._fail_all(group, error)
             return None
         finally:
-            self._shares.read(perf_counter() - began, reading, running)
+            self._shares.read(perf_counter() - began)
 
     def _group(self) -> list[FollowedSequence]:
         """Whose prompts are read now, each from where another that is further has come to."""

@@ -18,20 +18,26 @@ def test_reading_has_half_of_the_time_or_the_share_of_those_who_wait_for_it(
     read, decoded = 0.0, 0.0
     for seconds_of_reading, seconds_of_decoding in passes:
         if shares.may_read:
-            shares.read(seconds_of_reading, reading, running)
+            shares.read(seconds_of_reading)
             read += seconds_of_reading
-        shares.decoded(seconds_of_decoding)
+        shares.decoded(seconds_of_decoding, running, reading)
         decoded += seconds_of_decoding
     share = max(0.5, reading / (reading + running))
     assert read <= share * (read + decoded) + 10 + 1e-6
 
 
 @given(SECONDS, st.integers(1, 40))
-def test_nobody_is_owed_to_who_does_not_run(seconds: float, reading: int) -> None:
+def test_many_who_come_do_not_wait_for_what_was_owed_to_many_who_ran(seconds: float, many: int) -> None:
     shares = TimeShares()
-    shares.read(seconds, reading, 0)
-    assert shares.may_read
-    shares.read(seconds, reading, reading)
+    shares.read(seconds)
     assert not shares.may_read
-    shares.decoded(seconds)
+    shares.decoded(seconds / many * 1.001, 1, many)
+    assert shares.may_read
+
+
+@given(SECONDS)
+def test_where_nobody_decodes_nothing_is_owed(seconds: float) -> None:
+    shares = TimeShares()
+    shares.read(seconds)
+    shares.nobody_decodes()
     assert shares.may_read
