@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from .chat_commands import NAMES
 from .lines import LEAVES, Lines, PlainLines
 from .load import Bars, Report, Shown
 from .loading import clear_line, show_line
 from .output import echo
+from .typed import Command
 
 if TYPE_CHECKING:
     from .prompt import TypedLines
-    from .typed import Command
 
 
 class Ahead(Lines, Shown, Protocol):
@@ -81,6 +82,8 @@ class _Typing:
         try:
             while first == "":
                 first = self._lines.read(self._begun.set)
+            if isinstance(first, Command) and NAMES.get(first.name) is NAMES["exit"]:
+                raise EOFError
         except (EOFError, KeyboardInterrupt) as error:
             first = self._leave(error)
         except Exception as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -13,6 +13,7 @@ import typer
 from moe_local.errors import CheckpointError, MoeLocalError, StorageError
 
 from . import options as opt
+from .lines import lines_of_user
 from .loading import announced
 from .output import echo, stderr
 from .typed import Command
@@ -85,22 +86,16 @@ def chat(
         from .ahead import typed_ahead
         from .chat_commands import ChatCommands
         from .conversation import Conversation, Setup
-        from .lines import lines_of_user
-        from .load import find, load_files, packed_files
+        from .load import find, load_found
 
         lines = lines_of_user()
     found = find(model, options, pack=pack, purpose="a chat")
-    with (
-        typed_ahead(lines, name) as ahead,
-        load_files(packed_files(found, options.dtype, ahead), options, settings, shown=ahead) as engine,
-    ):
+    with typed_ahead(lines, name) as ahead, load_found(found, options, settings, ahead) as engine:
         session = engine.chat(chosen, system=system)
         session.context_shift = context_shift is ContextShift.ON
         with closing(Conversation(model, engine, session, Setup(options, pack, wrap), folded=fold)) as conversation:
             ahead.ready()
-            with ahead.aside():
-                _greet(conversation)
-            _Chat(conversation, ChatCommands(conversation, ahead), ahead).run()
+            _Chat(conversation, ChatCommands(conversation, ahead), ahead).run(ahead.aside)
 
 
 def _talk(
@@ -114,19 +109,11 @@ def _talk(
     wrap: bool,
 ) -> None:
     """Chats with a server's model."""
-    from .lines import lines_of_user
     from .remote import RemoteCommands, conversation_with
 
     conversation = conversation_with(url, api_key, sampling, template, system=system, folded=folded, wrap=wrap)
     lines = lines_of_user()
-    _greet(conversation)
     _Chat(conversation, RemoteCommands(conversation, lines), lines).run()
-
-
-def _greet(conversation: _Conversation) -> None:
-    if sys.stdin.isatty():
-        banner = f"{conversation.banner} /help for help, /exit to leave."
-        stderr.print(banner, markup=False, soft_wrap=True)
 
 
 class _Conversation(Protocol):
@@ -151,8 +138,12 @@ class _Chat:
         self._lines = lines
         self._strict = not sys.stdin.isatty()
 
-    def run(self) -> None:
-        """Answers until the user leaves, or there are no more lines."""
+    def run(self, aside: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Answers until the user leaves, or there are no more lines. The terminal is free to greet on in `aside`."""
+        if not self._strict:
+            banner = f"{self._conversation.banner} /help for help, /exit to leave."
+            with aside():
+                stderr.print(banner, markup=False, soft_wrap=True)
         while not self._commands.finished:
             with self._forgiving():
                 typed = self._lines.next()

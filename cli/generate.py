@@ -14,7 +14,7 @@ from moe_local.files import MOST_PROMPT, read_text
 
 from . import options as opt
 from .commands import is_prompt
-from .output import echo_json
+from .output import echo_json, stderr, write
 
 if TYPE_CHECKING:
     from moe_local.engine import Engine
@@ -56,7 +56,6 @@ def generate(
     at a terminal, kept out of piped text, and `reasoning` in the JSON.
     """
     from .load import load
-    from .output import write
     from .session import interruptible, show_reasoning
 
     model, given = _told_apart(model, words or [], prompt)
@@ -76,21 +75,20 @@ def generate(
                 on_reasoning=reasoning.piece,
                 interrupt=interrupt,
             )
-        if as_json:
-            out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
-            echo_json(out)
-        else:
-            _end(engine, result)
+        _end(engine, result, as_json=as_json)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
 
 
-def _end(engine: Engine, result: Generation) -> None:
-    """What follows an answer that was written."""
+def _end(engine: Engine, result: Generation, *, as_json: bool) -> None:
+    """What follows an answer that was written; or the answer, as JSON."""
     from .load import tell
-    from .output import stderr, write
     from .session import status
 
+    if as_json:
+        out = {**result.as_json(), "load_seconds": round(engine.load_seconds, 3), "ram_budget": engine.plan.ram}
+        echo_json(out)
+        return
     write("\n")
     if result.reasoning and not result.text and result.finish_reason == "length":
         tell("the answer ended while it was still reasoning: give more -n, or --think off")

@@ -96,7 +96,8 @@ def load(
     With a `format` that is packed into, whatever MODEL is. An encoder-decoder is refused for a `purpose`, like
     "a chat", before either: UnsupportedError.
     """
-    return load_files(files_of(model, options, pack=pack, format=format, purpose=purpose), options, template)
+    found = find(model, options, pack=pack, format=format, purpose=purpose)
+    return load_found(found, options, template, Bars())
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class Found:
     packed: bool
     format: str | None
     purpose: str | None  # of the command, for which not every model will do
+
+
+def load_found(found: Found, options: Options, template: TemplateSettings | None, shown: Shown) -> Engine:
+    """Loads a model that is here, as `load` does."""
+    return load_files(packed_files(found, options.dtype, shown), options, template, shown=shown)
 
 
 def files_of(
@@ -175,9 +181,10 @@ def load_files(
             report(stage, fraction)
 
         loaded = engine.load(files, options, report=both)
-    with shown.aside():
-        for note in loaded.notes:
-            tell(note)
+    if loaded.notes:
+        with shown.aside():
+            for note in loaded.notes:
+                tell(note)
     if loaded.speaks:
         loaded.generator.on_notice = tell
         loaded.generator.use_template(template or TemplateSettings())
@@ -208,12 +215,11 @@ def packed_files(found: Found, dtype: str, shown: Shown) -> Path | ModelFiles:
         with shown.aside():
             _say(f"not packed: {error.message}; the original is read")
         return found.path
-    with shown.aside():
-        _tell_taken(found.path, files, taken)
+    _tell_taken(found.path, files, taken, shown)
     return files
 
 
-def _tell_taken(model: Path, files: ModelFiles, taken: Taken) -> None:
+def _tell_taken(model: Path, files: ModelFiles, taken: Taken, shown: Shown) -> None:
     from moe_local.checkpoint.names import named_by
     from moe_local.store.first_use import Taken
 
@@ -222,7 +228,8 @@ def _tell_taken(model: Path, files: ModelFiles, taken: Taken) -> None:
         Taken.OTHER_STORE: "{} was packed with other settings: {} is run",
     }
     if taken in said:
-        _say(f"{said[taken].format(named_by(model), files.checkpoint.directory)}; --no-pack reads the original")
+        with shown.aside():
+            _say(f"{said[taken].format(named_by(model), files.checkpoint.directory)}; --no-pack reads the original")
 
 
 def _say(line: str) -> None:

@@ -64,7 +64,7 @@ def test_what_loading_says_is_above_the_prompt(qwen: Path, open_chat: Open) -> N
     assert screen.said() == ["half of it"]
 
 
-@pytest.mark.parametrize(("key", "code"), [("\x04", 0), ("\x03", 130)])
+@pytest.mark.parametrize(("key", "code"), [("\x04", 0), ("\x03", 130), ("\r/bye\r", 0)])
 def test_it_can_be_left_while_it_loads(qwen: Path, open_chat: Open, key: str, code: int) -> None:
     screen = open_chat(*quick(qwen))
     screen.prompt()
