@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from .chat_commands import NAMES
+from .interrupts import raising
 from .lines import LEAVES, Lines, PlainLines
 from .load import Bars, Report, Shown
 from .loading import clear_line, show_line
@@ -38,7 +39,8 @@ def typed_ahead(lines: PlainLines | TypedLines, model: str) -> Iterator[Ahead]:
     typing = _Typing(lines, f"loading {model}")
     typing.begin()
     try:
-        yield typing
+        with raising(in_imports=True):  # the terminal is to be left as it was
+            yield typing
     except BaseException as error:
         if typing.left is not None:
             raise typing.left from error

@@ -62,15 +62,56 @@ def test_who_ignores_ctrl_c_is_let_be() -> None:
     assert python(code).stdout.startswith("moe-local ")
 
 
-def test_an_import_that_ctrl_c_broke_is_an_interrupt() -> None:
+def test_what_was_made_of_ctrl_c_is_an_interrupt() -> None:
     try:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
-            raise ModuleNotFoundError("torch") from None
-    except ModuleNotFoundError as error:
+            raise RuntimeError("torch") from None
+    except RuntimeError as error:
         assert was_interrupt(error)
     assert not was_interrupt(ValueError("no"))
+
+
+# Ctrl-C comes to code that takes an exception for none of its business.
+_SELF = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+_LOST_IN = {
+    "an import": ("import greedy", f"try:\n    {_SELF}\n    [0 for _ in range(99)]\nexcept BaseException: pass"),
+    "what an import calls": (
+        "import greedy",
+        f"def go():\n    {_SELF}\n    [0 for _ in range(99)]\ntry: go()\nexcept: pass",
+    ),
+    "a destructor": (f"class Gone:\n    def __del__(self):\n        {_SELF}\nGone()\ntime.sleep(9)", ""),
+    "a weak reference's callback": (
+        f"import weakref\nclass Gone: pass\ndef call(_):\n    {_SELF}\n"
+        "gone = Gone(); ref = weakref.ref(gone, call); del gone; time.sleep(9)",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", _LOST_IN)
+def test_ctrl_c_is_not_lost(where: str, tmp_path: Path) -> None:
+    """A library that catches all that comes out of an import it tries, and whatever Python itself does not raise."""
+    lines, module = _LOST_IN[where]
+    (tmp_path / "greedy.py").write_text(module)
+    code = (
+        "import sys, time\nfrom moe_local.cli.interrupts import end_quietly\nend_quietly()\n"
+        "from moe_local.cli.failure import guarded\nimport typer\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"def command():\n    exec({lines!r})\n    print('went on')\n"
+        "try: guarded(command)()\nexcept typer.Exit as end: sys.exit(end.exit_code)"
+    )
+    done = run([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_what_else_a_destructor_raises_is_still_said() -> None:
+    code = (
+        "from moe_local.cli.interrupts import end_quietly, raising\nend_quietly()\n"
+        "class Gone:\n    def __del__(self): 1 / 0\nwith raising(): Gone()"
+    )
+    assert "ZeroDivisionError" in python(code).stderr
 
 
 @pytest.mark.parametrize("ignored", [False, True])
