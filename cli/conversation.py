@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from moe_local.checkpoint.names import named_by
 from moe_local.errors import CheckpointError, MoeLocalError
 
-from .load import files_of, load, load_files, tell
+from .load import Bars, files_of, load, load_files, tell
 from .output import stderr, write
 from .session import interruptible, show_reasoning, status
 from .wrap import wrapped
@@ -109,7 +109,7 @@ class Conversation:
         self.engine.close()
         try:
             # A template that was given in place of the model's is of that model.
-            self._take_up(load_files(files, options, replace(template, source=None)))
+            self._take_up(load_files(files, options, replace(template, source=None), Bars()))
         except (MoeLocalError, KeyboardInterrupt) as error:
             self._load_again(model, template)
             if isinstance(error, MoeLocalError):

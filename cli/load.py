@@ -112,7 +112,7 @@ class Found:
 
 def load_found(found: Found, options: Options, template: TemplateSettings | None, shown: Shown) -> Engine:
     """Loads a model that is here, as `load` does."""
-    return load_files(packed_files(found, options.dtype, shown), options, template, shown=shown)
+    return load_files(packed_files(found, options.dtype, shown), options, template, shown)
 
 
 def files_of(
@@ -163,24 +163,13 @@ def _assert_goes_on(model: Path, purpose: str) -> None:
         raise not_for_it(named_by(model), purpose)
 
 
-def load_files(
-    files: str | Path | ModelFiles,
-    options: Options,
-    template: TemplateSettings | None = None,
-    report: Report = lambda stage, fraction: None,
-    shown: Shown = Bars(),  # noqa: B008 - it has no state
-) -> Engine:
-    """Loads with progress `shown`, also for whoever is behind `report`, and prints the plan's notes."""
+def load_files(files: Path | ModelFiles, options: Options, template: TemplateSettings | None, shown: Shown) -> Engine:
+    """Loads with progress `shown`, and prints the plan's notes."""
     from moe_local import engine
     from moe_local.generation.template_settings import TemplateSettings
 
-    with shown.progress() as show:
-
-        def both(stage: str, fraction: float) -> None:
-            show(stage, fraction)
-            report(stage, fraction)
-
-        loaded = engine.load(files, options, report=both)
+    with shown.progress() as report:
+        loaded = engine.load(files, options, report=report)
     if loaded.notes:
         with shown.aside():
             for note in loaded.notes:

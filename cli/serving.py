@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from moe_local.engine import Engine, Report
@@ -14,7 +16,7 @@ from moe_local.serve.running import Announcement
 from moe_local.serve.service import Service
 from moe_local.serve.settings import Names, ServeSettings
 
-from .load import files_of, load_files
+from .load import Bars, files_of, load_files
 from .output import echo, stderr
 
 _DEMO = "demo"
@@ -34,7 +36,7 @@ def run(
     files = files_of(model, options, pack=pack, purpose="serving")
 
     def load(report: Report) -> Engine:
-        return load_files(files, options, template, report)
+        return load_files(files, options, template, _Told(report))
 
     names = Names(_DEMO if model is None else public_name(model), settings.aliases)
     service = Service(load, settings)
@@ -59,6 +61,23 @@ def run(
         sock.close()
     if service.error is not None:
         raise service.error
+
+
+class _Told(Bars):
+    """Progress that somebody else is told of too."""
+
+    def __init__(self, other: Report) -> None:
+        self._other = other
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        with super().progress() as show:
+
+            def both(stage: str, fraction: float) -> None:
+                show(stage, fraction)
+                self._other(stage, fraction)
+
+            yield both
 
 
 def public_name(model: str) -> str:

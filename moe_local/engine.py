@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_local.checkpoint.tokenizer import load_tokenizer, no_tokenizer
 from moe_local.errors import UnsupportedError
 from moe_local.experts.cache import ExpertCache
+from moe_local.experts.misses import ZERO_COPY
 from moe_local.experts.routing import PaddingMask, RoutingHook, in_turn
-from moe_local.experts.warm import remember, warm_up
+from moe_local.experts.warm import fill, remember, warm_up
 from moe_local.generation.batch import Answer, BatchGenerator, LiveBatch, Request
 from moe_local.generation.chat import ChatSession
 from moe_local.generation.defaults import generation_defaults
@@ -70,6 +71,8 @@ def load(
         report("expert cache", 0.9)
         said: list[str] = []
         cache = make_cache(load_plan, reader, said.append)
+        if load_plan.options.misses == ZERO_COPY:
+            fill(cache, lambda done: report("experts into RAM", 0.9 + done / 20))
         if load_plan.options.warm:
             warm_up(cache, load_plan.warm_file, lambda done: report("hot experts", 0.9 + done / 10))
         tokenizer, doubts = load_tokenizer(load_plan.checkpoint)

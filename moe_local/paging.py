@@ -8,6 +8,7 @@ from moe_local.checkpoint.architecture import experts_modules
 from moe_local.errors import MoeLocalError
 from moe_local.experts.cache import ExpertCache
 from moe_local.experts.layer import ExpertLayer, Paged
+from moe_local.experts.misses import ZERO_COPY
 from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook
@@ -39,15 +40,21 @@ class PagedExperts:
     def _run_over(self, cache: ExpertCache) -> None:
         exact, below = self.load_plan.exact, cache.host_slab
         self.cache = cache
-        self._kernels = [ExpertKernel(slab, exact=exact) for slab in (cache.slab, below) if slab is not None]
+        read = below if below is not None and below.is_pinned and self._misses_are(ZERO_COPY) else None
+        self._kernels = [ExpertKernel(cache.slab, exact=exact, below=read)]
+        if below is not None:
+            self._kernels.append(ExpertKernel(below, exact=exact))
         self._prefetcher = self._make_prefetcher()
         self.tap(self._tap)
 
+    def _misses_are(self, way: str) -> bool:
+        return self.load_plan.options.misses == way
+
     def _make_prefetcher(self) -> Prefetcher | None:
-        """None where it was not asked for, or all experts fit."""
+        """None where it was not asked for, or a tier has room for all experts of each layer."""
         plan, predictor = self.load_plan.plan, self.load_plan.options.prefetch
         needs = plan.needs
-        if predictor == "off" or needs.all_experts in (plan.device_experts, sum(plan.host_slots or ())):
+        if predictor == "off" or plan.holds_all:
             return None
         routers = next_routers(self.model, self.load_plan.catalog)
         made = PREDICTORS.named(predictor)(routers, needs.experts)
@@ -69,9 +76,17 @@ class PagedExperts:
     @property
     def doubts(self) -> tuple[str, ...]:
         """For the user: what is not as it was asked for."""
-        if self._misses is None or any(module.beside for module in experts_modules(self.model).values()):
+        modules = [module for module in experts_modules(self.model).values() if isinstance(module, ExpertLayer)]
+        if self._misses is not None and not any(module.beside for module in modules):
+            return ("the CPU has no kernels for this model's experts: what the device lacks is uploaded",)
+        if not self._misses_are(ZERO_COPY) or self.load_plan.plan.share == 1:
             return ()
-        return ("the CPU has no kernels for this model's experts: what the device lacks is uploaded",)
+        if not any(module.from_table is not None and module.from_table.reads_ram for module in modules):
+            return ("experts cannot be read in RAM from here: what the device lacks is uploaded",)
+        layers = range(len(modules))
+        if not (lacking := sum(not self.cache.keeps_in_ram(layer) for layer in layers)):
+            return ()
+        return (f"RAM lacks room for all experts of {lacking} of {len(layers)} layers: theirs are uploaded",)
 
     def use(self, cache: ExpertCache) -> None:
         """Runs over another cache of the same checkpoint from now on; the former one is closed."""
@@ -103,6 +118,8 @@ class PagedExperts:
         finally:
             vars(self.cache.counters).update(vars(totals))
         for layer, experts in enumerate(best):
+            if self._misses_are(ZERO_COPY):
+                self.cache.fill(layer)
             self.cache.warm(layer, experts)
 
     def close(self) -> None:

@@ -15,8 +15,8 @@ from moe_local.checkpoint.catalog import Catalog
 from moe_local.checkpoint.record import Layout
 from moe_local.errors import MoeLocalError
 from moe_local.experts.capacity import TierCapacity
-from moe_local.experts.device_table import DeviceHits, DeviceTable
 from moe_local.experts.loader import Loader
+from moe_local.experts.mirror import Mirror
 from moe_local.experts.mover import BlockingMover, Mover
 from moe_local.experts.residency import Decision
 from moe_local.experts.tier import Tier
@@ -69,8 +69,7 @@ class ExpertCache:
         self._capacity_for = capacity_for
         self._capacity: TierCapacity | None = None  # of the device tier; None: what it was made with
         self._spans: list[Span] | None = None
-        self._table: DeviceTable | None = None  # where kernels take slots from one
-        self._hits: DeviceHits | None = None  # found by them
+        self._mirror: Mirror | None = None  # where kernels take slots from one
         self._underway: int | None = None  # the layer of a fetch that has not ended
         self._resizing = False
         self._closed = False
@@ -113,8 +112,8 @@ class ExpertCache:
                 self._retire(layer, ready, device.evicted, began)
             ready = []
         loader.look_ahead(later or iter(candidates()))
-        if self._table is not None and (device.misses or device.evicted):
-            self._write_down(layer)
+        if self._mirror is not None and (device.misses or device.evicted):
+            self._mirror.write([layer])
         self._underway = None
 
     def _decide(
@@ -180,7 +179,8 @@ class ExpertCache:
         self._device.resize(capacity)
         if former is None or capacity.slots < former.slots:
             self._device.slab.release(capacity.slots)
-        self._write_down(*range(len(self._device.layers)))
+        if self._mirror is not None:
+            self._mirror.write(range(len(self._device.layers)))
         self._capacity, self._resizing = capacity, False
 
     def hand_over(self, kept: Sequence[int]) -> tuple[Tier | None, list[list[int]]]:
@@ -206,45 +206,43 @@ class ExpertCache:
         for tier in filter(None, (self._device, self._host)):
             for layer in broken:
                 tier.empty(layer)
-        self._write_down(*broken)
+        if self._mirror is not None:
+            self._mirror.write(broken)
         self._underway, self._resizing = None, False
 
-    def keep_table(self) -> None:
-        """From now on keeps a table on the device, for `found_all`."""
-        if self._table is None:
-            device, experts = self._device.slab.device, self.experts
-            self._table, self._hits = DeviceTable(device, experts), DeviceHits(device, experts)
-            self._write_down(*range(len(experts)))
+    def keep_mirror(self, *, zero_copy: bool = False) -> None:
+        """From now on mirrors the books on the device; with `zero_copy` its kernels read the host tier."""
+        if self._mirror is None:
+            self._mirror = Mirror(self._device, self._host if zero_copy else None, self.experts)
 
     def found_all(self, layer: int, index: Tensor) -> Tensor | None:
-        """The slots of all experts of a layer, int32 [experts] on the device; None where not all are there to stay.
-
-        Where it is not None the experts that index [T, k] names count as needed and found, without being looked at;
-        they need not be fetched.
+        """The slots of all experts of a layer, int32 [experts] on the device, see `Mirror`; None where not all are
+        there to stay. The experts that index [T, k] names count as needed then, and need not be fetched.
         """
-        table, hits = self._table, self._hits
-        if table is None or hits is None or not table.is_whole(layer) or not self._device.layers[layer].keeps_all:
+        if self._mirror is None or self._underway is not None or self._resizing or self._closed:
             return None
-        if self._underway is not None or self._resizing or self._closed:
-            return None
-        self._counters.forwards += 1
-        hits.add(layer, index)
-        return table.row(layer)
+        row = self._mirror.found_all(layer, index)
+        self._counters.forwards += row is not None
+        return row
 
-    def _write_down(self, *layers: int) -> None:
-        """Has the table say of some layers what the books say. Nothing may be on its way to what they keep."""
-        if self._table is None:
-            return
-        slots = self._device.slots
-        for layer in layers:
-            self._table.write(layer, {expert: slots[layer, expert] for expert in self._device.layers[layer]})
+    def fill(self, layer: int) -> None:
+        """Brings all experts of a layer into the host tier, if that keeps them all; no counter tells of it."""
+        if self.keeps_in_ram(layer):
+            self._bring(layer, range(self.experts[layer]), lambda misses: 0)
 
     def warm(self, layer: int, experts: Sequence[int]) -> None:
         """Brings in as many of `experts` as the layer keeps, the first first; no counter tells of it."""
+        self._bring(layer, experts[: self._device.layers[layer].capacity])
+
+    def _bring(self, layer: int, experts: Sequence[int], admits: Callable[[int], int] | None = None) -> None:
         before = self._counters.snapshot()
-        for _ in self.fetch(layer, experts[: self._device.layers[layer].capacity]):
+        for _ in self.fetch(layer, experts, admits=admits):
             pass
         vars(self._counters).update(vars(before))
+
+    def keeps_in_ram(self, layer: int) -> bool:
+        """Whether the host tier keeps all experts of a layer."""
+        return self._host is not None and self._host.layers[layer].keeps_all
 
     def watch(self, spans: list[Span] | None) -> None:
         """From now on appends to `spans` what takes time; None ends that."""
@@ -258,9 +256,8 @@ class ExpertCache:
     @property
     def counters(self) -> Counters:
         """Running totals. Waits for a device that has counted by itself."""
-        if self._hits is not None:
-            for layer, found in enumerate(self._hits.take()):
-                self._counters.layer_hits[layer] += found
+        if self._mirror is not None:
+            self._mirror.count(self._counters)
         return self._counters
 
     def snapshot(self) -> Counters:
@@ -294,7 +291,7 @@ class ExpertCache:
         """Waits for what is moving, and frees the slots. Nothing can be fetched afterwards."""
         self._closed = True
         self._loader.close()
-        if self._table is not None:
-            self._table.close()
+        if self._mirror is not None:
+            self._mirror.close()
         for tier in filter(None, (self._device, self._host)):
             tier.slab.close()

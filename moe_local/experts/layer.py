@@ -77,8 +77,12 @@ class AllAtOnce(Protocol):
 class FromTable(Protocol):
     """A layer's experts, multiplied by what a table on the device says is there."""
 
+    @property
+    def reads_ram(self) -> bool:
+        """Whether it reads experts in the host tier too, for one token."""
+
     def run(self, hidden: Tensor, index: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
-        """hidden [T, H], index and weights [T, k] -> [T, H]; `slots` int32 [experts] is where each expert lies."""
+        """hidden [T, H], index and weights [T, k] -> [T, H]; `slots` int32 [experts] is a `DeviceTable`'s row."""
 
 
 class ExpertLayer(nn.Module):
@@ -100,9 +104,11 @@ class ExpertLayer(nn.Module):
         kernels = own["all_at_once"] = paged.kernel.all_at_once(paged.layouts, own["gating"])
         own["from_table"] = None
         own["beside"] = _beside(paged, own["gating"])
-        if isinstance(kernels, TritonExperts) and kernels.run_from_table and paged.prefetcher is None:
+        if not isinstance(kernels, TritonExperts) or not kernels.run_from_table:
+            return
+        if paged.prefetcher is None or kernels.reads_ram:  # nothing is predicted where nobody looks
             own["from_table"] = kernels
-            paged.cache.keep_table()
+            paged.cache.keep_mirror(zero_copy=kernels.reads_ram)
 
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

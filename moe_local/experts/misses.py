@@ -2,6 +2,8 @@
 
 Both go on beside the device's own work. Uploads take the link and warm the device tier; multiplying takes the CPU,
 and once a layer the way there and back of what it is given and what it gives. Which is less, measured costs say.
+
+Or zero-copy: the device's kernels read them over the link where they lie in RAM, and nobody asks which; see `mirror`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-UPLOAD, CPU, AUTO = "upload", "cpu", "auto"
-MISSES = (AUTO, UPLOAD, CPU)
+UPLOAD, CPU, ZERO_COPY, AUTO = "upload", "cpu", "zero-copy", "auto"
+MISSES = (AUTO, UPLOAD, CPU, ZERO_COPY)
 
 
 class MissPolicy(Protocol):

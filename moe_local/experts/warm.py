@@ -1,4 +1,4 @@
-"""Which experts were hot when a model was last closed, so that the next run does not begin cold."""
+"""Caches that do not begin cold: with the experts that were hot when a model was last closed, or with all in RAM."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def remember(cache: ExpertCache, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as stream:
             stream.write(json.dumps(cache.residents()).encode())
+
+
+def fill(cache: ExpertCache, report: Callable[[float], None]) -> None:
+    """Reads all experts of the layers that the host tier keeps all of."""
+    layers = len(cache.experts)
+    for layer in range(layers):
+        cache.fill(layer)
+        report((layer + 1) / layers)
 
 
 def warm_up(cache: ExpertCache, file: Path, report: Callable[[float], None]) -> None:

@@ -25,9 +25,13 @@ class ExpertKernel:
     that layout comes to lie in the slot is read from there.
     """
 
-    def __init__(self, slab: Slab, *, exact: bool = False) -> None:
-        """Over `slab`; by activations that are `exact`, or rounded to 8 bits where a kernel gains by it."""
+    def __init__(self, slab: Slab, *, exact: bool = False, below: Slab | None = None) -> None:
+        """Over `slab`; by activations that are `exact`, or rounded to 8 bits where a kernel gains by it.
+
+        Kernels of a device's may read the slab `below` too, in page-locked RAM.
+        """
         self._slab = slab
+        self._below = below
         self._exact = exact
         self._known: dict[int, tuple[int, Layout]] = {}  # id of a layout -> the number of all equal ones, and it
         self._layouts: list[Layout] = []  # by their numbers
@@ -38,7 +42,7 @@ class ExpertKernel:
         layouts and this gating.
         """
         native = native_experts(self._slab, layouts, gating, exact=self._exact)
-        return native or triton_experts(self._slab, layouts, gating)
+        return native or triton_experts(self._slab, layouts, gating, self._below)
 
     def run(
         self, layout: Layout, slots: Sequence[int], x: Tensor, groups: Sequence[Tensor] | None, activate: Activate

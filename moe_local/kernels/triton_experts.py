@@ -13,7 +13,7 @@ from moe_local.kernels.gating import Gating
 from moe_local.kernels.triton_launch import Launcher, launcher
 from moe_local.kernels.triton_layout import OPTIONS, PlacedExpert, place
 from moe_local.kernels.triton_matrix import KINDS, values
-from moe_local.kernels.triton_probe import usable
+from moe_local.kernels.triton_probe import reads_ram, usable
 from moe_local.memory.accelerator import has_triton_cores, launching_on
 from moe_local.memory.slab import Slab
 
@@ -25,9 +25,10 @@ _MANY_ROWS = 32  # of an expert, on average: from there tiles are of 64 rows, be
 class TritonExperts:
     """Experts of some layouts in the slots of a slab on a GPU, with one gating, for the Triton kernels."""
 
-    def __init__(self, slab: Slab, layouts: Mapping[int, PlacedExpert]) -> None:
+    def __init__(self, slab: Slab, layouts: Mapping[int, PlacedExpert], below: Slab | None = None) -> None:
         """See `triton_experts`; `layouts` by the id of the layout they are of."""
         self._slab = slab
+        self._below = below
         self._layouts = layouts
         self._launchers: dict[object, Launcher] = {}
         self._only = next(iter(layouts.values())) if len(layouts) == 1 else None
@@ -37,6 +38,11 @@ class TritonExperts:
         """Whether `run` can be used."""
         return self._only is not None
 
+    @property
+    def reads_ram(self) -> bool:
+        """Whether `run` reads experts in the slab below too, for one token."""
+        return self._below is not None
+
     def start(self, hidden: Tensor, index: Tensor, experts: int) -> TritonPass:
         """The pass of hidden [T, H] through those of `experts` that index [T, k] names; waits for the index."""
         work = self._work(hidden, index, experts)
@@ -45,8 +51,9 @@ class TritonExperts:
     def run(self, hidden: Tensor, index: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
         """A whole pass, hidden [T, H], index and weights [T, k] -> [T, H], with nothing read back from the device.
 
-        `slots` [experts] int32, on the device, is in which slot each expert lies; -1 for one that is not there: its
-        choices are left out of the sum. Raises ValueError where records have several layouts.
+        `slots` [experts] int32, on the device, is in which slot each expert lies; -2 and less, for one token only:
+        in slot 0 and up of the slab below; -1 for one that is nowhere: its choices are left out of the sum. Raises
+        ValueError where records have several layouts.
         """
         if self._only is None:
             raise ValueError("experts of several layouts cannot be run from one table of slots")
@@ -55,7 +62,7 @@ class TritonExperts:
             return torch.zeros_like(hidden)
         with launching_on(hidden.device):
             if work.few:
-                work.vector(self._only, self._slab, slots)
+                work.vector(self._only, self._slab, slots, self._below)
             else:
                 work.tiled(self._only, self._slab, *work.tiles_on_device(slots))
             return work.sum(weights, slots)
@@ -77,7 +84,7 @@ class _Work:
         self.index = index.to(torch.int64).contiguous()
         self.experts = experts
         self.choices = self.index.numel()
-        self.few = self.choices <= max(_VECTOR_CHOICES, experts // 2)
+        self.few = len(index) == 1 or self.choices <= max(_VECTOR_CHOICES, experts // 2)
         self.block = 64 if self.choices >= _MANY_ROWS * experts else 16
         self.inner = inner
         self._each = self.index.shape[1]
@@ -86,7 +93,7 @@ class _Work:
         self._outputs = self.hidden.new_empty(self.choices, width, dtype=between)
         self._exact = self.hidden.dtype == torch.float32 or not has_triton_cores(hidden.device)
 
-    def vector(self, placed: PlacedExpert, slab: Slab, slots: Tensor) -> None:
+    def vector(self, placed: PlacedExpert, slab: Slab, slots: Tensor, below: Slab | None = None) -> None:
         """Multiplies by the experts of a layout that `slots` says are there, each choice by itself."""
         from moe_local.kernels.triton_vector import down_vector, up_vector
 
@@ -101,8 +108,9 @@ class _Work:
         )  # fmt: skip
         table, other = (values(side.reader.table, records.device) for side in (placed.up, placed.down))
         blocks, others = placed.vector_blocks
-        up(self.choices, blocks, self.hidden, index, slots, records, self._inner, table)
-        down(self.choices, others, self._inner, index, slots, records, self._outputs, other)
+        ram = None if below is None else below.memory_of_all
+        up(self.choices, blocks, self.hidden, index, slots, records, ram, self._inner, table)
+        down(self.choices, others, self._inner, index, slots, records, ram, self._outputs, other)
 
     def tiled(self, placed: PlacedExpert, slab: Slab, order: Tensor, tiles: Tensor) -> None:
         """Multiplies the choices in `tiles` [n, 3] int32 (see `triton_tiled`) of `order` [choices] int64."""
@@ -240,11 +248,18 @@ class TiledPass(TritonPass):
                 work.tiled(own._layouts[id(layout)], own._slab, self._order, there)
 
 
-def triton_experts(slab: Slab, layouts: Sequence[Layout], gating: Gating | None) -> TritonExperts | None:
-    """The experts of a layer whose records have one of `layouts`; None where the kernels lack something for them."""
+def triton_experts(
+    slab: Slab, layouts: Sequence[Layout], gating: Gating | None, below: Slab | None = None
+) -> TritonExperts | None:
+    """The experts of a layer whose records have one of `layouts`; None where the kernels lack something for them.
+
+    They read those in a slab `below` too, in page-locked RAM, where the device can.
+    """
     if gating is None or not usable(slab.device):
         return None
     made = {id(layout): place(layout, gating) for layout in layouts}
     known = {key: placed for key, placed in made.items() if placed is not None}
     shapes = {(placed.up.width, placed.inner, placed.down.rows) for placed in known.values()}
-    return TritonExperts(slab, known) if len(known) == len(made) and len(shapes) == 1 else None
+    if len(known) != len(made) or len(shapes) != 1:
+        return None
+    return TritonExperts(slab, known, below if below is not None and reads_ram(slab.device) else None)

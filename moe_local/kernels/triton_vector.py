@@ -83,32 +83,38 @@ def biased(found: tl.tensor, record: tl.tensor, at: tl.tensor, rows: tl.tensor, 
 
 @jit
 def record_of(
-    choice: tl.tensor, index: tl.tensor, slots: tl.tensor, slab: tl.tensor, slot_size: tl.tensor, experts: tl.tensor
-) -> tl.tensor:
+    choice: tl.tensor, index: tl.tensor, slots: tl.tensor, slab: tl.tensor, below: tl.tensor, slot_size: tl.tensor,
+    experts: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     """Where the record of a choice's expert begins, and whether it is there: see `up_vector`."""
     expert = tl.load(index + choice)
     known = (expert >= 0) & (expert < experts)
     slot = tl.load(slots + expert, mask=known, other=-1)
-    return slab + slot.to(tl.int64) * slot_size, slot >= 0
+    first, place, there = slab, slot, slot >= 0
+    if below is not None:
+        first = tl.where(slot < -1, below, slab)
+        place, there = tl.where(slot < -1, -2 - slot, slot), slot != -1
+    return first + place.to(tl.int64) * slot_size, there
 
 
 @jit
 def up_vector(
-    x: tl.tensor, index: tl.tensor, slots: tl.tensor, slab: tl.tensor, out: tl.tensor, values: tl.tensor,
-    slot_size: tl.tensor, experts: tl.tensor, choices: tl.tensor, width: tl.tensor, inner: tl.tensor,
-    data: tl.tensor, scales: tl.tensor, whole: tl.tensor, up_data: tl.tensor, up_scales: tl.tensor,
+    x: tl.tensor, index: tl.tensor, slots: tl.tensor, slab: tl.tensor, below: tl.tensor, out: tl.tensor,
+    values: tl.tensor, slot_size: tl.tensor, experts: tl.tensor, choices: tl.tensor, width: tl.tensor,
+    inner: tl.tensor, data: tl.tensor, scales: tl.tensor, whole: tl.tensor, up_data: tl.tensor, up_scales: tl.tensor,
     up_whole: tl.tensor, up_row: tl.tensor, bias: tl.tensor, units: tl.tensor, pitch: tl.tensor, across: tl.tensor,
     alpha: tl.tensor, limit: tl.tensor, spec: tl.constexpr, tile: tl.constexpr, even: tl.constexpr,
     fits: tl.constexpr, gating: tl.constexpr, bias_kind: tl.constexpr,
 ) -> None:  # fmt: skip
     """x [T, width], index [T, choices] -> out [T * choices, inner]: gate, up and activation of each choice's expert.
 
-    `slots` [experts] int32 says in which slot of the slab an expert is; -1, or an index of no expert: the choice is
-    left out. `data` to `up_whole` are bytes of a record; `up_row` is where up's rows begin. A program does one choice
-    and as many rows as the tile has, of gate and of up, or of both where they are interleaved.
+    `slots` [experts] int32 says in which slot of the slab an expert is, -2 and less in slot 0 and up of the one
+    `below`, in page-locked RAM, if that is given; -1, or an index of no expert: the choice is left out. `data` to
+    `up_whole` are bytes of a record; `up_row` is where up's rows begin. A program does one choice and as many rows as
+    the tile has, of gate and of up, or of both where they are interleaved.
     """
     choice = tl.program_id(0)
-    record, there = record_of(choice, index, slots, slab, slot_size, experts)
+    record, there = record_of(choice, index, slots, slab, below, slot_size, experts)
     if there:
         x += (choice // choices).to(tl.int64) * width
         first = tl.program_id(1) * tile[0]
@@ -143,14 +149,15 @@ def up_vector(
 
 @jit
 def down_vector(
-    x: tl.tensor, index: tl.tensor, slots: tl.tensor, slab: tl.tensor, out: tl.tensor, values: tl.tensor,
-    slot_size: tl.tensor, experts: tl.tensor, width: tl.tensor, outputs: tl.tensor, data: tl.tensor,
-    scales: tl.tensor, whole: tl.tensor, bias: tl.tensor, units: tl.tensor, pitch: tl.tensor, across: tl.tensor,
-    spec: tl.constexpr, tile: tl.constexpr, even: tl.constexpr, fits: tl.constexpr, bias_kind: tl.constexpr,
+    x: tl.tensor, index: tl.tensor, slots: tl.tensor, slab: tl.tensor, below: tl.tensor, out: tl.tensor,
+    values: tl.tensor, slot_size: tl.tensor, experts: tl.tensor, width: tl.tensor, outputs: tl.tensor,
+    data: tl.tensor, scales: tl.tensor, whole: tl.tensor, bias: tl.tensor, units: tl.tensor, pitch: tl.tensor,
+    across: tl.tensor, spec: tl.constexpr, tile: tl.constexpr, even: tl.constexpr, fits: tl.constexpr,
+    bias_kind: tl.constexpr,
 ) -> None:  # fmt: skip
     """x [choices, width] -> out [choices, outputs], each by its expert's down; see `up_vector`."""
     choice = tl.program_id(0)
-    record, there = record_of(choice, index, slots, slab, slot_size, experts)
+    record, there = record_of(choice, index, slots, slab, below, slot_size, experts)
     if there:
         x += choice.to(tl.int64) * width
         rows = tl.program_id(1) * tile[0] + tl.arange(0, tile[0])
@@ -193,7 +200,7 @@ def weighted_sum(
         expert = tl.load(index + choice)
         there = (expert >= 0) & (expert < experts)
         if of_slots:
-            there = there & (tl.load(slots + expert, mask=there, other=-1) >= 0)
+            there = there & (tl.load(slots + expert, mask=there, other=-1) != -1)
         end = tl.where(there, width, 0)
         part = tl.load(parts + choice * width + places, mask=places < end, other=0).to(tl.float32)
         total += tl.where(places < end, part * tl.load(weights + choice).to(tl.float32), 0.0)

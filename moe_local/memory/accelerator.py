@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +55,11 @@ class Accelerator:
     def computes_bfloat16(self) -> bool:
         """Whether it has instructions for bfloat16: CUDA's devices before capability 8.0 imitate it, slowly."""
         return not self.has_own_memory or torch.cuda.get_device_capability(self.device) >= (8, 0)
+
+    @property
+    def reads_ram(self) -> bool:
+        """Whether its kernels can read page-locked RAM by the addresses that the host has for it."""
+        return self.has_own_memory and sys.platform != "win32"
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of a device with memory of its own."""

@@ -31,6 +31,7 @@ class Slab:
         self._start = self._buffer.data_ptr()
         self._memory: dict[int, memoryview] = {}
         self._pins: list[tuple[Accelerator, int]] = []  # by whom and from which address on it is page-locked
+        self.is_pinned = False  # the whole of it
 
     def __len__(self) -> int:
         return self._buffer.shape[0]
@@ -80,10 +81,14 @@ class Slab:
             if not accelerator.pin(self._start + at, min(piece, self.nbytes - at)):
                 return at
             self._pins.append((accelerator, self._start + at))
+        self.is_pinned = True
         return self.nbytes
 
     def close(self) -> None:
         """Frees the memory, once nobody else holds a part of it."""
+        if self._pins:
+            self._pins[0][0].synchronize()  # its kernels may be reading here
+        self.is_pinned = False
         while self._pins:
             accelerator, address = self._pins.pop()
             accelerator.unpin(address)

@@ -47,6 +47,12 @@ class Plan:
         return sum(self.device_slots)
 
     @property
+    def holds_all(self) -> bool:
+        """Whether of each layer a tier above the disk holds all experts."""
+        below = self.host_slots or (0,) * len(self.device_slots)
+        return all(count in held for count, *held in zip(self.needs.experts, self.device_slots, below, strict=True))
+
+    @property
     def share(self) -> float:
         """The share of all experts that the device tier holds."""
         return self.device_experts / self.needs.all_experts

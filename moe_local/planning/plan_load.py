@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from moe_local.errors import MoeLocalError
-from moe_local.experts.misses import CPU, UPLOAD
+from moe_local.experts.misses import CPU, UPLOAD, ZERO_COPY
 from moe_local.kernels import native
 from moe_local.kernels.triton_probe import trouble
 from moe_local.memory.accelerator import AUTO, Accelerator, find
@@ -213,7 +213,7 @@ def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[
 
 def _about_misses(plan: Plan, accelerator: Accelerator, options: Options) -> list[str]:
     """What to say of experts that a device lacks, where a CPU could multiply by them and does not."""
-    if plan.host_slots is None or options.misses == UPLOAD or options.other_machine:
+    if plan.host_slots is None or options.misses in (UPLOAD, ZERO_COPY) or options.other_machine:
         return []
     if why_not := native.missing():
         told = f"this CPU has no kernels to multiply with ({why_not}): what the device lacks is uploaded"

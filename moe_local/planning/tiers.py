@@ -9,7 +9,7 @@ import torch
 
 from moe_local.errors import BudgetError, MoeLocalError
 from moe_local.experts.cache import ExpertCache
-from moe_local.experts.misses import CPU, UPLOAD, MissPolicy, OnCpu
+from moe_local.experts.misses import CPU, UPLOAD, ZERO_COPY, MissPolicy, OnCpu
 from moe_local.experts.mover import mover_to
 from moe_local.experts.tier import Tier
 from moe_local.memory.files import ReadAt
@@ -91,7 +91,7 @@ def with_budgets(load_plan: LoadPlan, ram: int | None = None, vram: int | None =
 def miss_policy(load_plan: LoadPlan) -> MissPolicy | None:
     """Who multiplies by experts that are in RAM and not on the device; None: they are uploaded."""
     asked, accelerator = load_plan.options.misses, load_plan.accelerator
-    if load_plan.plan.host_slots is None or asked == UPLOAD:
+    if load_plan.plan.host_slots is None or asked in (UPLOAD, ZERO_COPY):
         return None
     if asked == CPU:
         return OnCpu()

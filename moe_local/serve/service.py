@@ -129,6 +129,8 @@ class Service:
         self._preparing += 1
         try:
             sequence = await asyncio.wrap_future(self._prompts.submit(self._prepared, engine, asked, feed))
+            feed.prompt_tokens = sequence.prompt_tokens
+            self._tasks.put(lambda: batch.add(sequence))  # it may be ending by then: the answer ends with it
         except (MoeLocalError, ValueError) as error:
             self._feeds.discard(feed)
             raise (refused(error) if isinstance(error, MoeLocalError) else RefusedError(400, str(error))) from error
@@ -137,8 +139,6 @@ class Service:
             raise
         finally:
             self._preparing -= 1
-        feed.prompt_tokens = sequence.prompt_tokens
-        self._tasks.put(lambda: batch.add(sequence))  # it may be ending by then: the answer ends with it
         return feed
 
     def over(self, feed: Feed) -> None:

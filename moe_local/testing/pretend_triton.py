@@ -9,6 +9,7 @@ from unittest import mock
 from torch import Tensor
 
 from moe_local.checkpoint.record import Layout
+from moe_local.experts.device_table import NOWHERE
 from moe_local.experts.routing import route
 from moe_local.kernels import expert
 from moe_local.kernels.expert import ExpertKernel
@@ -29,8 +30,9 @@ class _Numbers(Slab):
 class PretendTriton(TritonExperts):
     """Launches as often as the kernels do, reads what they read, and decodes what they would multiply by."""
 
-    def __init__(self, slab: Slab, layout: Layout, gating: Gating) -> None:
-        super().__init__(slab, {})
+    def __init__(self, slab: Slab, layout: Layout, gating: Gating, below: Slab | None) -> None:
+        super().__init__(slab, {}, below)
+        self.in_ram = None if below is None else ExpertKernel(below, exact=True)
         self.layout = layout
         self.activate = activation_of(gating)
         self.kernel = ExpertKernel(_Numbers(slab), exact=True)
@@ -49,6 +51,9 @@ class PretendTriton(TritonExperts):
         table = numbers(slots).tolist()
         there = [each for each in started.experts if table[each] >= 0]
         started.put(self.layout, there, [table[each] for each in there])
+        if below := [each for each in started.experts if table[each] < NOWHERE]:
+            assert len(index) == 1 and self._below is not None and self._below.is_pinned
+            started.read(self.layout, below, [-2 - table[each] for each in below])
         return started.sum(weights)
 
 
@@ -70,6 +75,12 @@ class PretendPass:
         if experts:
             self._routing.put(experts, own.kernel.run(layout, slots, self._x, groups, own.activate))
 
+    def read(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
+        """Multiplies by experts in page-locked RAM, in the same launches as by the others."""
+        assert self._owner.in_ram is not None
+        groups = self._routing.groups(experts)
+        self._routing.put(experts, self._owner.in_ram.run(layout, slots, self._x, groups, self._owner.activate))
+
     def sum(self, weights: Tensor) -> Tensor:
         launch(self._gpu, "weighted sum", [*self._read, weights])
         parts = self._routing.outputs() * numbers(weights).reshape(-1, 1)
@@ -86,10 +97,12 @@ def numbers(tensor: Tensor) -> Tensor:
 def pretend_triton() -> Iterator[None]:
     """Inside, experts on a pretend device are multiplied by `PretendTriton` where their records have one layout."""
 
-    def made(slab: Slab, layouts: Sequence[Layout], gating: Gating | None) -> TritonExperts | None:
+    def made(
+        slab: Slab, layouts: Sequence[Layout], gating: Gating | None, below: Slab | None = None
+    ) -> TritonExperts | None:
         if gating is None or len(layouts) > 1 or not isinstance(slab.memory_of_all, PretendTensor):
             return None
-        return PretendTriton(slab, layouts[0], gating)
+        return PretendTriton(slab, layouts[0], gating, below)
 
     with mock.patch.object(expert, "triton_experts", made):
         yield

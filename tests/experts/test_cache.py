@@ -19,6 +19,8 @@ from moe_local.checkpoint.record import Array, Extent, Layout, Matrix, Projectio
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.capacity import TierCapacity
+from moe_local.experts.device_table import NOWHERE, in_ram
+from moe_local.experts.mirror import LEARNS_EACH
 from moe_local.experts.mover import mover_to
 from moe_local.experts.residency import SlotTable
 from moe_local.experts.tier import Tier
@@ -28,6 +30,7 @@ from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.policies.base import Keys, Policy, State
 from moe_local.policies.lru import LRU
+from moe_local.telemetry import Counters
 from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 
@@ -108,7 +111,7 @@ def _cache(
         mover=moves,
         capacity_for=room if host is None else None,
     )
-    made.keep_table()
+    made.keep_mirror(zero_copy=host is not None)
     return made
 
 
@@ -159,15 +162,24 @@ def _assert_settled(cache: ExpertCache) -> None:
 
 
 def _assert_table_right(cache: ExpertCache) -> None:
-    """The device's table has the experts that are kept, each in its slot, whole; and those only."""
-    assert cache._table is not None
-    slots = cache._device.slots
+    """The device's table has the experts that are kept, each in its slot, whole; and those only.
+
+    Of the host tier those of layers that it keeps all of, and that the device tier does not keep.
+    """
+    assert cache._mirror is not None
+    below = cache._host
     for layer, kept in enumerate(cache.residents()):
-        row: Any = cache._table.row(layer) + 0  # as compute would read it
+        row: Any = cache._mirror._table.row(layer) + 0  # as compute would read it
         found = getattr(row, "numbers", row).tolist()
-        assert found == [slots[layer, expert] if expert in kept else -1 for expert in range(EXPERTS)]
+        wanted = dict.fromkeys(range(EXPERTS), NOWHERE)
+        if below is not None and cache.keeps_in_ram(layer):
+            for expert in below.layers[layer]:
+                wanted[expert] = in_ram(slot := below.slots[layer, expert])
+                assert (below.slab[slot].view(torch.float32) == 100.0 * layer + expert).all()
         for expert in kept:
-            _assert_right(cache, layer, expert, found[expert])
+            wanted[expert] = cache._device.slots[layer, expert]
+            _assert_right(cache, layer, expert, wanted[expert])
+        assert found == list(wanted.values())
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +197,7 @@ def _device(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 TWO_TIERS = [(10, None, BLOCKING), (4, None, BLOCKING), (1, None, BLOCKING), (0, None, BLOCKING)]
-THREE_TIERS = [(4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0)]
+THREE_TIERS = [(4, 6), (2, 2), (3, 1), (1, 1), (10, 10), (4, 0), (3, 10)]
 TIERS = TWO_TIERS + [(*tiers, mover) for tiers in THREE_TIERS for mover in (BLOCKING, LATE, STREAMS)]
 
 
@@ -389,4 +401,38 @@ def test_a_layer_that_others_take_slots_from_is_fetched(file: Path, files: FileR
     for layer in (0, 1):
         cache.warm(layer, range(EXPERTS))
     assert cache.found_all(1, index) is None
+    cache.close()
+
+
+def test_a_token_finds_in_ram_what_the_device_lacks(file: Path, files: FileReader) -> None:
+    """Once all of it is there; and not each time, or the device tier would never learn."""
+    cache = _cache(file, files, 4, EXPERTS)
+    token, two = torch.tensor([[1, 8]]), torch.tensor([[1, 8], [2, 3]])
+    list(cache.fetch(1, [0, 1, 2]))
+    assert cache.found_all(1, token) is None
+    cache.fill(1)
+    assert cache.found_all(1, two) is None
+    before = cache.snapshot()
+    kept = cache.residents()[1]
+    rows = [cache.found_all(1, token) for _ in range(2 * LEARNS_EACH)]
+    assert sum(row is None for row in rows) == 2
+    found = next(row for row in rows if row is not None).tolist()
+    assert [expert for expert, slot in enumerate(found) if slot >= 0] == kept
+    counted = cache.counters - before
+    passes, hits = 2 * LEARNS_EACH - 2, (1 in kept) + (8 in kept)
+    assert (counted.hits, counted.misses, counted.host_hits) == (passes * hits, *[passes * (2 - hits)] * 2)
+    assert counted.zero_copied == counted.misses and counted.bytes_uploaded == RECORD * counted.misses
+    assert counted.bytes_read == 0
+    cache.close()
+
+
+def test_what_fills_ram_is_not_counted_and_leaves_other_layers(file: Path, files: FileReader) -> None:
+    cache = _cache(file, files, 4, 6)
+    cache.fill(0)
+    assert cache.residents(in_ram=True) == [[], [], []]  # it has no room for all of them
+    cache.close()
+    cache = _cache(file, files, 4, EXPERTS)
+    cache.fill(0)
+    assert cache.residents(in_ram=True) == [list(range(EXPERTS)), [], []]
+    assert vars(cache.counters) == vars(Counters.of(LAYERS))
     cache.close()

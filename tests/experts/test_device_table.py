@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_local.experts.device_table import DeviceHits, DeviceTable
+from moe_local.experts.device_table import NOWHERE, DeviceHits, DeviceTable, in_ram
 from moe_local.memory.sender import Sender
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 
@@ -44,13 +44,30 @@ def test_rows_keep_their_addresses() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 9), min_size=2, max_size=6)), max_size=60))
 def test_each_expert_of_a_pass_is_counted_once(passes: list[tuple[int, list[int]]]) -> None:
-    hits = DeviceHits(CPU, EXPERTS)
-    wanted = [0, 0, 0]
-    for layer, chosen in passes:
+    """As needed; and as found if it lies on the device at the time."""
+    slots = torch.full((3, 7), NOWHERE)
+    hits = DeviceHits(CPU, EXPERTS, slots)
+    wanted, there = [0, 0, 0], [0, 0, 0]
+    for turn, (layer, chosen) in enumerate(passes):
+        needed = {each for each in chosen[: len(chosen) // 2 * 2] if each < EXPERTS[layer]}
+        if turn % 3 == 0:
+            hits.add_up()
+            slots[layer] = torch.tensor([each if (each + turn) % 2 else in_ram(each) for each in range(7)])
         hits.add(layer, torch.tensor(chosen)[: len(chosen) // 2 * 2].view(-1, 2))
-        wanted[layer] += len({each for each in chosen[: len(chosen) // 2 * 2] if each < EXPERTS[layer]})
-    assert hits.take() == wanted
-    assert hits.take() == [0, 0, 0]
+        wanted[layer] += len(needed)
+        there[layer] += int((slots[layer, list(needed)] >= 0).sum())
+    assert hits.take() == (wanted, there)
+    assert hits.take() == ([0, 0, 0], [0, 0, 0])
+
+
+def test_a_row_knows_all_once_each_expert_lies_somewhere() -> None:
+    table = DeviceTable(CPU, EXPERTS)
+    table.write(0, {0: 5, 2: 0}, {0: 9, 1: 0})
+    assert table.row(0).tolist() == [5, in_ram(0), 0, NOWHERE]
+    assert not table.knows_all(0)
+    table.write(0, {0: 5, 2: 0}, {3: 4, 1: 0})
+    assert table.row(0).tolist() == [5, -2, 0, -6]
+    assert table.knows_all(0) and not table.is_whole(0)
 
 
 @pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")

@@ -15,7 +15,8 @@ from moe_local.kernels.gating import Gating
 from moe_local.kernels.matrix import bind, kernel_for
 from moe_local.kernels.triton_dense import TRITON
 from moe_local.kernels.triton_experts import TritonExperts
-from tests.kernels.triton_layers import ENCODINGS, Layer, check, clamped, experts_of
+from moe_local.kernels.triton_probe import reads_ram
+from tests.kernels.triton_layers import ENCODINGS, Layer, check, check_in_ram, clamped, experts_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +58,16 @@ def test_a_pass_from_a_table_never_waits(tokens: int) -> None:
     kernels, inputs, table = experts_of(layer), layer.inputs(tokens, 3), layer.table()
     kernels.run(*inputs, table)  # compiles
     _without_waiting(lambda: kernels.run(*inputs, table))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_experts_are_read_in_ram(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    assert reads_ram(torch.device("cuda", 0))
+    for gating in (Gating("silu"), clamped(interleaved=True)):
+        layer = Layer(ENCODINGS[name], gating, 256, 384, count=12, bias=torch.bfloat16, device="cuda")
+        check_in_ram(layer, 4, dtype)
 
 
 def test_a_pass_from_a_table_can_be_recorded() -> None:

@@ -98,8 +98,10 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "stack": found["STACK"] + found["LOCAL"]}
 
 
-def experts(name: str, shape: tuple[int, int], dtype: torch.dtype, gating: Gating, tokens: int) -> Iterator[Launch]:
-    """The launches of a pass of `tokens` by experts of a format."""
+def experts(
+    name: str, shape: tuple[int, int], dtype: torch.dtype, gating: Gating, tokens: int, *, in_ram: bool = False
+) -> Iterator[Launch]:
+    """The launches of a pass of `tokens` by experts of a format, some of them `in_ram`."""
     layer = Layer(ENCODINGS[name], gating, *shape, count=1, bias=torch.bfloat16 if gating.limit else None)
     placed = place(layer.layout, gating)
     assert placed is not None
@@ -113,7 +115,7 @@ def experts(name: str, shape: tuple[int, int], dtype: torch.dtype, gating: Gatin
     def run() -> None:
         order, tiles = torch.empty(tokens * 8, dtype=torch.int64, device=meta), index.int()
         if work.few:
-            work.vector(placed, slab, tiles)
+            work.vector(placed, slab, tiles, slab if in_ram else None)
         else:
             work.tiled(placed, slab, order, tiles)
         work.sum(torch.empty(tokens, 8, dtype=dtype, device=meta), None)
@@ -152,6 +154,8 @@ def _all(name: str, dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
         gating = clamped(interleaved=True) if model == "gpt-oss" else Gating("silu")
         for tokens in (1, 64, 2048):
             yield from ((model, launch) for launch in experts(name, shape, dtype, gating, tokens))
+        read = experts(name, shape, dtype, gating, 1, in_ram=True)
+        yield from ((f"{model}, in RAM", launch) for launch in read)
     if name not in ("bf16", "fp16", "fp32"):
         for rows in (1, 16, 512):
             yield from (("matrix", launch) for launch in dense(name, (512, 2048), dtype, rows))

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.checkpoint.record import Array, Layout, Matrix, Projection, aligned
+from moe_local.experts.device_table import NOWHERE, in_ram
 from moe_local.formats.records import decode_bias, decode_projection
 from moe_local.formats.registry import packable
 from moe_local.kernels.gating import Gating
 from moe_local.kernels.triton_experts import TritonExperts
 from moe_local.kernels.triton_layout import place
+from moe_local.memory.accelerator import Accelerator
 from moe_local.memory.slab import Slab
 from tests.kernels.experts import ACTIVATIONS
 
@@ -176,3 +178,24 @@ def check(layer: Layer, tokens: int, choices: int, dtype: torch.dtype = torch.fl
     near = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
     torch.testing.assert_close(found.cpu().float(), wanted, **near)
     assert torch.equal(experts_of(layer).run(*inputs, layer.table()), found)
+
+
+def check_in_ram(layer: Layer, choices: int, dtype: torch.dtype = torch.float32) -> None:
+    """A token's pass gives the same with every second expert in RAM only, and one in neither left out."""
+    (hidden, index, weights), gone, size = layer.inputs(1, choices, dtype), 1, layer.layout.size
+    wanted = layer.wanted(hidden, index, weights, without=(gone,))
+    below = Slab(layer.count, layer.slab.slot_size, torch.device("cpu"))
+    if layer.device != "cpu":
+        below.pin(Accelerator(torch.device(layer.device)))
+    table = layer.table().tolist()
+    for expert in range(0, layer.count, 2):
+        held = layer.slab[layer.slots[expert]][:size]
+        below[layer.count - 1 - expert][:size].copy_(held)
+        held.fill_(0xFF)
+        table[expert] = in_ram(layer.count - 1 - expert)
+    table[gone] = NOWHERE
+    kernels = TritonExperts(layer.slab, experts_of(layer)._layouts, below)
+    found = kernels.run(hidden, index, weights, torch.tensor(table, dtype=torch.int32, device=layer.device))
+    near = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
+    torch.testing.assert_close(found.cpu().float(), wanted, **near)
+    below.close()

@@ -33,8 +33,11 @@ def test_all_of_it_and_no_byte_more(slot_size: int) -> None:
         assert gpu.pinned_bytes == slab.nbytes == 20 * slot_size
         assert all(_is_pinned(gpu, slab[slot]) for slot in range(20))
         assert all(address % 4096 == 0 for address in gpu.streams.pinned)
-        slab.close()
-        assert not gpu.streams.pinned
+        assert slab.is_pinned
+        with gpu.watch() as seen:
+            slab.close()
+        assert seen.syncs == 1  # kernels may be reading it
+        assert not gpu.streams.pinned and not slab.is_pinned
 
 
 def test_it_stops_where_the_system_refuses() -> None:
@@ -43,6 +46,7 @@ def test_it_stops_where_the_system_refuses() -> None:
         slab = host_slab(20, MIB, GPU, said.append)
         assert gpu.pinned_bytes == 8 * MIB
         assert [_is_pinned(gpu, slab[slot]) for slot in range(20)] == [True] * 8 + [False] * 12
+        assert not slab.is_pinned
         assert "8 MiB of 20 MiB" in said[0] and "slower" in said[0]
         torch.ones(1, device="cuda")  # the refusal was not left to whoever computes next
         slab.close()

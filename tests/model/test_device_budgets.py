@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from moe_local.engine import Engine, load
+from moe_local.experts.mirror import LEARNS_EACH
 from moe_local.generation.batch import Request
 from moe_local.generation.sampling import Sampling
 from moe_local.model.transformers_api import CACHE, kv_cache
@@ -146,6 +149,81 @@ def test_a_batch_over_the_table_says_what_one_after_the_other_does(gpu: PretendC
             said = sorted((answer.request.tag, tuple(answer.token_ids), answer.error) for answer in answers)
             found.append((said, engine.stats()["hits"] - before))
     assert found[0] == found[1]
+
+
+ZERO_COPIED = Options(device="cuda", context=128, dtype="float32", experts=0.5, misses="zero-copy")
+LONGER = Sampling(max_new_tokens=40, temperature=0)
+
+
+def test_experts_are_read_in_ram_without_the_host(gpu: PretendCuda, qwen: Path) -> None:
+    """But for one token of each layer in so many, which are not the same for all layers."""
+    token = torch.tensor([[8]], device="cuda")
+    with pretend_triton(), load(qwen, ZERO_COPIED) as engine, torch.inference_mode():
+        assert not any("RAM" in note for note in engine.notes)
+        out = engine.model(torch.tensor([[5, 6, 7]], device="cuda"))
+        seen = []
+        for _ in range(LEARNS_EACH):
+            with gpu.watch() as tally:
+                engine.model(token, **{CACHE: kv_cache(out)})
+            seen.append(tally.syncs)
+        layers = engine.model.config.num_hidden_layers
+    assert sum(seen) == layers > 1, tally.told()
+    assert max(seen) == 1
+
+
+def test_what_is_read_in_ram_is_what_is_uploaded_elsewhere(gpu: PretendCuda, qwen: Path) -> None:
+    with load(qwen, Options(device="cpu", context=128, dtype="float32")) as engine:
+        wanted = engine.generate([5, 6, 7], LONGER)
+    with pretend_triton(), load(qwen, ZERO_COPIED) as engine:
+        before = engine.cache.residents()
+        found = engine.generate([5, 6, 7], LONGER)
+        stats = engine.stats()
+        assert engine.cache.residents() != before  # it learns
+        slot = engine.plan.needs.slot
+    assert found.token_ids == wanted.token_ids
+    assert found.counters.lookups == wanted.counters.lookups
+    assert found.counters.forwards == wanted.counters.forwards
+    assert stats["misses"] > stats["zero_copied"] > 0 == stats["bytes_read"]
+    assert stats["host_hits"] == stats["misses"]
+    assert stats["bytes_uploaded"] == stats["misses"] * slot
+
+
+def test_other_budgets_go_on_reading_in_ram(gpu: PretendCuda, qwen: Path) -> None:
+    with load(qwen, Options(device="cpu", context=128, dtype="float32")) as engine:
+        wanted = engine.generate([5, 6, 7], LONGER).token_ids
+    with pretend_triton(), load(qwen, ZERO_COPIED) as engine:
+        for ram in (None, engine.plan.ram - (1 << 20)):
+            engine.resize(vram=None if ram else engine.plan.vram, ram=ram)
+            before = engine.stats()["zero_copied"]
+            assert engine.generate([5, 6, 7], LONGER).token_ids == wanted
+            assert engine.stats()["zero_copied"] > before
+
+
+@pytest.mark.parametrize(
+    ("triton", "options", "said"),
+    [
+        (nullcontext, {}, "cannot be read in RAM"),
+        (pretend_triton, {"host_experts": 0.75}, "room for all experts of 4 of 4 layers"),
+    ],
+)
+def test_what_cannot_be_read_in_ram_is_uploaded_and_that_is_said(
+    gpu: PretendCuda, qwen: Path, triton: Callable[[], AbstractContextManager[None]], options: Any, said: str
+) -> None:
+    with triton(), load(qwen, replace(ZERO_COPIED, **options)) as engine:
+        found = engine.generate([5, 6, 7], GREEDY)
+        stats = engine.stats()
+        assert any(said in note for note in engine.notes), engine.notes
+    assert stats["zero_copied"] == 0 < stats["bytes_uploaded"]
+    with load(qwen, Options(device="cpu", context=128, dtype="float32")) as engine:
+        assert found.token_ids == engine.generate([5, 6, 7], GREEDY).token_ids
+
+
+@pytest.mark.parametrize("pinnable", [0, 1 << 16])
+def test_ram_that_is_not_page_locked_is_not_read(qwen: Path, pinnable: int) -> None:
+    with pretend_cuda(pinnable=pinnable), pretend_triton(), load(qwen, ZERO_COPIED) as engine:
+        engine.generate([5, 6, 7], GREEDY)
+        assert engine.stats()["zero_copied"] == 0
+        assert any("cannot be read in RAM" in note for note in engine.notes)
 
 
 def test_layers_that_are_not_there_whole_go_by_the_host(gpu: PretendCuda, qwen: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from moe_local.kernels.gating import Gating
 from tests.kernels.experts import ACTIVATIONS
-from tests.kernels.triton_layers import ENCODINGS, Layer, check, clamped, experts_of, given
+from tests.kernels.triton_layers import ENCODINGS, Layer, check, check_in_ram, clamped, experts_of, given
 
 FEW, MANY = 2, 12  # tokens: each choice by itself, or tiles of the rows of an expert
 BIASES = (torch.bfloat16, torch.float16, torch.float32)
@@ -166,6 +166,17 @@ def test_a_token_that_chose_an_expert_twice(tokens: int) -> None:
     hidden, _, weights = layer.inputs(tokens, 3)
     inputs = hidden, torch.tensor([[2, 0, 2]]).repeat(tokens, 1), weights
     torch.testing.assert_close(given(layer, inputs), layer.wanted(*inputs), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("gating", [Gating("silu"), clamped(interleaved=True)])
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_experts_in_ram(name: str, gating: Gating) -> None:
+    for choices in (1, 5):
+        check_in_ram(_layer(name, gating=gating, bias=torch.bfloat16), choices)
+
+
+def test_a_token_that_chose_more_than_few_in_ram() -> None:
+    check_in_ram(_layer("int8", count=24), 20)
 
 
 def test_a_slot_is_read_when_it_is_multiplied_by() -> None:

@@ -24,7 +24,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 CONTEXT = 20_000  # tokens
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server_url(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a server answers, with a tiny model whose answers go on until they are stopped."""
     model = Path(shutil.copytree(qwen, tmp_path_factory.mktemp("served") / "tiny"))
@@ -51,7 +51,7 @@ def _without_end(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"max_position_embeddings": CONTEXT, "eos_token_id": None}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here")
