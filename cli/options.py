@@ -140,8 +140,9 @@ class LoadFlags:
     misses: Annotated[
         str,
         typer.Option(
-            help="Experts that are in RAM and not on the GPU: upload them, multiply by them on the cpu, or auto: what"
-            " costs less, once `doctor --calibrate` has measured that (upload before).",
+            help="Experts that are in RAM and not on the GPU: upload them, multiply by them on the cpu, zero-copy"
+            " (the GPU reads them there), or auto: upload or cpu, what costs less once `doctor --calibrate` has"
+            " measured it.",
             rich_help_panel=MODEL,
         ),
     ] = "auto"

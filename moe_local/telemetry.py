@@ -17,7 +17,7 @@ class Counters:
     computed_in_ram: int = 0  # misses that a CPU multiplied by in the host tier, beside the device
     zero_copied: int = 0  # misses that the device read in the host tier, over its link, and did not keep
     bytes_read: int = 0  # from disk
-    bytes_uploaded: int = 0  # host tier -> device: into its tier, or read by its kernels
+    bytes_uploaded: int = 0  # host tier -> device tier
     stall_seconds: float = 0.0  # compute waited for a miss
     reading_seconds: float = 0.0  # at least one read was under way
     uploading_seconds: float = 0.0  # as far as the main thread was held up by it

@@ -16,13 +16,14 @@ from moe_local import Options, Request, Sampling, load
 from moe_local.bench import live
 from moe_local.bench.workload import Prompt
 from moe_local.engine import Engine
-from moe_local.experts.misses import AUTO, UPLOAD
+from moe_local.experts.misses import AUTO, UPLOAD, ZERO_COPY
 from moe_local.experts.misses import CPU as MULTIPLY
 from moe_local.memory.accelerator import find
 from moe_local.planning.calibration import Calibration, write_calibration
 from moe_local.store import first_use, pack
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
+from moe_local.testing.pretend_triton import pretend_triton
 from moe_local.units import MIB
 
 ARCHITECTURES = ("qwen3_moe", "gpt_oss", "deepseek_v2")
@@ -79,6 +80,20 @@ def _tiers(device: str, model: Path, misses: str) -> Iterator[Engine]:
         stats = engine.stats()
         assert (stats["computed_in_ram"] > 0) == (misses != UPLOAD)
         assert stats["bytes_uploaded"] == (stats["misses"] - stats["computed_in_ram"]) * engine.plan.needs.slot
+
+
+@pytest.mark.parametrize("device", [PRETENDED, pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+def test_a_chat_says_the_same_with_experts_read_in_ram(model: Path, device: str) -> None:
+    kernels = pretend_triton() if can_pretend() else nullcontext()
+    options = Options(device=device, context=256, dtype="float32", experts=0.5, misses=ZERO_COPY)
+    with kernels, load(model, options) as engine, load(model, CPU) as cpu:
+        wanted, found = cpu.chat(GREEDY), engine.chat(GREEDY)
+        for prompt in PROMPTS:
+            assert found.send(prompt).token_ids == wanted.send(prompt).token_ids
+        assert engine.stats()["zero_copied"] > 0
+        requests = [Request(prompt, GREEDY) for prompt in PROMPTS]
+        answers = [answer.token_ids for answer in engine.batch(requests[:1])]
+        assert answers == [answer.token_ids for answer in cpu.batch(requests[:1])]
 
 
 def test_a_chat_says_the_same(model: Path, tiers: Engine) -> None:

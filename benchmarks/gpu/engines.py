@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.measuring import Say
-from benchmarks.gpu.scale import Model, Scale
+from benchmarks.gpu.scale import Model, Scale, Setting
 from moe_local import Engine, Options, Sampling, load
 from moe_local.bench.links import measure_disk
 from moe_local.generation.generate import Generation
@@ -28,13 +28,14 @@ _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLau
 
 
 def setting(
-    say: Say, store: Path, model: Model, scale: Scale, share: tuple[float, float], speeds: Mapping[str, float | None]
+    say: Say, store: Path, model: Model, scale: Scale, setting: Setting, speeds: Mapping[str, float | None]
 ) -> None:
-    """Decoding and prefill with `share` of the experts; `speeds` are `links`', GB/s."""
-    device, host = share
+    """Decoding and prefill; `speeds` are `links`', GB/s."""
+    device, host, misses = setting
     options = Options(
-        device="cuda", context=scale.context, experts=device, host_experts=host, io="direct" if host < 1 else "auto"
-    )
+        device="cuda", context=scale.context, experts=device, host_experts=host, misses=misses,
+        io="direct" if host < 1 else "auto",
+    )  # fmt: skip
     with load(store, options) as engine:
         plan = engine.plan
         say(
@@ -79,10 +80,11 @@ def _decode(say: Say, engine: Engine, scale: Scale, dense: int, speeds: Mapping[
     engine.generate(_ids(engine, SHORT, 3), _greedy(scale.decoded))
     result = engine.generate(_ids(engine, SHORT, 4), _greedy(scale.decoded))
     tokens, spent, seen = result.new_tokens - 1, result.seconds - result.time_to_first_token, result.decode
+    crossed = seen.bytes_uploaded + seen.zero_copied * engine.plan.needs.slot
     say(
         tokens_per_second=round(result.tokens_per_second, 2),
         token_seconds=round(_median_gap(result), 6),
-        bytes_uploaded_per_token=round(seen.bytes_uploaded / tokens),
+        bytes_uploaded_per_token=round(crossed / tokens),
         bytes_read_per_token=round(seen.bytes_read / tokens),
         stall_share=round(seen.stall_seconds / spent, 4),
         device_hit_rate=round(seen.hit_rate, 4),
@@ -91,7 +93,7 @@ def _decode(say: Say, engine: Engine, scale: Scale, dense: int, speeds: Mapping[
     needs = engine.plan.needs
     carried = {
         "memory": dense + needs.token_set * needs.slot,
-        "upload": seen.bytes_uploaded / tokens,
+        "upload": crossed / tokens,
         "disk": seen.bytes_read / tokens,
     }
     say(**limit(carried, speeds, result.tokens_per_second))

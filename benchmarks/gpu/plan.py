@@ -55,9 +55,10 @@ def _measure_model(bench: Bench, scale: Scale, model: Model, folder: Path, speed
 
 
 def _engines(scale: Scale, model: Model, store: Path, speeds: dict[str, float | None]) -> Iterator[Measurement]:
-    for share in scale.shares:
-        about = {"model": model.name, "device_share": share[0], "host_share": share[1]}
-        measure = partial(engines.setting, store=store, model=model, scale=scale, share=share, speeds=speeds)
+    for setting in scale.settings:
+        device, host, misses = setting
+        about = {"model": model.name, "device_share": device, "host_share": host, "misses": misses}
+        measure = partial(engines.setting, store=store, model=model, scale=scale, setting=setting, speeds=speeds)
         yield Measurement("engine", about, measure, 60)
 
 

@@ -45,13 +45,14 @@ def _machine(found: Sequence[Result]) -> str:
 
 def _engines(found: Sequence[Result], prompts: Sequence[int]) -> str:
     head = [
-        "model", "in VRAM", "in RAM", "tokens/s", "of the limit", "limit by", *[f"prefill {n}" for n in prompts],
+        "model", "in VRAM", "in RAM", "misses", "tokens/s", "of the limit", "limit by",
+        *[f"prefill {n}" for n in prompts],
         "uploaded a token, MB", "read a token, MB", "stalls", "VRAM hits", "RAM hits", "peak VRAM, GB", "budget, GB",
     ]  # fmt: skip
     rows = [
         [
-            r["model"], _percent(r["device_share"]), _percent(r["host_share"]), r.get("tokens_per_second"),
-            _percent(r.get("of_limit")), r.get("limit_by"),
+            r["model"], _percent(r["device_share"]), _percent(r["host_share"]), r["misses"],
+            r.get("tokens_per_second"), _percent(r.get("of_limit")), r.get("limit_by"),
             *[r.get(f"prefill_{n}_tokens_per_second") for n in prompts],
             _in(r.get("bytes_uploaded_per_token"), 1e6), _in(r.get("bytes_read_per_token"), 1e6),
             _percent(r.get("stall_share")), _percent(r.get("device_hit_rate")), _percent(r.get("host_hit_rate")),
@@ -110,7 +111,7 @@ def _crossing(found: Sequence[Result]) -> str:
 
 def _failures(found: Sequence[Result]) -> str:
     """Every measurement that did not come to its end, and why."""
-    hidden = ("kind", "model", "format", "device_share", "host_share", "peer")
+    hidden = ("kind", "model", "format", "device_share", "host_share", "misses", "peer")
     failed = [result for result in found if result["failed"]]
     named = [" ".join(str(result[key]) for key in hidden if key in result) for result in failed]
     return "\n".join(f"- {name}: {result['failed']}" for name, result in zip(named, failed, strict=True))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from moe_local.experts.misses import CPU, UPLOAD, ZERO_COPY
 from moe_local.planning.known_models import shipped
 from moe_local.planning.weights import Formats
 from moe_local.testing import architecture, tiny_config
@@ -27,13 +28,21 @@ class Model:
     prototypes: int = 4  # different experts in a layer's file: the others repeat them
 
 
+class Setting(NamedTuple):
+    """Shares of the experts, on the device and in RAM, and what becomes of those that the device lacks."""
+
+    device: float
+    host: float
+    misses: str = UPLOAD
+
+
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of everything that is measured. Shares are of the experts: (on the device, in RAM)."""
+    """Sizes of everything that is measured."""
 
     tiny: bool
     noise: int  # random numbers that weights are made of; odd, so that no two rows are the same
-    shares: tuple[tuple[float, float], ...]
+    settings: tuple[Setting, ...]
     prompts: tuple[int, ...]  # tokens
     decoded: int  # tokens
     forwards: int  # that host time is taken of
@@ -67,16 +76,29 @@ class Scale:
 
 
 FORMATS = ("int4", "int8", "mxfp4", "nf4", "nvfp4", "fp8")
-SHARES = ((1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (0.125, 1.0), (0.5, 0.5), (0.25, 0.5), (0.125, 0.5))
+SETTINGS = (
+    Setting(1.0, 1.0),
+    Setting(0.5, 1.0),
+    Setting(0.25, 1.0),
+    Setting(0.25, 1.0, ZERO_COPY),
+    Setting(0.25, 1.0, CPU),
+    Setting(0.5, 1.0, ZERO_COPY),
+    Setting(0.125, 1.0),
+    Setting(0.125, 1.0, ZERO_COPY),
+    Setting(0.5, 0.5),
+    Setting(0.25, 0.5),
+    Setting(0.125, 0.5),
+)
 REAL = Scale(
     tiny=False, noise=(1 << 26) - 5,
-    shares=SHARES, prompts=(512, 4096), decoded=64, forwards=16, copied=2 * GIB, repeats=20,
+    settings=SETTINGS, prompts=(512, 4096), decoded=64, forwards=16, copied=2 * GIB, repeats=20,
     matrix=(8192, 4096), ring=512 * MIB, rows=(1, 4, 16, 512, 4096), crossing=(1, 2, 4, 8, 16, 32, 64),
     expert=(128, 8, 2048, 768), peer_layers=8, graphs=True,
 )  # fmt: skip
 PRETENDED = Scale(
     tiny=True, noise=(1 << 16) - 5,
-    shares=((1.0, 1.0), (0.5, 1.0), (0.5, 0.5)), prompts=(16, 40), decoded=6, forwards=2, copied=MIB,
+    settings=(Setting(1.0, 1.0), Setting(0.5, 1.0), Setting(0.5, 1.0, ZERO_COPY), Setting(0.5, 0.5)),
+    prompts=(16, 40), decoded=6, forwards=2, copied=MIB,
     repeats=2, matrix=(64, 128), ring=64 << 10, rows=(1, 4, 24), crossing=(1, 8), expert=(8, 2, 64, 64),
     peer_layers=2, graphs=False,
 )  # fmt: skip

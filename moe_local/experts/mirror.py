@@ -11,8 +11,8 @@ from moe_local.experts.tier import Tier
 from moe_local.telemetry import Counters
 
 # Tokens of which one goes by the host where kernels read the host tier: the device tier learns from it what to keep.
-# On traces of gpt-oss-20b and DeepSeek-V2-Lite its hit rate falls by 10 to 15% of itself at a quarter of the experts,
-# by 5 to 7% at a half.
+# On traces of gpt-oss-20b and DeepSeek-V2-Lite its hit rate falls by a tenth with a quarter of the experts, with half
+# of them by 3 or 4 in a hundred (benchmarks/rare_learning.py).
 LEARNS_EACH = 8
 
 
@@ -62,7 +62,6 @@ class Mirror:
             counters.layer_misses[layer] += read
             counters.layer_host_hits[layer] += read
             counters.zero_copied += read
-            counters.bytes_uploaded += read * self._device.slab.slot_size
 
     def close(self) -> None:
         """Frees the memory that rows are copied from."""

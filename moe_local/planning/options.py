@@ -33,9 +33,7 @@ class Options:
     prefetch: str = "router"  # what is read ahead: a name of `PREDICTORS`, or "off"
     io: str = "auto"  # how experts are read: direct (past the page cache), buffered, or what suits
     activations: str = "int8"  # rounded to 8 bits where a CPU's kernels gain by it; "bf16": as they are
-    misses: str = (
-        "auto"  # experts that a GPU lacks: "upload" them, "cpu": multiply by them in RAM, or what costs less
-    )
+    misses: str = "auto"  # what becomes of experts that a GPU lacks: one of `MISSES`
     warm: bool = False  # begin with the experts that the last run of this kind ended with
     other_machine: bool = False  # plan for another machine: what this one has does not bound the budgets
     max_sequences: int = 1  # that `Engine.batch` generates at once, at most

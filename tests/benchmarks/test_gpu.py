@@ -107,7 +107,7 @@ def test_all_of_it_pretended(tmp_path: Path) -> None:
         about = found.get("peer", found.get("format"))
         assert {(found["kind"], about), (found["kind"], None)} & NOT_PRETENDED, found
     engines = [found for found in whole["results"] if found["kind"] == "engine"]
-    assert len(engines) == len(models(48)) * len(PRETENDED.shares)
+    assert len(engines) == len(models(48)) * len(PRETENDED.settings)
     for found in engines:
         assert found["tokens_per_second"] > 0 and found["vram_within_budget"], found
         assert bool(found["bytes_uploaded_per_token"]) == (found["device_share"] < 1), found
