@@ -118,7 +118,8 @@ class Engine:
         """Before a forward pass, of the whole model or without its head: leaves it the memory that it needs."""
         given = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *args]
         ids = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
-        self.cache.resize_for(self.load_plan.context if ids is None else ids.shape[0] * ids.shape[1])
+        tokens = self.load_plan.context if ids is None else ids.shape[0] * ids.shape[1]
+        self.cache.resize_for(self._experts.in_step.tokens(tokens))
 
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
@@ -242,7 +243,13 @@ class Engine:
         padding = PaddingMask(self.cache.experts)
         self.tap(in_turn(padding, *watching))
         load_plan = self.load_plan
-        return kind(self.generator, sequences=load_plan.sequences, kv_tokens=load_plan.kv_tokens, hide=padding.hide)
+        return kind(
+            self.generator,
+            sequences=load_plan.sequences,
+            kv_tokens=load_plan.kv_tokens,
+            hide=padding.hide,
+            in_step=self._experts.in_step,
+        )
 
     def stats(self) -> dict[str, Any]:
         """Totals since loading, and memory against its budget (bytes)."""

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.errors import MoeLocalError
 from moe_local.experts.cache import ExpertCache
+from moe_local.experts.in_step import InStep
 from moe_local.experts.layer import ExpertLayer, Paged
 from moe_local.experts.misses import ZERO_COPY
 from moe_local.experts.next_router import next_routers
@@ -28,6 +29,7 @@ class PagedExperts:
         self._model: PreTrainedModel | None = model
         self._misses = miss_policy(load_plan)
         self._tap: RoutingHook | None = None
+        self.in_step = InStep()
         self._run_over(cache)
 
     @property
@@ -69,7 +71,16 @@ class PagedExperts:
             held = self.load_plan.catalog.layers[layer]
             assert isinstance(module, ExpertLayer)
             paged = Paged(
-                self.cache, kernel, layer, held.experts, held.kinds, tap, self._prefetcher, in_ram, self._misses
+                self.cache,
+                self.in_step,
+                kernel,
+                layer,
+                held.experts,
+                held.kinds,
+                tap,
+                self._prefetcher,
+                in_ram,
+                self._misses,
             )
             module.connect(paged)
 

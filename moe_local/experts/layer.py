@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_local.checkpoint.record import Layout
 from moe_local.experts.beside import Beside
 from moe_local.experts.cache import ExpertCache, Ready
+from moe_local.experts.in_step import InStep
 from moe_local.experts.misses import MissPolicy
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.routing import RoutingHook, greatest_weights, route
@@ -26,6 +27,7 @@ class Paged:
     """What stands in for the parameters of one layer's experts module."""
 
     cache: ExpertCache
+    in_step: InStep
     kernel: ExpertKernel
     layer: int
     experts: int
@@ -120,12 +122,17 @@ class ExpertLayer(nn.Module):
         paged, index, weights = self.paged, top_k_index, top_k_weights
         if paged.hook is not None:
             index, weights = paged.hook(paged.layer, index, weights)
+        return paged.in_step.through(self, hidden_states, index, weights)
+
+    def run(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """As `forward`, of one pass's tokens or of several's."""
+        paged = self.paged
         if self.from_table is not None and (slots := paged.cache.found_all(paged.layer, index)) is not None:
-            return self.from_table.run(hidden_states, index, weights, slots)
+            return self.from_table.run(hidden, index, weights, slots)
         if self.beside is not None:
-            return self._run_beside(self.beside, hidden_states, index, weights)
-        step = self._start(hidden_states, index)
-        for ready in paged.fetch(hidden_states, step.experts, index, weights, None):
+            return self._run_beside(self.beside, hidden, index, weights)
+        step = self._start(hidden, index)
+        for ready in paged.fetch(hidden, step.experts, index, weights, None):
             step.put(ready.layout, ready.experts, ready.slots)
         return step.sum(weights)
 

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from moe_local.experts.in_step import lane
+
 
 class RoutingHook(Protocol):
     """Sees the routing of each forward pass, index and weights [T, k], and may put another in its place."""
@@ -32,16 +34,17 @@ class PaddingMask:
     def __init__(self, experts: Sequence[int]) -> None:
         """`experts` of each layer, which is also the index that stands for none."""
         self._experts = experts
-        self._padded: Tensor | None = None
+        self._padded: dict[int, Tensor | None] = {}  # of each lane
 
     def hide(self, there: Tensor | None) -> None:
         """Which of the tokens of the next forward passes are there, [T] bool; None for all."""
-        self._padded = None if there is None else ~there[:, None]
+        self._padded[lane()] = None if there is None else ~there[:, None]
 
     def __call__(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        if self._padded is None or len(self._padded) != len(index):
+        padded = self._padded.get(lane())
+        if padded is None or len(padded) != len(index):
             return index, weights
-        return index.masked_fill(self._padded, self._experts[layer]), weights
+        return index.masked_fill(padded, self._experts[layer]), weights
 
 
 class Routing(Protocol):

@@ -70,8 +70,8 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exac
             ) from error
     _check_loaded(model, info, dense)
     use_products(model)
+    grow_in_place(model)
     if on_cpu(device):
-        grow_in_place(model)
         _use_native(model)
     captured = {path for path, module in model.named_modules() if isinstance(module, ExpertLayer)}
     if captured != set(experts):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from moe_local.memory.accelerator import on_cpu
 from moe_local.model.attention_native import native_append
 from moe_local.model.buffers import columns
 from moe_local.model.hooks import register_forward_hook
@@ -108,7 +109,7 @@ def _appended(held: Tensor, new: Tensor) -> Tensor:
 def _write(buffer: Tensor, length: int, new: Tensor) -> None:
     """Puts new [B, KV, T, D] behind the `length` tokens of a buffer."""
     batch, heads, tokens, width = new.shape
-    append = native_append()
+    append = native_append() if on_cpu(buffer.device) else None
     if append is None or tokens != 1 or new.dtype != buffer.dtype or new.requires_grad:
         buffer[..., length : length + tokens, :] = new
         return

@@ -74,6 +74,16 @@ def test_misses_are_not_waited_for_on_the_host(gpu: PretendCuda, qwen: Path) -> 
     assert seen.syncs == layers, seen.told()
 
 
+def test_a_token_is_written_behind_the_others(gpu: PretendCuda, qwen: Path) -> None:
+    """One launch for its keys and one for its values, whose bytes are all that is written."""
+    with load(qwen, Options(device="cuda", context=128)) as engine:
+        seen = _token(gpu, engine)
+        layers = engine.model.config.num_hidden_layers
+    written = {name: count for (line, name), count in seen.by_launch.items() if line.startswith("model/kv_cache")}
+    assert written == {"copy_": 2 * layers}, seen.told()
+    assert not any(line.startswith("transformers/cache_utils") for line, _ in seen.by_launch), seen.told()
+
+
 OWN_SYNCS = 3  # of transformers and of a stream of text, a token
 GREEDY = Sampling(max_new_tokens=6, temperature=0)
 RESIDENT = Options(device="cuda", context=128, dtype="float32")

@@ -60,15 +60,18 @@ class KVRows:
         """Columns: tokens of the longest sequence."""
         return self.mask.shape[1]
 
-    def read(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Goes on by a prompt for each sequence, shorter ones padded -> logits of what comes next, [B, V] float32."""
+    def read(self, sequences: Sequence[Sequence[int]], beside: int = 0) -> Tensor:
+        """Goes on by a prompt for each sequence, shorter ones padded -> logits of what comes next, [B, V] float32.
+
+        `beside` tokens of others go through the model at the same time.
+        """
         longest = max(map(len, sequences))
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         there = torch.zeros_like(ids)
         for row, tokens in enumerate(sequences):
             ids[row, longest - len(tokens) :] = torch.tensor(list(tokens))
             there[row, longest - len(tokens) :] = 1
-        step = max(1, self._chunk // len(sequences))
+        step = max(1, (self._chunk - beside) // len(sequences))
         ids, there = ids.to(self.mask.device), there.to(self.mask.device)
         for start in range(0, longest, step):
             logits = self._forward(ids[:, start : start + step], there[:, start : start + step])

@@ -1,20 +1,23 @@
 """Continuous batching of requests that come one by one: a token for every answer in each pass, prompts in between.
 
-Each expert that is brought in serves all. A long prompt is read in slices, and while others wait for their next token
-reading takes no more than its share of the time (see `sharing`). What was computed before is not computed again: a
-prompt goes on from the longest beginning that a running or a kept sequence has in common with it.
+Each expert that is brought in serves all, those whose prompts are read as well. A long prompt is read in slices, and
+while others wait for their next token reading takes no more than its share of the time (see `sharing`). What was
+computed before is not computed again: a prompt goes on from the longest beginning that a running or a kept sequence
+has in common with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from moe_local.errors import CheckpointError, MoeLocalError
+from moe_local.experts.in_step import InStep, attempted
 from moe_local.generation.batch.caches import cache_of, can_branch, can_join, can_pad
 from moe_local.generation.batch.followed import FollowedSequence
 from moe_local.generation.batch.kept import LEAST, KeptBeginnings
@@ -29,6 +32,7 @@ from moe_local.model.buffers import columns
 
 GONE = "nobody waits for the answer any more"
 INTERNAL = "an internal error; the server's log has it"
+Passed = tuple[KVRows, Tensor]  # sequences, and logits [B, V] of what comes next
 _WORTH = 64  # tokens that another prompt has to have in common to be waited for
 
 
@@ -50,12 +54,15 @@ class LiveBatch:
     told which tokens of each forward pass are padding.
     """
 
-    def __init__(self, generator: TextGenerator, *, sequences: int, kv_tokens: int, hide: Hide) -> None:
+    def __init__(
+        self, generator: TextGenerator, *, sequences: int, kv_tokens: int, hide: Hide, in_step: InStep
+    ) -> None:
         assert_goes_on(generator.model, "serving")
         self.totals = Served()
         self.on_error: Callable[[Exception], None] = lambda error: None  # told of those that are not our own
         self._model = generator.model
         self._hide = hide
+        self._in_step = in_step
         self._chunk = generator.prefill_chunk
         cache = cache_of(self._model)
         self._rows = self._no_rows(0)  # one of each running sequence
@@ -69,6 +76,7 @@ class LiveBatch:
         )
         self.kept = KeptBeginnings[KVRows](cut=self._branches)
         self._shares = TimeShares()
+        self._token_seconds = 0.0  # of the last pass that read no prompts
 
     @property
     def active(self) -> int:
@@ -84,7 +92,8 @@ class LiveBatch:
         self._drop_gone()
         self._make_room()
         self._admit()
-        logits = [made for made in (self._decode(), self._read()) if made is not None]
+        running = list(self.turns.running)
+        logits = self._passes(running, self._group(len(running)))
         if logits:
             self._choose(torch.cat(logits))
         return bool(self.turns.waiting or self.active)
@@ -150,52 +159,71 @@ class LiveBatch:
                 return other
         return None
 
-    def _decode(self) -> Tensor | None:
-        """A forward pass over the last token of each running sequence -> logits of what comes next, [B, V]."""
-        running, began = list(self.turns.running), perf_counter()
+    def _passes(self, running: Sequence[FollowedSequence], group: Sequence[FollowedSequence]) -> list[Tensor]:
+        """A token more of those that run and a slice of the group's prompts -> logits of what comes next, [B, V]."""
         if not running:
             self._shares.nobody_decodes()
-            return None
-        try:
-            return self._rows.step(torch.tensor([sequence.ids[-1] for sequence in running]))
-        except Exception as error:  # of the disk, of memory: it has ended their caches, and nothing else
-            self._rows = self._no_rows(0)
-            self._fail_all(running, error)
-            return None
-        finally:
-            self._shares.decoded(perf_counter() - began, len(running), len(self.turns.reading))
+        began = perf_counter()
+        decode, read = partial(self._decode, running), partial(self._read, group, len(running))
+        wanted = [work for work, those in ((decode, running), (read, group)) if those]
+        found = self._in_step.run(wanted) if len(running) > 1 and group else [attempted(work) for work in wanted]
+        self._count(perf_counter() - began, running, group)
+        logits = []
+        if running:
+            logits.append(self._decoded(running, found.pop(0)))
+        if group:
+            logits.append(self._was_read(group, found.pop(0)))
+        return [made for made in logits if made is not None]
 
-    def _read(self) -> Tensor | None:
-        """A pass over prompts, if it is their turn -> logits [B, V] of what follows those it ended, the last rows."""
+    def _count(self, seconds: float, running: Sequence[FollowedSequence], group: Sequence[FollowedSequence]) -> None:
+        """Who had so many seconds."""
+        if running and not group:
+            self._token_seconds = seconds
+        alone = min(seconds, self._token_seconds) if running else 0.0
+        if group:
+            self._shares.read(seconds - alone)
+        if running:
+            self._shares.decoded(alone, len(running), len(self.turns.reading))
+
+    def _decode(self, running: Sequence[FollowedSequence]) -> Passed:
+        """A forward pass over the last token of each."""
+        return self._rows, self._rows.step(torch.tensor([sequence.ids[-1] for sequence in running]))
+
+    def _decoded(self, running: Sequence[FollowedSequence], found: Passed | Exception) -> Tensor | None:
+        if not isinstance(found, Exception):
+            return found[1]
+        self._rows = self._no_rows(0)  # of the disk, of memory: it has ended their caches, and nothing else
+        self._fail_all(running, found)
+        return None
+
+    def _group(self, running: int) -> list[FollowedSequence]:
+        """Whose prompts are read now, if it is their turn, each from where another that is further has come to."""
         if not self.turns.reading or not self._shares.may_read:
-            return None
-        group, began = self._group(), perf_counter()
-        if not group:
-            return None
-        try:
-            return self._read_on(group)
-        except Exception as error:
-            self._fail_all(group, error)
-            return None
-        finally:
-            self._shares.read(perf_counter() - began)
-
-    def _group(self) -> list[FollowedSequence]:
-        """Whose prompts are read now, each from where another that is further has come to."""
+            return []
         reading = set(self.turns.reading)
         for sequence in self.turns.reading:
             if sequence.after is not None and sequence.after not in reading:
                 sequence.after = None
                 self._go_on(sequence, _WORTH)
                 sequence.after = self._sharing(sequence)
-        return self.turns.read(lambda sequence: sequence.after is not None)
+        return self.turns.read(lambda sequence: sequence.after is not None, self._slice(running))
 
-    def _read_on(self, group: Sequence[FollowedSequence]) -> Tensor | None:
-        rows = self._rows_of(group)
-        logits = rows.read([sequence.ids[sequence.at : sequence.at + self._chunk] for sequence in group])
-        first = group[0]
-        if first.length - first.at > self._chunk:
-            first.at, first.row = first.at + self._chunk, rows
+    def _slice(self, running: int) -> int:
+        """Tokens of prompts that go through the model at once, at most, beside those of so many that run."""
+        return max(1, self._chunk - running)
+
+    def _read(self, group: Sequence[FollowedSequence], running: int) -> Passed:
+        """A forward pass over prompts, or a slice of one, of whom so many others run beside."""
+        rows, most = self._rows_of(group), self._slice(running)
+        return rows, rows.read([sequence.ids[sequence.at : sequence.at + most] for sequence in group], running)
+
+    def _was_read(self, group: Sequence[FollowedSequence], found: Passed | Exception) -> Tensor | None:
+        if isinstance(found, Exception):
+            self._fail_all(group, found)
+            return None
+        (rows, logits), first = found, group[0]
+        if rows.length < first.length:
+            first.at, first.row = rows.length, rows
             return None
         if self._joins and not self._branches:
             self._keep_prompts(group, rows)

@@ -1,8 +1,9 @@
 """Continuous batching: a token for every sequence in each forward pass, and each expert is brought in once for all.
 
 Prompts of like length are computed together, up to 512 tokens at a time: by then nearly every expert of a layer is
-needed anyway, and each is read once. Sequences join as others end. What one of them says depends on its neighbours by
-the kernels' rounding only: padding is masked exactly, and its experts are neither read nor computed.
+needed anyway, and each is read once, for those that decode as well. Sequences join as others end. What one of them
+says depends on its neighbours by the kernels' rounding only: padding is masked exactly, and its experts are neither
+read nor computed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from moe_local.errors import MoeLocalError
+from moe_local.experts.in_step import InStep, done
 from moe_local.generation.batch.caches import cache_of, can_branch, can_join, can_pad
 from moe_local.generation.batch.kv_rows import Hide, KVRows
 from moe_local.generation.batch.request import Answer, Request
@@ -26,6 +29,7 @@ from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.prompt import prompt_ids
 
+Passed = tuple[KVRows, Tensor]  # sequences, and logits [B, V] of what comes next
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
 
 
@@ -48,13 +52,16 @@ class BatchGenerator:
     told which tokens of each forward pass are padding.
     """
 
-    def __init__(self, generator: TextGenerator, *, sequences: int, kv_tokens: int, hide: Hide) -> None:
+    def __init__(
+        self, generator: TextGenerator, *, sequences: int, kv_tokens: int, hide: Hide, in_step: InStep
+    ) -> None:
         self.progress = Progress()
         self.on_pass: Callable[[Progress], None] = lambda progress: None  # called after every forward pass
         assert_goes_on(generator.model, "a batch")
         self._generator = generator
         self._model = generator.model
         self._hide = hide
+        self._in_step = in_step
         self._chunk = generator.prefill_chunk
         cache = cache_of(self._model)
         places = sequences if can_join(cache) else 1
@@ -132,26 +139,39 @@ class BatchGenerator:
 
         Of the sequences that run then, in their order; None where there are none.
         """
-        running = self._scheduler.running
-        logits = [self._rows.step(torch.tensor([sequence.ids[-1] for sequence in running]))] if running else []
+        running, logits = list(self._scheduler.running), []
+        passes = [partial(self._decode, running)] if running else []
+        passes += [partial(self._read_prompts, group, len(running)) for group in joining[:1]]
+        in_step = len(running) > 1 and len(passes) > 1
+        found = map(done, self._in_step.run(passes)) if in_step else (each() for each in passes)
+        if running:
+            logits.append(next(found)[1])
         for group in joining:
             if interrupt.is_set():
                 break
-            logits.append(self._begin(group))
+            rows, scores = next(found, None) or self._read_prompts(group)
+            self._join(group, rows)
+            logits.append(scores)
         return torch.cat(logits) if len(logits) > 1 else next(iter(logits), None)
 
-    def _begin(self, group: Sequence[BatchSequence]) -> Tensor:
-        """Computes the prompts of a group, whose rows are the last ones then -> logits of what comes next, [B, V]."""
+    def _decode(self, running: Sequence[BatchSequence]) -> Passed:
+        """A forward pass over the last token of each."""
+        return self._rows, self._rows.step(torch.tensor([sequence.ids[-1] for sequence in running]))
+
+    def _read_prompts(self, group: Sequence[BatchSequence], beside: int = 0) -> Passed:
+        """Computes the prompts of a group, while so many others take a step."""
         shared = group[0].shared
         rows = self._prefix.branch(len(group)) if self._prefix and shared else self._no_rows(len(group))
-        logits = rows.read([sequence.ids[rows.length :] for sequence in group])
+        return rows, rows.read([sequence.ids[rows.length :] for sequence in group], beside)
+
+    def _join(self, group: Sequence[BatchSequence], rows: KVRows) -> None:
+        """The group's rows are the last ones from now on."""
         self._rows = self._rows.joined([rows])
         self._scheduler.start(group)
         self.progress.active = len(self._scheduler.running)
         self.progress.prompt_tokens += sum(sequence.length for sequence in group)
-        self.progress.shared_tokens += len(group) * shared
+        self.progress.shared_tokens += len(group) * group[0].shared
         self.on_pass(self.progress)
-        return logits
 
     def _choose(self, logits: Tensor) -> Iterator[Answer]:
         """Chooses a token for each sequence, by logits [B, V]; yields the answers of those that it ends."""

@@ -65,8 +65,9 @@ class Turns(Generic[S]):
             admitted.append(self.reading[-1])
         return admitted
 
-    def read(self, held: Callable[[S], bool] = lambda sequence: False) -> list[S]:
-        """Whose prompts the next pass reads: several to their ends, or a slice of one; nobody who is `held`.
+    def read(self, held: Callable[[S], bool] = lambda sequence: False, most: int | None = None) -> list[S]:
+        """Whose prompts the next pass reads: several to their ends, `most` tokens in all, or a slice of one; nobody
+        who is `held`.
 
         The oldest and the shortest prompt take turns, so that neither waits for all the others.
         """
@@ -77,7 +78,7 @@ class Turns(Generic[S]):
         first = ready[0] if self._oldest else min(ready, key=_unread)
         group = [first]
         for sequence in sorted(ready, key=lambda other: abs(_unread(other) - _unread(first))):  # the least padding
-            if sequence is not first and self._with(group, sequence):
+            if sequence is not first and self._with(group, sequence, self._chunk if most is None else most):
                 group.append(sequence)
         return group
 
@@ -114,12 +115,12 @@ class Turns(Generic[S]):
         longest = max([self._width(), *(sequence.length for sequence in sequences)]) if sequences else 0
         return len(sequences) * columns(longest + growth)
 
-    def _with(self, group: list[S], sequence: S) -> bool:
-        """Whether a sequence's prompt is read along with those of a group, in one pass."""
+    def _with(self, group: list[S], sequence: S, most: int) -> bool:
+        """Whether a sequence's prompt is read along with those of a group, in one pass of at most so many tokens."""
         first = group[0]
         longest = max(_unread(sequence), *map(_unread, group))
         alike = self._padded or _unread(sequence) == _unread(first)
-        return alike and bool(sequence.at) == bool(first.at) and (len(group) + 1) * longest <= self._chunk
+        return alike and bool(sequence.at) == bool(first.at) and (len(group) + 1) * longest <= most
 
 
 def _unread(sequence: Turning) -> int:
