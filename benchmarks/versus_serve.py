@@ -5,7 +5,8 @@
 Arguments as for `versus_batch.py`, which says where prompts come from and what is limited. Each client asks for its
 next answer once it has the last; the server, and the clients with it, run in the limit. llama.cpp is given the same
 tokens through its C interface: one request at a time, as llama-cpp-python's server answers, and all clients at once,
-as its own server does. A prompt of 2,000 tokens is then asked twice: the time to its first token, and to its second.
+as its own server does. With --apart moe-local runs without passes in step as well. A prompt of 2,000 tokens is then
+asked twice: the time to its first token, and to its second.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from moe_local.units import format_size
 
 LONG = 2000  # tokens
 OURS = ("serve", "batch")
+APART = ", passes apart"  # prompts are not read in step with others' next tokens
 
 
 def main() -> None:
     parser = arguments(__doc__, count=48)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--apart", action="store_true", help="also what it would be without passes in step")
     given = parser.parse_args()
     if given.side:
         print(json.dumps(measure(given)))
@@ -42,7 +45,8 @@ def main() -> None:
 
 
 def compare(given: argparse.Namespace) -> None:
-    sides = [*OURS, "llama.cpp 1 at once", f"llama.cpp {given.clients} at once"]
+    apart = [f"{side}{APART}" for side in OURS] if given.apart else []
+    sides = [*OURS, *apart, "llama.cpp 1 at once", f"llama.cpp {given.clients} at once"]
     rows = take_turns(__file__, given, sides)
     asked = prompts(given.prompts, given.count)
     limit = format_size(limit_of(given))
@@ -66,7 +70,16 @@ def measure(given: argparse.Namespace) -> Row:
         side = Parallel(given.gguf, given.threads, parallel, asked, given.new_tokens)
         seconds, read = side.run(asked, given.new_tokens)
         return {"speed": tokens / seconds, "read": read / tokens}
-    return (batch if given.side == "batch" else served)(given, asked)
+    side = given.side.removesuffix(APART)
+    if side != given.side:
+        _take_passes_apart()
+    return (batch if side == "batch" else served)(given, asked)
+
+
+def _take_passes_apart() -> None:
+    from moe_local.experts.in_step import InStep, attempted
+
+    InStep.run = lambda self, passes: [attempted(each) for each in passes]  # type: ignore[method-assign]
 
 
 def options_of(given: argparse.Namespace, asked: Sequence[Sequence[int]]) -> Any:

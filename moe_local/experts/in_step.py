@@ -97,11 +97,11 @@ class InStep:
                 arrived[each] = each.switch(number, one)
             self._meet({each: found for each, found in arrived.items() if not each.dead})
         finally:
+            self._hub = None
+            self._tokens.clear()
             for each in lanes:
                 if not each.dead:
                     each.throw(GreenletExit)
-            self._hub = None
-            self._tokens.clear()
         return [ended[number] for number in range(len(passes))]
 
     def _meet(self, arrived: dict[greenlet, _Arrival]) -> None:

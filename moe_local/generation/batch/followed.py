@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -14,6 +15,17 @@ from moe_local.generation.batch.steering import SteeredChoice, TokenChoice, told
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.stream import AnswerStream
 from moe_local.generation.tools.base import CallPiece
+
+
+@dataclass
+class Served:
+    """Totals since it began."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts', computed before
+    new_tokens: int = 0
+    passes: int = 0  # that chose tokens
+    put_back: int = 0  # sequences that had to make room, and began again later
 
 
 class Follower(Protocol):

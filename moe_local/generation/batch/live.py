@@ -9,7 +9,6 @@ has in common with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from moe_local.errors import CheckpointError, MoeLocalError
 from moe_local.experts.in_step import InStep, attempted
 from moe_local.generation.batch.caches import cache_of, can_branch, can_join, can_pad
-from moe_local.generation.batch.followed import FollowedSequence
+from moe_local.generation.batch.followed import FollowedSequence, Served
 from moe_local.generation.batch.kept import LEAST, KeptBeginnings
 from moe_local.generation.batch.kv_rows import Hide, KVRows
 from moe_local.generation.batch.sharing import TimeShares
@@ -34,17 +33,6 @@ GONE = "nobody waits for the answer any more"
 INTERNAL = "an internal error; the server's log has it"
 Passed = tuple[KVRows, Tensor]  # sequences, and logits [B, V] of what comes next
 _WORTH = 64  # tokens that another prompt has to have in common to be waited for
-
-
-@dataclass
-class Served:
-    """Totals since it began."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompts', computed before
-    new_tokens: int = 0
-    passes: int = 0  # that chose tokens
-    put_back: int = 0  # sequences that had to make room, and began again later
 
 
 class LiveBatch:
@@ -76,7 +64,6 @@ class LiveBatch:
         )
         self.kept = KeptBeginnings[KVRows](cut=self._branches)
         self._shares = TimeShares()
-        self._token_seconds = 0.0  # of the last pass that read no prompts
 
     @property
     def active(self) -> int:
@@ -161,29 +148,17 @@ class LiveBatch:
 
     def _passes(self, running: Sequence[FollowedSequence], group: Sequence[FollowedSequence]) -> list[Tensor]:
         """A token more of those that run and a slice of the group's prompts -> logits of what comes next, [B, V]."""
-        if not running:
-            self._shares.nobody_decodes()
         began = perf_counter()
         decode, read = partial(self._decode, running), partial(self._read, group, len(running))
         wanted = [work for work, those in ((decode, running), (read, group)) if those]
         found = self._in_step.run(wanted) if len(running) > 1 and group else [attempted(work) for work in wanted]
-        self._count(perf_counter() - began, running, group)
+        self._shares.passed(perf_counter() - began, len(running), len(self.turns.reading), read=bool(group))
         logits = []
         if running:
             logits.append(self._decoded(running, found.pop(0)))
         if group:
             logits.append(self._was_read(group, found.pop(0)))
         return [made for made in logits if made is not None]
-
-    def _count(self, seconds: float, running: Sequence[FollowedSequence], group: Sequence[FollowedSequence]) -> None:
-        """Who had so many seconds."""
-        if running and not group:
-            self._token_seconds = seconds
-        alone = min(seconds, self._token_seconds) if running else 0.0
-        if group:
-            self._shares.read(seconds - alone)
-        if running:
-            self._shares.decoded(alone, len(running), len(self.turns.reading))
 
     def _decode(self, running: Sequence[FollowedSequence]) -> Passed:
         """A forward pass over the last token of each."""
@@ -198,7 +173,7 @@ class LiveBatch:
 
     def _group(self, running: int) -> list[FollowedSequence]:
         """Whose prompts are read now, if it is their turn, each from where another that is further has come to."""
-        if not self.turns.reading or not self._shares.may_read:
+        if not self._shares.may_read(running):
             return []
         reading = set(self.turns.reading)
         for sequence in self.turns.reading:

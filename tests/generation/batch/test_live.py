@@ -11,7 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moe_local.engine import Engine, load
+from moe_local.errors import StorageError
 from moe_local.generation.batch import LiveBatch, Request
+from moe_local.generation.batch.sharing import TimeShares
 from moe_local.generation.batch.steering import Steering
 from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
@@ -198,6 +200,50 @@ def test_another_budget_between_two_tokens_changes_no_answer(qwen: Path) -> None
         assert seen[before:] == [3 * 2] * 4  # of three tokens two experts each, in four layers
         finish(batch)
         assert [memory.ids for memory in told] == alone
+
+
+@pytest.fixture
+def no_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are read as soon as they are there."""
+    monkeypatch.setattr(TimeShares, "may_read", lambda self, running: True)
+
+
+def test_prompts_are_read_in_step_with_others_next_tokens(qwen: Path, no_shares: None) -> None:
+    """Each layer's experts are asked for once, by both; and what they say is what they say alone."""
+    with _engine(qwen) as engine:
+        alone = [_alone(engine, prompt, 6) for prompt in PROMPTS[:4]]
+        batch = engine.live_batch()
+        layers = engine.model.config.num_hidden_layers
+        told = [_asked(engine, batch, prompt, 6) for prompt in PROMPTS[:2]]
+        batch.step()
+        told += [_asked(engine, batch, prompt, 6) for prompt in PROMPTS[2:4]]
+        before = engine.stats()["forwards"]
+        batch.step()
+        assert engine.stats()["forwards"] == before + layers
+        assert batch.totals.new_tokens == 2 + 4 and not batch.turns.reading
+        finish(batch)
+        assert [each.ids for each in told] == alone
+
+
+def test_what_strikes_a_pass_of_both_ends_both_and_nobody_later(qwen: Path, no_shares: None) -> None:
+    with _engine(qwen) as engine:
+        batch = engine.live_batch()
+        told = [_asked(engine, batch, prompt, 6) for prompt in PROMPTS[:2]]
+        batch.step()
+        told.append(_asked(engine, batch, PROMPTS[2], 6))
+        fetch, layers = engine.cache.fetch, iter(range(99))
+
+        def fail(*args: Any, **given: Any) -> Any:
+            if next(layers) == 2:
+                raise StorageError("the disk is gone")
+            return fetch(*args, **given)
+
+        engine.cache.fetch = fail  # type: ignore[method-assign]
+        batch.step()
+        assert [each.answer and each.answer.error for each in told] == ["the disk is gone"] * 3
+        told.append(_asked(engine, batch, PROMPTS[3], 6))
+        finish(batch)
+        assert told[-1].ids == _alone(engine, PROMPTS[3], 6)
 
 
 def test_a_failing_disk_ends_those_it_struck_and_nobody_else(qwen: Path) -> None:
