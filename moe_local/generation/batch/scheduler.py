@@ -37,7 +37,8 @@ S = TypeVar("S", bound=Scheduled)
 class Scheduler(Generic[S]):
     """At most `places` sequences at a time, whose rows together have at most `kv_tokens` columns.
 
-    Prompts are computed in groups of at most `chunk` tokens; of one length only, unless they can be `padded`.
+    Prompts are computed in groups of at most `chunk` tokens, less one for each that runs; of one length only, unless
+    they can be `padded`.
     `running` is in the order of the cache's rows.
     """
 
@@ -107,7 +108,8 @@ class Scheduler(Generic[S]):
         first = group[0]
         longest = max(sequence.length, first.length) - first.shared
         alike = self._padded or sequence.length == first.length
-        return alike and sequence.shared == first.shared and (len(group) + 1) * longest <= self._chunk
+        room = self._chunk - len(self.running)  # those that run take a step in the same pass
+        return alike and sequence.shared == first.shared and (len(group) + 1) * longest <= room
 
 
 def shared_beginning(prompts: Sequence[Sequence[int]], chunk: int) -> list[int]:

@@ -53,14 +53,16 @@ def test_everybody_ends_within_the_budgets(waiting: list[Item], places: int, kv_
     assert {id(item) for item in ended} == {id(item) for item in waiting} and len(ended) == len(waiting)
 
 
-@given(many, st.integers(1, 300), st.booleans())
-def test_groups_are_what_a_pass_takes(waiting: list[Item], chunk: int, padded: bool) -> None:
-    scheduler = _scheduler(len(waiting), 1 << 20, chunk, padded=padded)
+@given(many, st.integers(1, 300), st.booleans(), st.integers(0, 9))
+def test_groups_are_what_a_pass_takes(waiting: list[Item], chunk: int, padded: bool, running: int) -> None:
+    """Along with a token of each that runs."""
+    scheduler = _scheduler(len(waiting) + running, 1 << 20, chunk, padded=padded)
+    scheduler.start([Item(1, 1) for _ in range(running)])
     scheduler.add(waiting)
     groups = scheduler.admit()
     assert [item.length for group in groups for item in group] == sorted(item.length for item in waiting)
     for group in groups:
-        assert len(group) == 1 or len(group) * max(item.length for item in group) <= chunk
+        assert len(group) == 1 or len(group) * max(item.length for item in group) <= chunk - running
         assert padded or len({item.length for item in group}) == 1
 
 
