@@ -56,7 +56,7 @@ class PagedExperts:
         """None where it was not asked for, or a tier has room for all experts of each layer."""
         plan, predictor = self.load_plan.plan, self.load_plan.options.prefetch
         needs = plan.needs
-        if predictor == "off" or plan.holds_all:
+        if predictor == "off" or not plan.left_on_disk:
             return None
         routers = next_routers(self.model, self.load_plan.catalog)
         made = PREDICTORS.named(predictor)(routers, needs.experts)
@@ -94,10 +94,9 @@ class PagedExperts:
             return ()
         if not any(module.from_table is not None and module.from_table.reads_ram for module in modules):
             return ("experts cannot be read in RAM from here: what the device lacks is uploaded",)
-        layers = range(len(modules))
-        if not (lacking := sum(not self.cache.keeps_in_ram(layer) for layer in layers)):
+        if not (lacking := self.load_plan.plan.left_on_disk):
             return ()
-        return (f"RAM lacks room for all experts of {lacking} of {len(layers)} layers: theirs are uploaded",)
+        return (f"RAM lacks room for all experts of {lacking} of {len(modules)} layers: theirs are uploaded",)
 
     def use(self, cache: ExpertCache) -> None:
         """Runs over another cache of the same checkpoint from now on; the former one is closed."""

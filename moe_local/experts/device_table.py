@@ -46,13 +46,12 @@ class DeviceTable:
         self._whole = [False] * len(experts)
         self._known = [False] * len(experts)
 
-    def write(self, layer: int, slots: Mapping[int, int], below: Mapping[int, int] | None = None) -> None:
+    def write(self, layer: int, slots: Mapping[int, int], below: Mapping[int, int]) -> None:
         """From now on a layer's experts lie in `slots` of the device tier; others of them in slots `below` it."""
         self._stale.add(layer)
         row = self._written[layer]
         row.fill(NOWHERE)
-        for expert, slot in (below or {}).items():
-            row[expert] = in_ram(slot)
+        row[list(below)] = [in_ram(slot) for slot in below.values()]
         row[list(slots)] = list(slots.values())
         self._whole[layer] = len(slots) == self._experts[layer]
         self._known[layer] = bool((row[: self._experts[layer]] != NOWHERE).all())

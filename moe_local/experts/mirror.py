@@ -32,8 +32,8 @@ class Mirror:
         """Has the table say of some layers what the books say. Nothing may be on its way to what they keep."""
         self._hits.add_up()
         for layer in layers:
-            keeps = self._host is not None and self._host.layers[layer].keeps_all
-            below = _slots(self._host, layer) if self._host is not None and keeps else {}
+            host = self._host
+            below = {} if host is None or not host.layers[layer].keeps_all else _slots(host, layer)
             self._table.write(layer, _slots(self._device, layer), below)
 
     def found_all(self, layer: int, index: Tensor) -> Tensor | None:

@@ -47,10 +47,12 @@ class Plan:
         return sum(self.device_slots)
 
     @property
-    def holds_all(self) -> bool:
-        """Whether of each layer a tier above the disk holds all experts."""
+    def left_on_disk(self) -> int:
+        """Layers of whose experts no tier above the disk holds all."""
         below = self.host_slots or (0,) * len(self.device_slots)
-        return all(count in held for count, *held in zip(self.needs.experts, self.device_slots, below, strict=True))
+        return sum(
+            count not in held for count, *held in zip(self.needs.experts, self.device_slots, below, strict=True)
+        )
 
     @property
     def share(self) -> float:

@@ -9,7 +9,7 @@ from unittest import mock
 from torch import Tensor
 
 from moe_local.checkpoint.record import Layout
-from moe_local.experts.device_table import NOWHERE
+from moe_local.experts.device_table import NOWHERE, in_ram
 from moe_local.experts.routing import route
 from moe_local.kernels import expert
 from moe_local.kernels.expert import ExpertKernel
@@ -53,7 +53,7 @@ class PretendTriton(TritonExperts):
         started.put(self.layout, there, [table[each] for each in there])
         if below := [each for each in started.experts if table[each] < NOWHERE]:
             assert len(index) == 1 and self._below is not None and self._below.is_pinned
-            started.read(self.layout, below, [-2 - table[each] for each in below])
+            started.read(self.layout, below, [in_ram(table[each]) for each in below])
         return started.sum(weights)
 
 
@@ -69,17 +69,20 @@ class PretendPass:
         self.experts = self._routing.experts
 
     def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
-        own, groups = self._owner, self._routing.groups(experts)
+        own = self._owner
         for name in ("up", "down"):
             launch(self._gpu, name, [*self._read, own.records])
         if experts:
-            self._routing.put(experts, own.kernel.run(layout, slots, self._x, groups, own.activate))
+            self._multiply(own.kernel, layout, experts, slots)
 
     def read(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Multiplies by experts in page-locked RAM, in the same launches as by the others."""
         assert self._owner.in_ram is not None
+        self._multiply(self._owner.in_ram, layout, experts, slots)
+
+    def _multiply(self, kernel: ExpertKernel, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
         groups = self._routing.groups(experts)
-        self._routing.put(experts, self._owner.in_ram.run(layout, slots, self._x, groups, self._owner.activate))
+        self._routing.put(experts, kernel.run(layout, slots, self._x, groups, self._owner.activate))
 
     def sum(self, weights: Tensor) -> Tensor:
         launch(self._gpu, "weighted sum", [*self._read, weights])

@@ -27,7 +27,7 @@ def test_rows_say_what_was_written_last(writes: list[tuple[int, dict[int, int], 
     table = DeviceTable(CPU, EXPERTS)
     books: list[dict[int, int]] = [{}, {}, {}]
     for layer, slots, looked_at in writes:
-        table.write(layer, slots)
+        table.write(layer, slots, {})
         books[layer] = slots
         for number in range(3) if looked_at else ():
             assert table.row(number).tolist() == [books[number].get(expert, -1) for expert in range(EXPERTS[number])]
@@ -37,7 +37,7 @@ def test_rows_say_what_was_written_last(writes: list[tuple[int, dict[int, int], 
 def test_rows_keep_their_addresses() -> None:
     table = DeviceTable(CPU, EXPERTS)
     before = table.row(1).data_ptr()
-    table.write(1, {2: 5})
+    table.write(1, {2: 5}, {})
     assert table.row(1).data_ptr() == before
     assert table.row(1).dtype == torch.int32
 
@@ -79,7 +79,7 @@ def test_rows_are_sent_without_a_wait_and_in_order() -> None:
         with gpu.watch() as seen:
             for _ in range(200):
                 layer = rng.randrange(3)
-                table.write(layer, {expert: rng.randrange(99) for expert in range(EXPERTS[layer])})
+                table.write(layer, {expert: rng.randrange(99) for expert in range(EXPERTS[layer])}, {})
                 written = table._written[layer, : EXPERTS[layer]].tolist()
                 assert table.row(layer).mul(1).numbers.tolist() == written  # type: ignore[attr-defined]
         assert seen.syncs == 0

@@ -132,3 +132,6 @@ class KVRows:
         cache = join([part._cache for part in parts], columns, length)
         mask = (torch.arange(length, device=counts.device) >= length - counts[:, None]).long()
         return KVRows(self._model, cache, mask, self._hide, self._chunk)
+
+
+Passed = tuple[KVRows, Tensor]  # sequences, and logits [B, V] of what comes next

@@ -20,7 +20,7 @@ from moe_local.experts.in_step import InStep, attempted
 from moe_local.generation.batch.caches import cache_of, can_branch, can_join, can_pad
 from moe_local.generation.batch.followed import FollowedSequence, Served
 from moe_local.generation.batch.kept import LEAST, KeptBeginnings
-from moe_local.generation.batch.kv_rows import Hide, KVRows
+from moe_local.generation.batch.kv_rows import Hide, KVRows, Passed
 from moe_local.generation.batch.sharing import TimeShares
 from moe_local.generation.batch.turns import Turns
 from moe_local.generation.damage import DAMAGED, DAMAGED_REMEDY, damaged
@@ -31,7 +31,6 @@ from moe_local.model.buffers import columns
 
 GONE = "nobody waits for the answer any more"
 INTERNAL = "an internal error; the server's log has it"
-Passed = tuple[KVRows, Tensor]  # sequences, and logits [B, V] of what comes next
 _WORTH = 64  # tokens that another prompt has to have in common to be waited for
 
 
@@ -190,7 +189,7 @@ class LiveBatch:
     def _read(self, group: Sequence[FollowedSequence], running: int) -> Passed:
         """A forward pass over prompts, or a slice of one, of whom so many others run beside."""
         rows, most = self._rows_of(group), self._slice(running)
-        return rows, rows.read([sequence.ids[sequence.at : sequence.at + most] for sequence in group], running)
+        return rows, rows.read([sequence.ids[sequence.at : sequence.at + most] for sequence in group])
 
     def _was_read(self, group: Sequence[FollowedSequence], found: Passed | Exception) -> Tensor | None:
         if isinstance(found, Exception):

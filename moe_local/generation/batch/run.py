@@ -20,7 +20,7 @@ from torch import Tensor
 from moe_local.errors import MoeLocalError
 from moe_local.experts.in_step import InStep, done
 from moe_local.generation.batch.caches import cache_of, can_branch, can_join, can_pad
-from moe_local.generation.batch.kv_rows import Hide, KVRows
+from moe_local.generation.batch.kv_rows import Hide, KVRows, Passed
 from moe_local.generation.batch.request import Answer, Request
 from moe_local.generation.batch.scheduler import Scheduler, shared_beginning
 from moe_local.generation.batch.sequence import BatchSequence
@@ -29,7 +29,6 @@ from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.prompt import prompt_ids
 
-Passed = tuple[KVRows, Tensor]  # sequences, and logits [B, V] of what comes next
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
 
 
