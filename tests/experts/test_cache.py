@@ -13,42 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from moe_local.checkpoint.catalog import Catalog, LayerCatalog
-from moe_local.checkpoint.encoding import Encoding
-from moe_local.checkpoint.record import Array, Extent, Layout, Matrix, Projection
 from moe_local.errors import MoeLocalError, StorageError
 from moe_local.experts.cache import ExpertCache, Ready
-from moe_local.experts.capacity import TierCapacity
 from moe_local.experts.device_table import NOWHERE, in_ram
-from moe_local.experts.mirror import LEARNS_EACH
-from moe_local.experts.mover import mover_to
 from moe_local.experts.residency import SlotTable
-from moe_local.experts.tier import Tier
-from moe_local.memory.accelerator import Accelerator
-from moe_local.memory.files import FileReader, ReadAt
-from moe_local.memory.records import RecordReader
-from moe_local.memory.slab import Slab
+from moe_local.memory.files import FileReader
 from moe_local.policies.base import Keys, Policy, State
-from moe_local.policies.lru import LRU
-from moe_local.telemetry import Counters
-from moe_local.testing import FailingDisk, LateMover, SlowDisk, interrupted_after
+from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
-
-LAYERS, EXPERTS, WIDTH = 3, 10, 64
-RECORD = 2 * WIDTH * WIDTH * 4
-SPARE = 2
-BLOCKING, LATE, STREAMS = "blocking", "late", "streams"
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every element of expert e of layer l is 100 * l + e."""
-    path = tmp_path_factory.mktemp("cache") / "experts.bin"
-    values = [100.0 * layer + expert for layer in range(LAYERS) for expert in range(EXPERTS)]
-    with path.open("wb") as stream:
-        for value in values:
-            stream.write(torch.full((RECORD // 4,), value).numpy().tobytes())
-    return path
+from tests.experts.caches import BLOCKING, EXPERTS, LATE, LAYERS, RECORD, STREAMS, assert_right, cache_over
 
 
 def _weigh(state: State, keys: Keys, now: float, weights: Any) -> None:
@@ -56,71 +29,6 @@ def _weigh(state: State, keys: Keys, now: float, weights: Any) -> None:
 
 
 BY_WEIGHT = Policy("by-weight", lambda keys: 1, _weigh, lambda state, keys, now: state[0, keys])
-
-
-def _catalog(file: Path) -> Catalog:
-    half = RECORD // 2
-
-    def projection(position: int) -> Projection:
-        array = Array(torch.float32, (WIDTH, WIDTH), (WIDTH, 1), position)
-        return Projection((Matrix(Encoding("fp32"), (WIDTH, WIDTH), {"weight": array}),))
-
-    layout = Layout({"up_proj": projection(0), "down_proj": projection(half)}, RECORD)
-
-    def record(index: int) -> tuple[Extent, ...]:
-        start = index * RECORD
-        return (Extent(file, start, half, 0), Extent(file, start + half, half, half))
-
-    layers = tuple(
-        LayerCatalog(
-            f"layers.{layer}", (layout,) * EXPERTS, tuple(record(layer * EXPERTS + e) for e in range(EXPERTS))
-        )
-        for layer in range(LAYERS)
-    )
-    return Catalog(layers, {layer.path: i for i, layer in enumerate(layers)}, {})
-
-
-def _cache(
-    file: Path, read_at: ReadAt, device: int, host: int | None, policy: Policy = LRU, *, mover: str = BLOCKING
-) -> ExpertCache:
-    """With this mover where there is a host tier; in streams, the device tier is on a device."""
-    cpu, gpu = Accelerator(torch.device("cpu")), Accelerator(torch.device("cuda", 0))
-
-    def tier(slots: int, where: Accelerator = cpu) -> Tier:
-        spare = 0 if slots == EXPERTS else SPARE
-        slab = Slab(slots * LAYERS + spare, RECORD, where.device)
-        return Tier.make(slab, [EXPERTS] * LAYERS, [slots] * LAYERS, policy)
-
-    def room(tokens: int) -> TierCapacity:
-        """More than one token leave half of the slots."""
-        kept = device if tokens == 1 else device // 2
-        return TierCapacity((kept,) * LAYERS, 0 if kept == EXPERTS else SPARE)
-
-    above, below = tier(device, gpu if mover == STREAMS else cpu), None if host is None else tier(host)
-    moves = None
-    if below is not None and mover == LATE:
-        moves = LateMover(below.slab, above.slab)
-    elif below is not None and mover == STREAMS:
-        below.slab.pin(gpu)
-        moves = mover_to(gpu, below.slab, above.slab)
-    made = ExpertCache(
-        _catalog(file),
-        RecordReader(read_at),
-        above,
-        below,
-        mover=moves,
-        capacity_for=room if host is None else None,
-    )
-    made.keep_mirror(zero_copy=host is not None)
-    return made
-
-
-@pytest.fixture
-def files(file: Path) -> FileReader:
-    reader = FileReader()
-    reader.open([file])
-    yield reader
-    reader.close()
 
 
 def _one_by_one(fetching: Iterator[Ready]) -> Iterator[tuple[int, int]]:
@@ -140,10 +48,6 @@ def _assert_all_right(cache: ExpertCache, layer: int, fetching: Iterator[Ready])
 def _admits(rng: random.Random) -> Callable[[int], int] | None:
     """All misses are uploaded, or so many as chance has it."""
     return rng.choice([None, lambda misses: rng.randint(0, misses)])
-
-
-def _assert_right(cache: ExpertCache, layer: int, expert: int, slot: int) -> None:
-    assert (cache.slab[slot].view(torch.float32) == 100.0 * layer + expert).all()
 
 
 def _assert_settled(cache: ExpertCache) -> None:
@@ -178,7 +82,7 @@ def _assert_table_right(cache: ExpertCache) -> None:
                 assert (below.slab[slot].view(torch.float32) == 100.0 * layer + expert).all()
         for expert in kept:
             wanted[expert] = cache._device.slots[layer, expert]
-            _assert_right(cache, layer, expert, wanted[expert])
+            assert_right(cache, layer, expert, wanted[expert])
         assert found == list(wanted.values())
 
 
@@ -210,7 +114,7 @@ def _guess(rng: random.Random, layer: int) -> list[tuple[int, int]]:
 def test_what_is_asked_for_comes_once_and_right(
     file: Path, files: FileReader, device: int, host: int | None, mover: str, read_ahead: bool
 ) -> None:
-    cache = _cache(file, SlowDisk(files, seconds=0.001), device, host, mover=mover)
+    cache = cache_over(file, SlowDisk(files, seconds=0.001), device, host, mover=mover)
     rng = random.Random(0)
     for _ in range(60):
         cache.resize_for(rng.choice([1, 1, 5]))
@@ -237,7 +141,7 @@ def test_after_failures_and_early_ends_all_is_right(
 ) -> None:
     chaos = random.Random(1)
     disk = FailingDisk(SlowDisk(files, seconds=0.001), lambda number: chaos.random() < 0.05)
-    cache = _cache(file, disk, device, host, mover=mover)
+    cache = cache_over(file, disk, device, host, mover=mover)
     rng = random.Random(2)
     failures = stops = 0
     abandoned = []
@@ -270,7 +174,7 @@ def test_an_interrupt_between_any_two_instructions(
     file: Path, files: FileReader, device: int, host: int | None, mover: str
 ) -> None:
     """A real signal, as Ctrl-C sends, at random moments of fetches and of the recovery from the one before."""
-    cache = _cache(file, SlowDisk(files, seconds=0.0002), device, host, mover=mover)
+    cache = cache_over(file, SlowDisk(files, seconds=0.0002), device, host, mover=mover)
     rng = random.Random(3)
     interrupted = 0
     for _ in range(400):
@@ -288,7 +192,7 @@ def test_an_interrupt_between_any_two_instructions(
 
 
 def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: FileReader) -> None:
-    cache = _cache(file, files, 4, None)
+    cache = cache_over(file, files, 4, None)
     for layer in range(LAYERS):
         for expert in (1, 2, 3, 4):
             list(cache.fetch(layer, [expert]))
@@ -297,7 +201,7 @@ def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: 
     read = cache.counters.bytes_read
     for layer in range(LAYERS):
         for expert, slot in _one_by_one(cache.fetch(layer, [3, 4])):
-            _assert_right(cache, layer, expert, slot)
+            assert_right(cache, layer, expert, slot)
     assert cache.counters.bytes_read == read
     cache.resize_for(1)
     assert cache.residents() == [[3, 4]] * LAYERS
@@ -310,7 +214,7 @@ def test_with_less_room_the_best_stay_and_are_not_read_again(file: Path, files: 
 def test_growing_that_was_interrupted_leaves_slots_for_all_that_is_kept(
     file: Path, files: FileReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = _cache(file, files, 6, None)
+    cache = cache_over(file, files, 6, None)
     cache.resize_for(5)
     for struck in ("shrink", "retain"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -323,7 +227,7 @@ def test_growing_that_was_interrupted_leaves_slots_for_all_that_is_kept(
 
 
 def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
-    cache = _cache(file, files, 4, None)
+    cache = cache_over(file, files, 4, None)
     cache.close()
     with pytest.raises(MoeLocalError, match="closed"):
         next(cache.fetch(0, [1]))
@@ -332,14 +236,14 @@ def test_a_closed_cache_says_so(file: Path, files: FileReader) -> None:
 
 def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> None:
     """While one that is about to leave is held, reads go on into every slot that there is."""
-    cache = _cache(file, files, 1, None, BY_WEIGHT)
+    cache = cache_over(file, files, 1, None, BY_WEIGHT)
     list(cache.fetch(0, [0], [0.1]))
     fetching = cache.fetch(0, list(range(EXPERTS)), [0.1] + [0.9] * (EXPERTS - 1))
     held = next(fetching)
     assert (held.experts, 0 in cache._device.layers[0]) == ([0], False)
     while cache._loader._reader._finished.qsize() < 2:
         pass
-    _assert_right(cache, 0, 0, held.slots[0])
+    assert_right(cache, 0, 0, held.slots[0])
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
     _assert_settled(cache)
     cache.close()
@@ -347,7 +251,7 @@ def test_an_expert_in_use_is_not_overwritten(file: Path, files: FileReader) -> N
 
 def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader) -> None:
     """Ten experts in RAM at once, and three slots above."""
-    cache = _cache(file, files, 1, EXPERTS)
+    cache = cache_over(file, files, 1, EXPERTS)
     list(cache.fetch(0, [0]))
     fetching = cache.fetch(0, list(range(EXPERTS)))
     assert next(fetching).experts == [0]
@@ -359,80 +263,10 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
 
 
 def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
-    cache = _cache(file, SlowDisk(files), 5, None)
+    cache = cache_over(file, SlowDisk(files), 5, None)
     list(cache.fetch(0, [3, 7]))
     first, *rest = [ready.experts for ready in cache.fetch(0, [1, 3, 5, 7])]
     assert first == [3, 7]
     assert sorted(expert for experts in rest for expert in experts) == [1, 5]  # one by one, or both at once
     assert (cache.counters.hits, cache.counters.misses) == (2, 4)
-    cache.close()
-
-
-def test_a_layer_that_is_there_whole_is_not_fetched(file: Path, files: FileReader) -> None:
-    cache = _cache(file, files, EXPERTS, EXPERTS)
-    index = torch.tensor([[1, 2], [2, EXPERTS]])  # of which one stands for no expert
-    assert cache.found_all(0, index) is None
-    cache.warm(0, range(EXPERTS))
-    slots = cache.found_all(0, index)
-    assert slots is not None
-    for expert, slot in enumerate(slots.tolist()):
-        _assert_right(cache, 0, expert, slot)
-    assert cache.found_all(1, index) is None
-    assert (cache.counters.layer_hits, cache.counters.misses, cache.counters.forwards) == ([2, 0, 0], 0, 1)
-    assert cache.snapshot().hits == cache.counters.hits == 2
-    cache.close()
-    assert cache.found_all(0, index) is None
-
-
-def test_a_layer_that_others_take_slots_from_is_fetched(file: Path, files: FileReader) -> None:
-    """Its policy has to learn, and after a fetch that did not end its books are not believed."""
-    cache = _cache(file, files, EXPERTS, None)
-    index = torch.tensor([[1, 2]])
-    for layer in (0, 1):
-        cache.warm(layer, range(EXPERTS))
-    assert cache.found_all(1, index) is not None
-    fetching = cache.fetch(0, [1])
-    next(fetching)
-    assert cache.found_all(1, index) is None
-    list(fetching)
-    assert cache.found_all(1, index) is not None
-    cache.resize_for(5)
-    cache.resize_for(1)
-    for layer in (0, 1):
-        cache.warm(layer, range(EXPERTS))
-    assert cache.found_all(1, index) is None
-    cache.close()
-
-
-def test_a_token_finds_in_ram_what_the_device_lacks(file: Path, files: FileReader) -> None:
-    """Once all of it is there; and not each time, or the device tier would never learn."""
-    cache = _cache(file, files, 4, EXPERTS)
-    token, two = torch.tensor([[1, 8]]), torch.tensor([[1, 8], [2, 3]])
-    list(cache.fetch(1, [0, 1, 2]))
-    assert cache.found_all(1, token) is None
-    cache.fill(1)
-    assert cache.found_all(1, two) is None
-    before = cache.snapshot()
-    kept = cache.residents()[1]
-    rows = [cache.found_all(1, token) for _ in range(2 * LEARNS_EACH)]
-    assert sum(row is None for row in rows) == 2
-    found = next(row for row in rows if row is not None).tolist()
-    assert [expert for expert, slot in enumerate(found) if slot >= 0] == kept
-    counted = cache.counters - before
-    passes, hits = 2 * LEARNS_EACH - 2, (1 in kept) + (8 in kept)
-    assert (counted.hits, counted.misses, counted.host_hits) == (passes * hits, *[passes * (2 - hits)] * 2)
-    assert counted.zero_copied == counted.misses
-    assert counted.bytes_uploaded == counted.bytes_read == 0
-    cache.close()
-
-
-def test_what_fills_ram_is_not_counted_and_leaves_other_layers(file: Path, files: FileReader) -> None:
-    cache = _cache(file, files, 4, 6)
-    cache.fill(0)
-    assert cache.residents(in_ram=True) == [[], [], []]  # it has no room for all of them
-    cache.close()
-    cache = _cache(file, files, 4, EXPERTS)
-    cache.fill(0)
-    assert cache.residents(in_ram=True) == [list(range(EXPERTS)), [], []]
-    assert vars(cache.counters) == vars(Counters.of(LAYERS))
     cache.close()
