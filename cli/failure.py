@@ -70,12 +70,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def _out_of_memory(error: Exception) -> MoeLocalError | None:
     """What a device says that has no memory left, as an error of ours; None for other errors."""
-    torch = sys.modules.get("torch")  # who has not imported it has no device
-    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+    if "torch" not in sys.modules:  # who has not imported it has no device
         return None
-    from moe_local.memory.accelerator import out_of_memory
+    from moe_local.memory.accelerator import is_out_of_memory, out_of_memory
 
-    return out_of_memory(error)
+    return out_of_memory(error) if is_out_of_memory(error) else None
 
 
 def _end(message: str, code: int) -> None:

@@ -131,9 +131,9 @@ class LoadFlags:
             rich_help_panel=MODEL,
         ),
     ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or, of several, cuda:1.", rich_help_panel=MODEL)] = (
-        "auto"
-    )
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, mps, cuda or, of several, cuda:1.", rich_help_panel=MODEL)
+    ] = "auto"
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.", rich_help_panel=MODEL)
     ] = "auto"

@@ -23,6 +23,7 @@ from moe_local.planning.calibration import Calibration, write_calibration
 from moe_local.store import first_use, pack
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
+from moe_local.testing.pretend_mps import pretend_mps
 from moe_local.testing.pretend_triton import pretend_triton
 from moe_local.units import MIB
 
@@ -43,10 +44,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 PRETENDED = pytest.param("pretended", marks=pytest.mark.skipif(not can_pretend(), reason="torch has CUDA's kernels"))
 
 
-@pytest.fixture(params=["cpu", PRETENDED, pytest.param("cuda", marks=pytest.mark.gpu)])
+PRETENDED_MPS = pytest.param("mps", marks=pytest.mark.skipif(not can_pretend(), reason="torch has Metal's kernels"))
+
+
+@pytest.fixture(params=["cpu", PRETENDED, PRETENDED_MPS, pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with pretend_cuda() if request.param == "pretended" else nullcontext():
-        yield "cpu" if request.param == "cpu" else "cuda"
+    pretended = {"pretended": pretend_cuda, "mps": pretend_mps}.get(request.param, nullcontext)
+    with pretended():  # type: ignore[operator]
+        yield "cuda" if request.param == "pretended" else request.param
 
 
 @pytest.fixture(params=[UPLOAD, MULTIPLY, AUTO])
@@ -56,8 +61,8 @@ def tiers(
     """Device, host and disk; misses are uploaded, or multiplied by in RAM, or some of them."""
     monkeypatch.setenv("MOE_LOCAL_HOME", str(tmp_path))
     if request.param == AUTO:
-        if device == "cpu":
-            pytest.skip("on a CPU nothing is uploaded to")
+        if device != "cuda":
+            pytest.skip("in one memory nothing is measured")
         write_calibration(Calibration(find(device).name, torch.get_num_threads(), 1e-6, 1e-6, {1: 1e-6, 4: 2e-6}))
     yield from _tiers(device, model, request.param)
 

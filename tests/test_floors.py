@@ -71,7 +71,8 @@ def test_every_room_has_a_floor() -> None:
     assert {_room(file) for file in _files()} - ABOVE_ALL <= HEIGHT.keys()
 
 
-ASK_OF_DEVICES = {"accelerator.py", "pretend_cuda.py"}  # and what tests put in a device's place
+# And what tests put in a device's place.
+ASK_OF_DEVICES = {"accelerator.py", "pretend_cuda.py", "pretend_device.py", "pretend_mps.py"}
 _OF_DEVICES = re.compile(
     r"device\.type|\btorch\.(cuda|mps|xpu|backends|accelerator)\b|(?<!accelerator)\.is_(cuda|cpu|mps)\b"
 )

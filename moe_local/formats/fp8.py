@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Mergeable, Shape, stacked
-from moe_local.formats.lookup import look_up
+from moe_local.formats.lookup import widened
 
 _MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -64,7 +64,7 @@ class Fp8(Mergeable):
         return {"weight": weight, "scale": stacked(scales, None)}
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
-        weight, scale = _widened(arrays["weight"]), _exact(arrays["scale"])
+        weight, scale = widened(arrays["weight"]), _exact(arrays["scale"])
         if self.rows is None or self.columns is None or shape[1] % self.columns:
             return weight.mul_(self._spread(scale, shape)).to(dtype)
         rows = scale.repeat_interleave(self.rows, dim=0)[: shape[0]]
@@ -74,10 +74,6 @@ class Fp8(Mergeable):
 
 def _exact(scale: Tensor) -> Tensor:
     """A scale of any type in float32."""
-    return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(torch.float32)
-
-
-def _widened(weight: Tensor) -> Tensor:
-    """A float8 tensor in float32; by table, as torch converts on a CPU one by one."""
-    every = torch.arange(256, dtype=torch.uint8, device=weight.device).view(weight.dtype).to(torch.float32)
-    return look_up(every, weight.view(torch.uint8))
+    if scale.dtype == torch.uint8:
+        scale = scale.view(torch.float8_e8m0fnu)
+    return widened(scale) if scale.dtype.itemsize == 1 else scale.to(torch.float32)

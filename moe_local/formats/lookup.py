@@ -18,6 +18,18 @@ def look_up_halves(values: tuple[float, ...], codes: Tensor, *, low_first: bool)
     return look_up(_pairs(values, codes.device, low_first), codes).view(torch.float32)
 
 
+def widened(codes: Tensor) -> Tensor:
+    """A tensor of 8-bit floats in float32: a CPU converts one by one, and some devices know no such type."""
+    return look_up(_every(codes.dtype, codes.device), codes.view(torch.uint8))
+
+
+@lru_cache(maxsize=16)
+def _every(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What each byte stands for, float32 [256]."""
+    with torch.inference_mode(False):
+        return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32).to(device)
+
+
 @lru_cache(maxsize=64)
 def _pairs(values: tuple[float, ...], device: torch.device, low_first: bool) -> Tensor:
     """The pair of numbers that each byte stands for as one element, int64 [256].

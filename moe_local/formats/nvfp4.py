@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_local.formats.base import Arrays, Mergeable, Shape, stacked
-from moe_local.formats.lookup import look_up_halves
+from moe_local.formats.lookup import look_up_halves, widened
 from moe_local.formats.mxfp4 import VALUES, nearest_codes
 
 BLOCK = 16
@@ -40,7 +40,7 @@ class Nvfp4(Mergeable):
         return {"weight": (codes[..., ::2] | codes[..., 1::2] << 4).flatten(1), "scale": scale, "whole": rows.clone()}
 
     def decode(self, arrays: Arrays, shape: Shape, dtype: torch.dtype) -> Tensor:
-        weight, scale = arrays["weight"], arrays["scale"].to(torch.float32)
+        weight, scale = arrays["weight"], widened(arrays["scale"])
         if "whole" in arrays:
             whole = arrays["whole"].reshape(-1, 1)
             scale = scale / whole if self.divides else scale * whole

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moe_local.errors import BudgetError, MoeLocalError, UnsupportedError, first_line
-from moe_local.units import MIB, format_size
+from moe_local.errors import BudgetError, MoeLocalError, first_line
+from moe_local.units import GIB, MIB, format_size
 
 AUTO, CPU = "auto", "cpu"
 KINDS = (CPU, "cuda", "mps")
+_LEAST_LARGEST = GIB  # bytes: Metal's largest buffer is a share of RAM, and always more
 _cuda: Any = torch.cuda  # much of it has no types
 
 
@@ -35,13 +36,18 @@ class Accelerator:
 
     @property
     def has_own_memory(self) -> bool:
-        """Whether its memory is another than the machine's RAM, so that a tier is below it."""
+        """Whether its memory is another than the machine's RAM."""
         return self.device.type == "cuda"
+
+    @property
+    def shares_ram(self) -> bool:
+        """Whether its memory is a part of RAM that a process cannot read files into."""
+        return self.device.type == "mps"
 
     @property
     def name(self) -> str:
         """As its driver has it."""
-        return torch.cuda.get_device_name(self.device) if self.has_own_memory else self.device.type
+        return torch.cuda.get_device_name(self.device) if self.has_own_memory else self.kind
 
     @property
     def capability(self) -> str:
@@ -54,6 +60,8 @@ class Accelerator:
     @property
     def computes_bfloat16(self) -> bool:
         """Whether it has instructions for bfloat16: CUDA's devices before capability 8.0 imitate it, slowly."""
+        if self.shares_ram:
+            return torch.backends.mps.is_macos_or_newer(14, 0)
         return not self.has_own_memory or torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     @property
@@ -61,17 +69,27 @@ class Accelerator:
         """Whether its kernels can read page-locked RAM by the addresses that the host has for it."""
         return self.has_own_memory and sys.platform != "win32"
 
+    @property
+    def largest_buffer(self) -> int | None:
+        """Bytes that are surely had in one piece, of a device that gives far fewer than it has; None for others."""
+        return _LEAST_LARGEST if self.shares_ram else None
+
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of a device with memory of its own."""
+        """Free and total bytes of its memory: of mps, of that part of RAM which a process is recommended to take."""
+        if self.shares_ram:
+            most = torch.mps.recommended_max_memory()
+            return max(0, most - self.held_memory()), most
         return torch.cuda.mem_get_info(self.device)
 
     def held_memory(self) -> int:
-        """Bytes of its own memory that torch holds in this process now."""
+        """Bytes of its memory that torch holds in this process now."""
+        if self.shares_ram:
+            return torch.mps.driver_allocated_memory()
         return torch.cuda.memory_reserved(self.device)
 
     def peak_memory(self) -> int:
-        """The most bytes of its own memory that torch has held in this process."""
-        return torch.cuda.max_memory_reserved(self.device)
+        """The most bytes of its memory that torch has held in this process; of mps, what it holds."""
+        return self.held_memory() if self.shares_ram else torch.cuda.max_memory_reserved(self.device)
 
     def pin(self, address: int, size: int) -> bool:
         """Page-locks RAM that is there already, so that it can be copied from beside compute; whether it could."""
@@ -155,14 +173,22 @@ class CudaCopies:
         self._stream.synchronize()
 
 
+_METAL = Accelerator(torch.device("mps", 0))
+
+
 def cpu_capability() -> str:
     """torch's name for the vector instructions of this processor that it uses, like AVX512 or AVX2."""
     return torch.backends.cpu.get_cpu_capability()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch says that a device has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith("MPS backend out of memory")
+
+
 def out_of_memory(error: Exception) -> BudgetError:
     """What torch says of a device that has no memory left, in our words, with figures and what to do."""
-    there = gpus()
+    there = gpus() or ([_METAL] if torch.backends.mps.is_available() else [])
     figures = [
         f"{each.name}: {format_size(each.memory()[0])} of {format_size(each.memory()[1])} free" for each in there
     ]
@@ -201,23 +227,29 @@ def gpus() -> list[Accelerator]:
 
 
 def find(name: str) -> Accelerator:
-    """The device that a user names: auto (the first GPU, else the CPU), cpu, cuda or cuda:1.
+    """The device that a user names: auto (the first GPU, else the CPU), cpu, cuda or cuda:1, mps.
 
-    Raises MoeLocalError for one that is not there or no name, UnsupportedError for one that cannot hold experts.
+    Raises MoeLocalError for one that is not there, or no name.
     """
     there = gpus()
     if name == AUTO:
         return there[0] if there else Accelerator(torch.device(CPU))
     kind, colon, index = name.partition(":")
     if kind not in KINDS or (colon and not (index.isascii() and index.isdecimal())):
-        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu, cuda or, of several, cuda:1")
-    if kind == "mps":
-        raise UnsupportedError("experts cannot be read into the memory of mps yet", remedy="use --device cpu")
+        raise MoeLocalError(f"--device {name} is unknown", remedy="use auto, cpu, mps, cuda or, of several, cuda:1")
     if kind == CPU:
         return Accelerator(torch.device(CPU))
+    if kind == "mps":
+        return _metal(name, int(index or 0))
     if not there:
         raise MoeLocalError("torch sees no CUDA device", remedy="use --device cpu, or install torch for CUDA")
     if int(index or 0) >= len(there):
         known = ", ".join(f"cuda:{number} ({each.name})" for number, each in enumerate(there))
         raise MoeLocalError(f"there is no device {name}", remedy=f"use one of {known}")
     return there[int(index or 0)]
+
+
+def _metal(name: str, index: int) -> Accelerator:
+    if index or not torch.backends.mps.is_available():
+        raise MoeLocalError(f"there is no device {name}", remedy="use --device cpu")
+    return _METAL

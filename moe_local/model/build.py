@@ -23,7 +23,7 @@ from moe_local.checkpoint.record import Source
 from moe_local.errors import CheckpointError, UnsupportedError
 from moe_local.experts.layer import ExpertLayer
 from moe_local.kernels import native
-from moe_local.memory.accelerator import on_cpu
+from moe_local.memory.accelerator import is_out_of_memory, on_cpu
 from moe_local.memory.files import ReadAt
 from moe_local.model.attention import use_products
 from moe_local.model.kv_cache import grow_in_place
@@ -56,9 +56,9 @@ def load_dense(files: ModelFiles, read_at: ReadAt, device: torch.device, *, exac
                 ignore_mismatched_sizes=True,  # they are ours to refuse, by name
                 output_loading_info=True,
             )
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # an operation of a conversion failed
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"the dense weights of {_directory(dense)} do not convert ({' '.join(str(error).split())})",
                 remedy="download it again",

@@ -23,7 +23,7 @@ from moe_local.planning.footprint import measure, prefill_chunk
 from moe_local.planning.machines import DRIVER, SYSTEM
 from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
-from moe_local.planning.placement import Plan, make_plan
+from moe_local.planning.placement import Plan, make_plan, spare_slots
 from moe_local.store.open import ModelFiles, in_dtype, open_model
 from moe_local.units import MIB, format_size
 
@@ -168,8 +168,11 @@ def vram_budgets(accelerator: Accelerator) -> tuple[int, int, int]:
     return held, held + free, held + int(free * (1 - _KEEP_FREE))
 
 
-def _budgets(options: Options, accelerator: Accelerator, notes: list[str]) -> _Budgets:
-    """What was asked for; where nothing was, what is free but for a tenth. Says in `notes` what was cut."""
+def _budgets(needs: Needs, options: Options, accelerator: Accelerator, notes: list[str]) -> _Budgets:
+    """What was asked for; where nothing was, what is free but for a tenth. Says in `notes` what was cut.
+
+    Of memory that is a part of RAM a device has all but what experts pass through on their way there.
+    """
     vram, vram_overhead = options.vram, 0
     if options.other_machine:
         vram_overhead = 0 if vram is None else DRIVER
@@ -182,6 +185,12 @@ def _budgets(options: Options, accelerator: Accelerator, notes: list[str]) -> _B
     ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
     if not options.other_machine:
         ram = _cut(ram, memory_limit(), "RAM", "this machine gives", notes)
+    if not options.other_machine and accelerator.shares_ram:
+        vram_overhead, (free, _) = accelerator.held_memory(), accelerator.memory()
+        most = vram_overhead + free
+        through = needs.least_slots_bytes + spare_slots(needs) * needs.slot
+        chosen = min(most, max(0, ram - ram_overhead - through))
+        vram = chosen if vram is None else _cut(vram, most, "VRAM", "is recommended", notes)
     return _Budgets(ram, ram_overhead, vram, vram_overhead)
 
 
@@ -195,12 +204,12 @@ def _cut(budget: int, most: int, memory: str, whose: str, notes: list[str]) -> i
 
 
 def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[str], *, elastic: bool) -> Plan:
-    budgets = _budgets(options, accelerator, notes)
+    budgets = _budgets(needs, options, accelerator, notes)
     available = budgets.ram - budgets.ram_overhead if budgets.vram is None else budgets.vram - budgets.vram_overhead
     plan = make_plan(
         needs.with_embeddings_on_disk(available).with_fewer_sequences(available),
         **vars(budgets),
-        device_in_ram=accelerator.is_cpu and not options.other_machine,
+        device_in_ram=not accelerator.has_own_memory and not options.other_machine,
         device_share=options.experts,
         host_share=options.host_experts,
         elastic=elastic,

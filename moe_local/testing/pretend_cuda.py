@@ -10,34 +10,22 @@ What it cannot tell is how fast anything is, and how a device rounds.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import wraps
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import library as torch_library
-from torch.utils._device import _device_constructors as constructors
 
+from moe_local.testing.pretend_device import can_pretend, pretending
 from moe_local.testing.pretend_memory import Gpu, Memory, Meter, Tally
 from moe_local.testing.pretend_streams import Event, Stream, Streams
-from moe_local.testing.pretend_tensor import DEVICE, PretendTensor, active, execute
+from moe_local.testing.pretend_tensor import PretendTensor
 
-__all__ = ["PretendCuda", "PretendTensor", "Tally", "pretend_cuda"]
+__all__ = ["PretendCuda", "PretendTensor", "Tally", "can_pretend", "pretend_cuda"]
 
 NAME = "Pretend GPU"
 _REFUSED = 2  # cudaErrorMemoryAllocation
-_torch: Any = torch  # parts of it have no types
-_Library: Any = torch_library.Library
-# Factories that torch makes of others by changing a tensor's shape in place.
-_RESHAPED = (
-    "arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm", "randperm.generator",
-    "tril_indices", "triu_indices",
-)  # fmt: skip
 
 
 class PretendCuda(Gpu):
@@ -118,96 +106,8 @@ def pretend_cuda(
 ) -> Iterator[PretendCuda]:
     """While inside, torch has one CUDA device of `memory` bytes, of which the driver and others hold `others`.
 
-    `pinnable` bytes of RAM can be page-locked; `seed` decides when late copies arrive. Raises RuntimeError where
-    torch was built with CUDA: its own kernels would be asked.
+    `pinnable` bytes of RAM can be page-locked; `seed` decides when late copies arrive. Raises as `pretending`.
     """
-    if not can_pretend():
-        raise RuntimeError("a CUDA device can be pretended on Linux, by a torch that was built without CUDA")
-    # `with torch.device(...)` knows functions like torch.tensor by what they are when it is first used: not ours.
-    constructors()
     gpu = PretendCuda(memory, others, capability, pinnable, seed)
-    with ExitStack() as stack:
-        stack.enter_context(_guard())
-        for name, value in gpu.faked().items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        stack.enter_context(mock.patch.object(torch._C, "_host_emptyCache", lambda: None, create=True))
-        for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "to"), (torch.Tensor, "cuda")):
-            stack.enter_context(_with_index(owner, name))
-        # torch.tensor(...) makes a tensor of the CPU's first, and then asks for it on the device.
-        stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
-        torch._C._set_only_lift_cpu_tensors(True)
-        overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
-        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
-        for library in _libraries():
-            stack.callback(library._destroy)
-        active.append(gpu)
-        stack.callback(active.remove, gpu)
+    with pretending(gpu, {torch.cuda: gpu.faked(), torch._C: {"_host_emptyCache": lambda: None}}):
         yield gpu
-
-
-def can_pretend() -> bool:
-    """Whether this torch lets a CUDA device be pretended."""
-    return not _torch.backends.cuda.is_built() and _guards() is not None
-
-
-def _libraries() -> list[Any]:
-    """Has everything that torch would ask a CUDA device for, in whichever thread, come to the pretend one."""
-    every, aten = _Library("_", "IMPL"), _Library("aten", "IMPL")
-    every.fallback(lambda op, *args, **kwargs: execute(op, args, kwargs), "CUDA")
-    for name in _RESHAPED:
-        packet, _, overload = name.partition(".")
-        op = getattr(getattr(torch.ops.aten, packet), overload or "default")
-        aten.impl(name, lambda *args, op=op, **kwargs: execute(op, args, kwargs), "CUDA")
-    return [aten, every]
-
-
-def _guards() -> Any:
-    """torch's table of the switches to a device, by kind of device; None where it cannot be had."""
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-        return (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-    except (OSError, ValueError):
-        return None
-
-
-@contextmanager
-def _guard() -> Iterator[None]:
-    """While inside, switching to a CUDA device does what switching to the CPU does: nothing.
-
-    It stays so afterwards: tensors of the device may still be there.
-    """
-    table = _guards()
-    if table[1] is None:
-        table[1] = table[0]
-    yield
-
-
-@contextmanager
-def _with_index(owner: Any, name: str) -> Iterator[None]:
-    """While inside, "cuda" means "cuda:0" to a function: torch would ask the device's guard which is current."""
-    own = name in vars(owner)
-    former: Callable[..., Any] = getattr(owner, name)
-
-    @wraps(former)
-    def indexed(*args: Any, **kwargs: Any) -> Any:
-        if name == "cuda":
-            return args[0].to(DEVICE)
-        if "device" in kwargs:
-            kwargs["device"] = _indexed(kwargs["device"])
-        return former(*map(_indexed, args), **kwargs)
-
-    setattr(owner, name, indexed)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, former)
-        else:
-            delattr(owner, name)
-
-
-def _indexed(value: Any) -> Any:
-    if isinstance(value, str) and value == "cuda":
-        return DEVICE
-    return DEVICE if isinstance(value, torch.device) and value == torch.device("cuda") else value

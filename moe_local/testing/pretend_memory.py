@@ -141,6 +141,9 @@ class Meter:
 class Gpu:
     """The device behind the tensors: what it holds, what it has done, and its streams."""
 
+    device = torch.device("cuda", 0)
+    unknown: frozenset[torch.dtype] = frozenset()  # types that it has no numbers of
+
     def __init__(self, memory: Memory, meter: Meter, streams: Streams) -> None:
         self.memory = memory
         self.meter = meter

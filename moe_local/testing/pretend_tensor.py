@@ -1,8 +1,8 @@
-"""Tensors of a pretend device: they say `cuda:0`, and are computed on the CPU by the tensors that they wrap.
+"""Tensors of a pretend device: they say `cuda:0` or `mps:0`, and the CPU computes them by the tensors that they wrap.
 
-A wrapper subclass on `__torch_dispatch__`: torch itself, transformers and C++ below them see a CUDA device, and
-each operation that a device would be given arrives here, whichever thread asks. What a real device refuses is
-refused: CPU tensors among the operands (but for single numbers), `numpy()`.
+A wrapper subclass on `__torch_dispatch__`: torch itself, transformers and C++ below them see a device, and each
+operation that it would be given arrives here, whichever thread asks. What a real device refuses is refused: CPU
+tensors among the operands (but for single numbers), `numpy()`, types that it does not know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from moe_local.memory.accelerator import on_cpu
 from moe_local.testing.pretend_memory import Allocation, Gpu
 
 aten = torch.ops.aten
-DEVICE = torch.device("cuda", 0)
 
 # Operations whose result, or whose size, the host waits for.
 _WAITED_FOR = {
@@ -60,7 +59,7 @@ class PretendTensor(Tensor):
                 strides=numbers.stride(),
                 storage_offset=numbers.storage_offset(),
                 dtype=numbers.dtype,
-                device=DEVICE,
+                device=gpu.device,
             )
         made.numbers, made.gpu = numbers, gpu
         made.allocation = allocation or Allocation(gpu.memory, numbers.untyped_storage().nbytes())
@@ -93,7 +92,7 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     name = func.overloadpacket.__name__
     if name in ("copy_", "_to_copy"):
         return _copied(func, gpu, args, kwargs)
-    _refuse_other_devices(name, operands, args)
+    _refuse_other_devices(name, gpu, operands, args)
     _count(name, gpu, operands, args, kwargs)
     plain = {key: _inner(value) for key, value in kwargs.items() if key != "pin_memory"}
     if "device" in plain:
@@ -138,7 +137,7 @@ def _inner(value: Any) -> Any:
     return value
 
 
-def _refuse_other_devices(name: str, operands: Iterable[Tensor], args: Sequence[Any]) -> None:
+def _refuse_other_devices(name: str, gpu: Gpu, operands: Iterable[Tensor], args: Sequence[Any]) -> None:
     """Raises RuntimeError in torch's words for operands that lie elsewhere; numbers, and indices, may be on a CPU."""
     operands = list(operands)
     if name in _INDEXING:
@@ -146,13 +145,13 @@ def _refuse_other_devices(name: str, operands: Iterable[Tensor], args: Sequence[
             raise RuntimeError(
                 "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
                 if name.endswith("index")
-                else "expected the tensor and its values on one device, and found cpu and cuda:0"
+                else f"expected the tensor and its values on one device, and found cpu and {gpu.device}"
             )
         indices = {id(index) for index in args[1] if index is not None}
         operands = [each for each in operands if id(each) not in indices]
     if any(not isinstance(each, PretendTensor) and each.ndim for each in operands):
         raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+            f"Expected all tensors to be on the same device, but found at least two devices, {gpu.device} and cpu!"
             f" (in {name})"
         )
 
@@ -172,8 +171,15 @@ def _count(name: str, gpu: Gpu, operands: Sequence[Tensor], args: Sequence[Any],
     gpu.streams.step()
 
 
+def _refuse_types(name: str, gpu: Gpu, operands: Iterable[Tensor]) -> None:
+    if strange := next((each.dtype for each in operands if each.dtype in gpu.unknown), None):
+        raise TypeError(f"{name}: the device has no numbers of {strange}")
+
+
 def launch(gpu: Gpu, name: str, operands: Iterable[Tensor]) -> None:
-    """Counts a launch, which uses its operands' memory."""
+    """Counts a launch, which uses its operands' memory. Raises TypeError for types that the device does not know."""
+    operands = list(operands)
+    _refuse_types(name, gpu, operands)
     gpu.meter.launch(name)
     if gpu.streams.used:
         for each in operands:
@@ -206,7 +212,7 @@ def _wrapped(
     }
     made = any(each.numel() and each.untyped_storage()._cdata not in known for each in _tensors(out))
     if made and name not in _NO_WORK:
-        launch(gpu, name, operands)
+        launch(gpu, name, [*operands, *_tensors(out)])
     return _wrap(out, gpu, known)
 
 
@@ -229,7 +235,7 @@ def _copied(func: Any, gpu: Gpu, args: Sequence[Any], kwargs: dict[str, Any]) ->
         gpu.meter.sync("copy to the host")
         return out
     if out.numel():
-        launch(gpu, "_to_copy", [source])
+        launch(gpu, "_to_copy", [source, out])
     return PretendTensor(out, gpu)
 
 
@@ -240,6 +246,7 @@ def _copied_into(gpu: Gpu, target: Tensor, source: Tensor, *, blocking: bool) ->
         gpu.meter.sync("copy to the host")
         target.copy_(_inner(source))
         return target
+    _refuse_types("copy_", gpu, [target])
     if isinstance(source, PretendTensor):
         launch(gpu, "copy_", [target, source])
         target.numbers.copy_(source.numbers)
@@ -259,15 +266,15 @@ def _tolist(tensor: PretendTensor) -> Any:
 
 def _numpy(tensor: PretendTensor, *args: Any, **kwargs: Any) -> Any:
     raise TypeError(
-        "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        f"can't convert {tensor.device} device type tensor to numpy. Use Tensor.cpu() to copy it to RAM first."
     )
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     """One launch, as a device's own kernel takes."""
     operands = list(_tensors((query, key, value, args, kwargs)))
-    _refuse_other_devices("scaled_dot_product_attention", operands, ())
     gpu = _device_of(operands)
+    _refuse_other_devices("scaled_dot_product_attention", gpu, operands, ())
     launch(gpu, "scaled_dot_product_attention", operands)
     plain = {name: _inner(each) for name, each in kwargs.items()}
     with torch.no_grad():

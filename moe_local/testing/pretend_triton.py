@@ -24,7 +24,7 @@ class _Numbers(Slab):
     """The bytes of a pretend device's slab, in the RAM that they really lie in."""
 
     def __init__(self, slab: Slab) -> None:
-        self._buffer = numbers(slab.memory_of_all)
+        self._buffers, self._each = [numbers(slab.memory_of_all)], max(1, len(slab))
 
 
 class PretendTriton(TritonExperts):

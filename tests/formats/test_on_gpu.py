@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.base import Format, Packable
 from moe_local.formats.registry import EMBEDDING, format_of
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
+from moe_local.testing.pretend_mps import pretend_mps
 
 OUT, IN = 64, 96
 
@@ -62,15 +66,16 @@ def test_devices_agree(encoding: Encoding, device: str) -> None:
     assert torch.equal(there.cpu(), wanted)
 
 
-@pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")
+@pytest.mark.skipif(not can_pretend(), reason="torch has kernels of a device's own")
+@pytest.mark.parametrize("pretended", [pretend_cuda, pretend_mps])
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
-def test_nobody_waits_for_a_decoded_matrix(encoding: Encoding) -> None:
-    """Nor are tables copied to the device for each."""
+def test_nobody_waits_for_a_decoded_matrix(encoding: Encoding, pretended: Callable[[], Any]) -> None:
+    """Nor are tables copied to the device for each; a slot of it is bytes, whatever the matrix is of."""
     form = format_of(encoding)
     arrays = _arrays(form, encoding.format)
     wanted = form.decode(arrays, (OUT, IN), torch.bfloat16)
-    with pretend_cuda() as gpu:
-        moved = {name: array.to("cuda") for name, array in arrays.items()}
+    with pretended() as gpu:
+        moved = {name: array.view(torch.uint8).to(gpu.device).view(array.dtype) for name, array in arrays.items()}
         form.decode(moved, (OUT, IN), torch.bfloat16)
         with gpu.watch() as seen:
             there = form.decode(moved, (OUT, IN), torch.bfloat16)

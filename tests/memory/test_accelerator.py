@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_local.errors import MoeLocalError, UnsupportedError
+from moe_local.errors import MoeLocalError
 from moe_local.memory import accelerator
 from moe_local.memory.accelerator import Accelerator, find
 
@@ -52,5 +52,10 @@ def test_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MoeLocalError, match="there is no device cuda:2") as refused:
         find("cuda:2")
     assert "cuda:0 (a GPU), cuda:1 (a GPU)" in str(refused.value)
-    with pytest.raises(UnsupportedError, match="mps"):
-        find("mps")
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0", "mps:1"])
+def test_metal_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: name == "mps:1")
+    with pytest.raises(MoeLocalError, match=f"there is no device {name}"):
+        find(name)

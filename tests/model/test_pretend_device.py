@@ -4,8 +4,10 @@ disk. It answers, answers a batch and is evaluated, and says what a CPU says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from moe_local.generation.sampling import Sampling
 from moe_local.planning.options import Options
 from moe_local.testing import Architecture, architectures, tiny_inputs, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
+from moe_local.testing.pretend_mps import pretend_mps
 from moe_local.units import MIB
 from tests.model.refused import CANNOT
 
@@ -56,18 +59,21 @@ RUN = [found for found in architectures() if found.id not in CANNOT]
 MARKED = [pytest.param(found, id=found.id, marks=[] if found.name in ALWAYS else [pytest.mark.slow]) for found in RUN]
 
 
+@pytest.mark.parametrize(("device", "pretended"), [("cuda", pretend_cuda), ("mps", pretend_mps)])
 @pytest.mark.parametrize("found", MARKED)
-def test_a_device_says_what_a_cpu_says(found: Architecture, tmp_path: Path) -> None:
+def test_a_device_says_what_a_cpu_says(
+    found: Architecture, device: str, pretended: Callable[[], Any], tmp_path: Path
+) -> None:
     write_tiny_checkpoint(found, tmp_path)
     small = {"context": 64, "dtype": "float32", "max_sequences": 3, "logits_per_pass": 64}
     with load(tmp_path, Options(device="cpu", **small)) as engine:  # type: ignore[arg-type]
         wanted = _ask(engine, found)
-    tiers = Options(device="cuda", experts=0.5, host_experts=0.75, **small)  # type: ignore[arg-type]
-    with pretend_cuda() as gpu, load(tmp_path, tiers) as engine:
+    tiers = Options(device=device, experts=0.5, host_experts=0.75, **small)  # type: ignore[arg-type]
+    with pretended() as gpu, load(tmp_path, tiers) as engine:
         assert engine.plan.host_slots is not None
         got = _ask(engine, found)
         stats = engine.stats()
-        assert stats["bytes_uploaded"] and gpu.streams.in_flight_at_most
+        assert stats["bytes_uploaded"] and (device == "mps" or gpu.streams.in_flight_at_most)
         assert gpu.memory.peak <= (engine.plan.vram_used or 0) - engine.plan.vram_overhead
     torch.testing.assert_close(got.logits, wanted.logits, rtol=1e-4, atol=1e-4)
     assert (got.tokens, got.batch) == (wanted.tokens, wanted.batch)
