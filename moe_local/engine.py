@@ -124,7 +124,7 @@ class Engine:
     def use(self, cache: ExpertCache) -> None:
         """Runs the experts over another cache of the same checkpoint from now on."""
         self._experts.use(cache)
-        self._count_by_cache()
+        self._tell_generator()
 
     def resize(self, *, ram: int | None = None, vram: int | None = None) -> None:
         """Gives the process another budget, in bytes, from now on: memory is given back, or taken for more experts.
@@ -137,11 +137,12 @@ class Engine:
             self._experts.resize(self.files, ram, vram)
         finally:
             self.load_plan = self._experts.load_plan
-            self._count_by_cache()
+            self._tell_generator()
 
-    def _count_by_cache(self) -> None:
+    def _tell_generator(self) -> None:
         if self._generator is not None:
             self._generator.counters = self.cache
+            self._generator.prefill_chunk = self.load_plan.prefill_chunk
 
     def tap(self, tap: RoutingHook | None) -> None:
         """From now on shows `tap` the routing of every forward pass; see `RoutingHook`."""

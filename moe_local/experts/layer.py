@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moe_local.checkpoint.record import Layout
 from moe_local.experts.beside import Beside
+from moe_local.experts.buffers import ROWS_AT_ONCE, TOKENS_AT_ONCE
 from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.in_step import InStep
 from moe_local.experts.misses import MissPolicy
@@ -183,6 +184,12 @@ class OneByOne:
         self.experts = self._routing.experts
 
     def put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
+        together = max(1, ROWS_AT_ONCE // len(self._hidden))  # experts, for all of which all tokens may ask
+        for first in range(0, len(experts), together):
+            part = slice(first, first + together)
+            self._put(layout, experts[part], slots[part])
+
+    def _put(self, layout: Layout, experts: Sequence[int], slots: Sequence[int]) -> None:
         layer, groups = self._layer, self._routing.groups(experts)
         outputs = layer.paged.kernel.run(layout, slots, self._hidden, groups, layer._activate)
         self._routing.put(experts, layer._normed(outputs))
@@ -191,5 +198,7 @@ class OneByOne:
         self._routing.place(places, outputs)
 
     def sum(self, weights: Tensor) -> Tensor:
-        weighted = self._routing.outputs() * weights.reshape(-1, 1)
-        return weighted.view(*weights.shape, -1).sum(dim=1).to(self._hidden.dtype)
+        parts = torch.split(self._routing.outputs().view(*weights.shape, -1), TOKENS_AT_ONCE)
+        by = torch.split(weights.unsqueeze(-1), TOKENS_AT_ONCE)
+        sums = [(part * weight).sum(dim=1).to(self._hidden.dtype) for part, weight in zip(parts, by, strict=True)]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)

@@ -22,6 +22,9 @@ from moe_local.model.kv_cache import with_room
 from moe_local.model.transformers_api import torch_attention, use_attention
 
 _OURS = "_moe_local_attention"  # on modules that are to use it
+_SEEN = (
+    512  # keys: more that a block sees are rounded up to it, as each number of them takes a program (see `columns`)
+)
 _FILL = 16  # queries: those of a block are rounded up to it
 
 
@@ -55,26 +58,25 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if takes(query, key, value, attention_mask):
         return attend_native(query, key, value, attention_mask, scale), None
-    out = _in_blocks(query, key, value, attention_mask, scale, causal=causal)
-    return out.transpose(1, 2).contiguous(), None
+    return _in_blocks(query, key, value, attention_mask, scale, causal=causal), None
 
 
 def _in_blocks(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, causal: bool
 ) -> Tensor:
-    """-> [B, H, Q, V]. Softmax in float32, like transformers' eager attention."""
+    """-> [B, Q, H, V]. Softmax in float32, like transformers' eager attention."""
     batch, heads, queries, size = query.shape
     groups, length = key.shape[1], key.shape[2]
     key, value = with_room(key), with_room(value)
     grouped = query.reshape(batch, groups, heads // groups, queries, size)
     if queries == 1:
-        return _one(grouped, key, value, mask, scale, length)
+        return _one(grouped, key, value, mask, scale, length).transpose(1, 2)
     step = _rows(batch * heads, key.shape[2])
-    blocks = []
+    attended = query.new_empty(batch, queries, heads, value.shape[-1])
     for start in range(0, queries, step):
         rows = min(step, queries - start)
         used = min(length, start + rows) if causal else length
-        seen = columns(used) if causal else key.shape[2]
+        seen = min(key.shape[2], columns(used + -used % _SEEN if used > _SEEN else used)) if causal else key.shape[2]
         block = F.pad(grouped[:, :, :, start : start + rows], (0, 0, 0, -rows % _FILL))
         scores = block.flatten(2, 3) @ key[:, :, :seen].transpose(2, 3)  # [B, KV, H / KV * rows, seen]
         scores = scores.view(batch, heads, -1, seen)[:, :, :rows, :used].float().mul_(scale)
@@ -84,8 +86,8 @@ def _in_blocks(
             scores = _masked(scores, mask[:, :, start : start + rows, :length])
         weights = F.pad(scores.softmax(dim=-1).to(value.dtype), (0, seen - used, 0, -rows % _FILL))
         out = weights.view(batch, groups, -1, seen) @ value[:, :, :seen]
-        blocks.append(out.view(batch, heads, -1, value.shape[-1])[:, :, :rows])
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+        attended[:, start : start + rows] = out.view(batch, heads, -1, value.shape[-1])[:, :, :rows].transpose(1, 2)
+    return attended
 
 
 def _rows(heads: int, length: int) -> int:

@@ -130,6 +130,7 @@ def estimate(
     if machine.vram is None:
         needs = needs.with_embeddings_on_disk(machine.ram - SYSTEM)
     plan = _place(needs, machine)
+    needs = plan.needs
     host_share = None if plan.host_slots is None else sum(plan.host_slots) / needs.all_experts
     device_hits = locality.hit_rate(plan.share)
     held_hits = max(device_hits, locality.hit_rate(host_share or 0.0))  # in either memory
@@ -197,6 +198,7 @@ def _plan_device(needs: Needs, budget: int, machine: Machine) -> Plan:
 
 def _plan(needs: Needs, ram: int, vram: int | None) -> Plan:
     in_ram = vram is None
+    needs = needs.with_long_passes(ram - SYSTEM if vram is None else vram - DRIVER, elastic=in_ram)
     return make_plan(
         needs, ram=ram, vram=vram, ram_overhead=SYSTEM, vram_overhead=0 if in_ram else DRIVER, elastic=in_ram
     )

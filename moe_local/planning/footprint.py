@@ -13,7 +13,7 @@ from transformers import EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 
 from moe_local.checkpoint.architecture import experts_modules
 from moe_local.checkpoint.catalog import Catalog
-from moe_local.checkpoint.record import PLAIN
+from moe_local.checkpoint.record import PLAIN, Matrix
 from moe_local.formats.registry import format_of
 from moe_local.kernels.matrix import kernel_for
 from moe_local.memory.accelerator import on_cpu
@@ -58,6 +58,8 @@ def measure(
         vocabulary=config.vocab_size,
         heads=heads,
         top_k=max(top_k),
+        inner=max(layout.projections["down_proj"].shape[1] for layer in catalog.layers for layout in layer.kinds),
+        one_by_one=any(_by_itself(matrix, device) for matrix in catalog.matrices()),
         kv_bytes=kv_bytes,
         heads_per_kv=1 if is_ours(device, dtype) else shared,
         expanded=_expanded(config, heads),
@@ -68,11 +70,10 @@ def measure(
             [layer.experts for layer in catalog.layers], config.hidden_size, in_ram=on_cpu(device)
         ),
     )
-    workspace, workspaces = passes.workspaces(_decoding(skeleton, catalog, dtype, device))
-    return Needs(
+    return Needs.of_passes(
+        passes.workspaces(_decoding(skeleton, catalog, dtype, device)),
         dense=dense_bytes(skeleton, catalog, dtype),
         kv_bytes=kv_bytes,
-        workspace=workspace,
         slot=catalog.record_size,
         experts=tuple(layer.experts for layer in catalog.layers),
         top_k=top_k,
@@ -80,13 +81,7 @@ def measure(
         kv_bytes_per_sequence=kv_bytes_per_sequence,
         workspace_bytes_per_sequence=4 * kv_bytes_per_sequence // max(1, config.num_hidden_layers)
         + 2 * config.vocab_size * 4,
-        workspaces=workspaces,
     )
-
-
-def prefill_chunk(model: PreTrainedModel, context: int, dtype: torch.dtype) -> int:
-    """Tokens of a prompt that go through the model at once, at most."""
-    return formulas.prefill_chunk(_eager_heads(model), context, dtype.itemsize)
 
 
 def _eager_heads(model: PreTrainedModel) -> int:
@@ -176,6 +171,11 @@ def _top_k(skeleton: PreTrainedModel, catalog: Catalog) -> tuple[int, ...]:
         values = (getattr(owner, name, None) for name in _TOP_K for owner in candidates)
         found[layer] = next((v for v in values if isinstance(v, int) and v > 0), 1)
     return tuple(found[layer] for layer in range(len(catalog.layers)))
+
+
+def _by_itself(matrix: Matrix, device: torch.device) -> bool:
+    """Whether an expert's matrix is not multiplied by as it is encoded, together with others."""
+    return matrix.encoding in PLAIN.values() or kernel_for(matrix.encoding, device, matrix.shape).decodes
 
 
 def _decoding(skeleton: PreTrainedModel, catalog: Catalog, dtype: torch.dtype, device: torch.device) -> int:

@@ -7,14 +7,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from moe_local.experts.buffers import pass_bytes
 from moe_local.model.buffers import SCORES, columns
 from moe_local.units import MIB
 
-PREFILL_CHUNK = 512  # tokens of a prompt that go through the model at once
+# Tokens of a prompt that go through the model at once, however little memory there is, and at most: each pass needs
+# nearly all experts, so that few passes read least.
+PREFILL_CHUNK, LONGEST_CHUNK = 512, 4096
 
 _EAGER_SCORES = 1 << 30  # bytes of scores for which a prompt goes through the model in smaller chunks
 _LEAST_CHUNK = 32
 _SHORTER = (1, 32, 128)  # tokens of forward passes that are planned for by themselves
+_CHUNKS = (PREFILL_CHUNK, 1024, 2048, LONGEST_CHUNK)
 _MOST_PROGRAMS = 160 * MIB
 _SLACK = 64 * MIB  # of the allocator
 
@@ -30,50 +34,55 @@ class ForwardPass:
     vocabulary: int
     heads: int
     top_k: int  # experts of a token in a layer
+    inner: int  # numbers between an expert's up and down
     kv_bytes: int  # the KV cache of all layers, at the full context
     heads_per_kv: int = 1  # heads that one key and value are copied for before they are multiplied
     expanded: int = 0  # numbers a token that a layer's latent keys and values are expanded to; 0: they are no latents
     eager_heads: int = 0  # heads whose scores are all held at once; 0 where attention goes in blocks
+    one_by_one: bool = False  # whether experts are decoded, or multiplied by as they are, each by itself
     logits: int = 1  # tokens whose logits are wanted, at most
     programs: int = 0  # see `program_bytes`
     routers: int = 0  # see `router_copy_bytes`
 
     @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that go through the model at once: fewer where all their scores are held in memory."""
-        return prefill_chunk(self.eager_heads, self.context, self.itemsize)
+    def longest(self) -> int:
+        """Tokens of a prompt that could go through the model at once: no more than are of use, and fewer where all
+        their scores are held in memory.
+        """
+        most = longest_chunk(self.eager_heads, self.context, self.itemsize)
+        return next((tokens for tokens in _CHUNKS if tokens >= self.context), most) if most > PREFILL_CHUNK else most
 
     def workspace(self, tokens: int) -> int:
         """Bytes of temporaries at the peak of a forward pass of so many tokens, with the allocator's slack.
 
         One layer's keys and values are copied when they grow, and are held twice as they are multiplied; a chunk has
-        its mask, its hidden states, and three rows a choice of expert and twelve more a token; sampling works on
-        eight copies of the logits.
+        its mask, its hidden states and what its experts take, and twelve rows more a token; sampling works on eight
+        copies of the logits.
         """
         tokens = min(tokens, self.context)
         layer_kv = self.kv_bytes // max(1, self.layers)
         multiplied = self.expanded * columns(self.context) * self.itemsize or layer_kv * self.heads_per_kv
         scores = 16 * (SCORES if tokens > 1 else self.heads * self.context)
         mask = tokens * self.context * (1 + self.itemsize)
-        rows = tokens * (self.top_k * 3 + 12) * self.hidden * max(4, self.itemsize)
+        rows = tokens * 12 * self.hidden * max(4, self.itemsize)
+        rows += pass_bytes(tokens, self.top_k, self.hidden, self.inner, self.itemsize, one_by_one=self.one_by_one)
         logits = (7 + min(self.logits, tokens)) * self.vocabulary * 4
         eager = eager_score_bytes(self.eager_heads, self.context, self.itemsize, tokens)
         attention = 2 * layer_kv + 2 * multiplied + mask + scores + eager
         return _SLACK + attention + rows + logits + self.programs + self.routers
 
-    def workspaces(self, decoding: int) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """Bytes of a chunk's workspace, and (tokens, bytes) of shorter passes'; see `Needs`.
+    def workspaces(self, decoding: int) -> tuple[tuple[int, int], ...]:
+        """(tokens, bytes) of the workspaces of passes that are planned for, ascending: up to the longest one.
 
         `decoding` is the bytes of what is decoded to be multiplied: see `decoding_bytes`.
         """
-        shorter = [tokens for tokens in _SHORTER if tokens < self.chunk]
-        sizes = {tokens: self.workspace(tokens) + decoding for tokens in (*shorter, self.chunk)}
-        return sizes[self.chunk], tuple((tokens, sizes[tokens]) for tokens in shorter)
+        planned = [tokens for tokens in (*_SHORTER, *_CHUNKS) if tokens < self.longest]
+        return tuple((tokens, self.workspace(tokens) + decoding) for tokens in (*planned, self.longest))
 
 
-def prefill_chunk(eager_heads: int, context: int, itemsize: int) -> int:
-    """See `ForwardPass.chunk`."""
-    chunk = PREFILL_CHUNK
+def longest_chunk(eager_heads: int, context: int, itemsize: int) -> int:
+    """Tokens of a prompt that can go through the model at once; see `ForwardPass.longest`."""
+    chunk = LONGEST_CHUNK
     while chunk > _LEAST_CHUNK and eager_score_bytes(eager_heads, context, itemsize, chunk) > _EAGER_SCORES:
         chunk //= 2
     return chunk

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import gt, lt
+from typing import Any
+
+from moe_local.planning.formulas import PREFILL_CHUNK
 
 _KV_SHARE = 0.25  # of what is left after the dense weights: the most that a batch's KV caches take
 
@@ -14,7 +19,7 @@ class Needs:
 
     dense: int  # everything but the experts
     kv_bytes: int  # KV cache of one sequence, at the full context
-    workspace: int  # activations and temporaries at the peak of the longest forward pass
+    workspace: int  # activations and temporaries at the peak of a forward pass of `chunk` tokens, the longest
     slot: int  # the largest record
     experts: tuple[int, ...]  # experts of each MoE layer
     top_k: tuple[int, ...]  # experts that one token needs in each MoE layer
@@ -23,7 +28,35 @@ class Needs:
     sequences: int = 1  # that are computed at once
     kv_bytes_per_sequence: int = 0  # bytes of the KV cache of one of several sequences
     workspace_bytes_per_sequence: int = 0  # temporaries of one of several sequences, beside `workspace`
+    chunk: int = PREFILL_CHUNK  # tokens of a prompt that go through the model at once, at most
     workspaces: tuple[tuple[int, int], ...] = ()  # (tokens, bytes) of smaller forward passes, ascending
+    longer: tuple[tuple[int, int], ...] = ()  # and of longer ones, for which memory could be given
+
+    @classmethod
+    def of_passes(cls, workspaces: Sequence[tuple[int, int]], **needs: Any) -> Needs:
+        """With forward passes of (tokens, bytes), ascending; the longest ones are left out for now."""
+        return cls(**_cut(workspaces, PREFILL_CHUNK), **needs)
+
+    def with_long_passes(self, available: int, *, elastic: bool) -> Needs:
+        """These needs with the longest passes for which `available` bytes have room beside experts.
+
+        A prompt that goes through the model at once needs each expert once. What a long pass takes costs experts
+        their place: up to a half of what there is where it is `elastic` and lasts as long as the pass, else a
+        thirty-second.
+        """
+        short = self.with_short_passes()
+        left = available - short.resident_bytes
+        most = min(left // (2 if elastic else 32), left - short.least_slots_bytes)
+        fitting = [tokens for tokens, size in short.longer if size - short.workspace <= most]
+        return replace(self, **_cut(self._passes, max(fitting, default=PREFILL_CHUNK)))
+
+    def with_short_passes(self) -> Needs:
+        """These needs with passes as short as they get, however little memory there is."""
+        return replace(self, **_cut(self._passes, PREFILL_CHUNK))
+
+    @property
+    def _passes(self) -> tuple[tuple[int, int], ...]:
+        return (*self.workspaces, (self.chunk, self.workspace), *self.longer)
 
     @property
     def kv_cache(self) -> int:
@@ -85,3 +118,10 @@ class Needs:
     def least_slots_bytes(self) -> int:
         """Bytes of the fewest slots: one a layer, and one for what passes through."""
         return (len(self.experts) + 1) * self.slot
+
+
+def _cut(passes: Sequence[tuple[int, int]], chunk: int) -> dict[str, Any]:
+    """The fields of `Needs` for passes of up to `chunk` tokens, or of fewer where none of `passes` has so many."""
+    longest, workspace = [each for each in passes if each[0] <= chunk][-1]
+    shorter, longer = (tuple(each for each in passes if which(each[0], longest)) for which in (lt, gt))
+    return {"chunk": longest, "workspace": workspace, "workspaces": shorter, "longer": longer}

@@ -95,7 +95,8 @@ class Plan:
     @property
     def useful_minimum(self) -> int:
         """Bytes of the device tier's budget below which caching hurts: room for one token's experts."""
-        needs, overhead = self.needs, self.ram_overhead if self.vram is None else self.vram_overhead
+        needs = self.needs.with_short_passes()
+        overhead = self.ram_overhead if self.vram is None else self.vram_overhead
         slots = min(needs.token_set + spare_slots(needs), needs.all_experts)
         saved = needs.workspace - needs.workspace_of(needs.sequences) if self.elastic else 0
         return overhead + needs.resident_bytes + max(slots * needs.slot - saved, needs.least_slots_bytes)

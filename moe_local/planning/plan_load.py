@@ -19,7 +19,7 @@ from moe_local.model.buffers import columns
 from moe_local.model.embeddings import bytes_of_rows, leave_on_disk, readable_by_rows
 from moe_local.paths import cache_dir
 from moe_local.planning.calibration import read_calibration
-from moe_local.planning.footprint import measure, prefill_chunk
+from moe_local.planning.footprint import measure
 from moe_local.planning.machines import DRIVER, SYSTEM
 from moe_local.planning.needs import Needs
 from moe_local.planning.options import Options
@@ -62,7 +62,7 @@ class LoadPlan(ModelFiles):
     @property
     def prefill_chunk(self) -> int:
         """Tokens of a prompt that go through the model at once, at most."""
-        return prefill_chunk(self.skeleton, self.context, self.dtype)
+        return self.plan.needs.chunk
 
     @property
     def direct_io(self) -> bool:
@@ -206,8 +206,9 @@ def _cut(budget: int, most: int, memory: str, whose: str, notes: list[str]) -> i
 def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[str], *, elastic: bool) -> Plan:
     budgets = _budgets(needs, options, accelerator, notes)
     available = budgets.ram - budgets.ram_overhead if budgets.vram is None else budgets.vram - budgets.vram_overhead
+    needs = needs.with_embeddings_on_disk(available).with_long_passes(available, elastic=elastic)
     plan = make_plan(
-        needs.with_embeddings_on_disk(available).with_fewer_sequences(available),
+        needs.with_fewer_sequences(available),
         **vars(budgets),
         device_in_ram=not accelerator.has_own_memory and not options.other_machine,
         device_share=options.experts,

@@ -72,10 +72,12 @@ def with_budgets(load_plan: LoadPlan, ram: int | None = None, vram: int | None =
             minimum=most,
             remedy="end other programs, or give less",
         )
+    ram_given, vram_given = plan.ram if ram is None else ram, plan.vram if vram is None else vram
+    available = ram_given - plan.ram_overhead if vram_given is None else vram_given - plan.vram_overhead
     made = make_plan(
-        plan.needs,
-        ram=plan.ram if ram is None else ram,
-        vram=plan.vram if vram is None else vram,
+        plan.needs.with_long_passes(available, elastic=plan.elastic),
+        ram=ram_given,
+        vram=vram_given,
         ram_overhead=plan.ram_overhead,
         vram_overhead=plan.vram_overhead,
         device_in_ram=plan.device_in_ram and plan.vram is not None,

@@ -96,6 +96,11 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         vocabulary=sizes.embedding.out,
         heads=attention.heads,
         top_k=sizes.top_k,
+        inner=sizes.expert[-1].width,
+        one_by_one=any(
+            formats.experts in _PLAIN or _is_decoded(matrix, formats.experts, formats.group, gpu=gpu)
+            for matrix in sizes.expert
+        ),
         kv_bytes=kv_bytes,
         heads_per_kv=attention.heads_per_kv if gpu else 1,
         expanded=attention.expanded,
@@ -103,12 +108,10 @@ def needs_of(sizes: ModelSizes, formats: Formats, context: int, *, gpu: bool = F
         routers=router_copy_bytes(sizes.experts, sizes.hidden, in_ram=not gpu),
         programs=program_bytes(2 * matrix.out * matrix.width for matrix in _multiplied_as_they_are(sizes, formats)),
     )
-    workspace, workspaces = passes.workspaces(decoding_bytes(decoded(sizes, formats, gpu=gpu), itemsize))
-    return Needs(
+    return Needs.of_passes(
+        passes.workspaces(decoding_bytes(decoded(sizes, formats, gpu=gpu), itemsize)),
         dense=dense_bytes(sizes, formats)[0],
         kv_bytes=kv_bytes,
-        workspace=workspace,
-        workspaces=workspaces,
         slot=record_bytes(sizes, formats),
         experts=sizes.experts,
         top_k=(sizes.top_k,) * len(sizes.experts),
@@ -128,12 +131,16 @@ def decoded(sizes: ModelSizes, formats: Formats, *, gpu: bool) -> Iterator[tuple
     held = [(matrix, formats.experts, False) for matrix in sizes.expert]
     held += [(m, formats.dense, True) for m in sizes.linear if not _stays_plain(m, formats)]
     for matrix, format, dense in held:
-        held_in = fitted(matrix, format, formats.group)
-        rows, columns = _NATIVE.get(held_in, (0, 0))
-        native = rows and not gpu and not (matrix.out % rows or matrix.width % columns)
-        if held_in not in _PLAIN and not native:
-            parts = dense and held_in in _DIVISIBLE
+        if _is_decoded(matrix, format, formats.group, gpu=gpu):
+            parts = dense and fitted(matrix, format, formats.group) in _DIVISIBLE
             yield rows_decoded(matrix.out, matrix.width) if parts else matrix.out, matrix.width
+
+
+def _is_decoded(matrix: Matrices, format: str, group: int, *, gpu: bool) -> bool:
+    held_in = fitted(matrix, format, group)
+    rows, columns = _NATIVE.get(held_in, (0, 0))
+    native = rows and not gpu and not (matrix.out % rows or matrix.width % columns)
+    return held_in not in _PLAIN and not native
 
 
 def computed_bytes(sizes: ModelSizes, formats: Formats, needs: Needs) -> int:

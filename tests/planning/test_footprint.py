@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from moe_local.planning.footprint import prefill_chunk
-from moe_local.planning.formulas import PREFILL_CHUNK
 from moe_local.planning.options import Options
 from moe_local.planning.plan_load import plan_load
-from moe_local.testing import architecture, tiny_model, write_tiny_checkpoint
+from moe_local.testing import architecture, write_tiny_checkpoint
+from moe_local.units import MIB
 
 GIB = 1 << 30
 
@@ -28,13 +27,31 @@ def test_scores_of_eager_attention_are_planned(tmp_path: Path, qwen: Path) -> No
         assert (long.workspace - short.workspace > scores) == counted
 
 
-@pytest.mark.parametrize(("heads", "context", "wanted"), [(64, 1024, 512), (64, 4096, 256), (64, 1 << 15, 32)])
-def test_a_long_context_goes_in_smaller_chunks(heads: int, context: int, wanted: int) -> None:
-    model = tiny_model(architecture("gpt_oss"))
-    model.config.num_attention_heads = heads
-    assert prefill_chunk(model, context, torch.bfloat16) == wanted
+@pytest.mark.parametrize(("heads", "context", "wanted"), [(64, 1024, 1024), (64, 4096, 256), (64, 1 << 15, 32)])
+def test_a_long_context_goes_in_smaller_chunks(
+    heads: int, context: int, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = write_tiny_checkpoint(architecture("gpt_oss"), tmp_path)
+    _positions(eager)
+    monkeypatch.setattr("moe_local.planning.footprint._eager_heads", lambda model: heads)
+    found = plan_load(eager, Options(device="cpu", context=context, dtype="bfloat16"))
+    assert found.prefill_chunk == wanted
     assert wanted == 32 or wanted * context * heads * 16 <= GIB
 
 
-def test_others_go_in_the_usual_ones(qwen: Path) -> None:
-    assert prefill_chunk(tiny_model(architecture("qwen3_moe")), 1 << 17, torch.float32) == PREFILL_CHUNK
+def _positions(checkpoint: Path) -> None:
+    """Gives a model as many as large ones have."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1 << 15}))
+
+
+def test_passes_are_as_long_as_memory_allows(tmp_path: Path) -> None:
+    qwen = write_tiny_checkpoint(architecture("qwen3_moe"), tmp_path)
+    _positions(qwen)
+    small = {"device": "cpu", "context": 3000, "dtype": "bfloat16"}
+    roomy = plan_load(qwen, Options(**small))  # type: ignore[arg-type]
+    assert roomy.prefill_chunk == 4096 and not roomy.plan.needs.longer
+    needs, overhead = roomy.plan.needs, roomy.plan.ram_overhead
+    least = overhead + needs.with_short_passes().resident_bytes + 8 * MIB
+    chunks = [plan_load(qwen, Options(ram=least + n * 16 * MIB, **small)).prefill_chunk for n in range(40)]  # type: ignore[arg-type]
+    assert chunks == sorted(chunks) and {1024, 2048, 4096} <= set(chunks)

@@ -28,6 +28,7 @@ from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.kv_reuse import common_beginning
 from moe_local.model.buffers import columns
+from moe_local.planning.formulas import PREFILL_CHUNK
 
 GONE = "nobody waits for the answer any more"
 INTERNAL = "an internal error; the server's log has it"
@@ -50,7 +51,7 @@ class LiveBatch:
         self._model = generator.model
         self._hide = hide
         self._in_step = in_step
-        self._chunk = generator.prefill_chunk
+        self._chunk = min(generator.prefill_chunk, PREFILL_CHUNK)  # no longer: others wait for a pass
         cache = cache_of(self._model)
         self._rows = self._no_rows(0)  # one of each running sequence
         self._joins, self._branches = can_join(cache), can_branch(cache)

@@ -28,6 +28,7 @@ from moe_local.generation.damage import DAMAGED, DAMAGED_REMEDY, damaged
 from moe_local.generation.encoder_decoder import assert_goes_on
 from moe_local.generation.generate import TextGenerator
 from moe_local.generation.prompt import prompt_ids
+from moe_local.planning.formulas import PREFILL_CHUNK
 
 _WINDOW = 1024  # requests that are looked at together, to put like lengths side by side
 
@@ -121,7 +122,7 @@ class BatchGenerator:
 
     def _share(self, sequences: Sequence[BatchSequence]) -> None:
         """Computes what all of them begin with, once, if that is worth a pass."""
-        common = shared_beginning([each.ids for each in sequences], self._chunk) if self._branches else []
+        common = shared_beginning([each.ids for each in sequences], PREFILL_CHUNK) if self._branches else []
         self._prefix = None
         if common:
             self._prefix = self._no_rows(1)
