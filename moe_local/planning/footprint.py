@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -19,11 +20,13 @@ from moe_local.kernels.matrix import kernel_for
 from moe_local.memory.accelerator import on_cpu
 from moe_local.model.attention import is_ours
 from moe_local.model.buffers import columns, rows_decoded
+from moe_local.model.live_bytes import LiveBytes, OnlyOutputs
 from moe_local.model.transformers_api import attends_eagerly, kv_cache, wide_parameters
 from moe_local.planning import formulas
-from moe_local.planning.formulas import ForwardPass, decoding_bytes, program_bytes, router_copy_bytes
+from moe_local.planning.formulas import PREFILL_CHUNK, ForwardPass, decoding_bytes, program_bytes, router_copy_bytes
 from moe_local.planning.needs import Needs
 
+_COUNTED = 8  # layers: hybrid models repeat after so many at most
 _TOP_K = ("num_experts_per_tok", "top_k", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
 
@@ -70,6 +73,7 @@ def measure(
             [layer.experts for layer in catalog.layers], config.hidden_size, in_ram=on_cpu(device)
         ),
     )
+    passes = replace(passes, beyond=_beyond(skeleton, passes))
     return Needs.of_passes(
         passes.workspaces(_decoding(skeleton, catalog, dtype, device)),
         dense=dense_bytes(skeleton, catalog, dtype),
@@ -124,12 +128,40 @@ def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) 
     try:
         with torch.no_grad():
             ids = torch.zeros(1, context, dtype=torch.long, device="meta")
-            alone: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
-            more = {"decoder_input_ids": ids} if skeleton.config.is_encoder_decoder else alone
-            cache = kv_cache(skeleton(input_ids=ids, **more))
+            cache = kv_cache(skeleton(input_ids=ids, **_inputs_beside(skeleton, ids)))
         return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
     except Exception:  # whatever a model's own code does that meta tensors cannot
         return _kv_by_formula(skeleton.config.get_text_config(), context, dtype)
+
+
+def _beyond(skeleton: PreTrainedModel, passes: ForwardPass) -> int:
+    """Bytes that a pass takes beyond what its dimensions say, as scans of linear attention do: counted on meta.
+
+    Leaves experts out: to be called after `kv_cache_bytes`. 1, which keeps passes short, where a model's code cannot
+    run on meta. Most models go through no more layers than their configuration says, and some are enough: memory is
+    taken by one after the other.
+    """
+    config: Any = skeleton.config.get_text_config()
+    layers = config.num_hidden_layers
+    tokens = min(PREFILL_CHUNK, passes.longest, passes.context)
+    counting = LiveBytes(chain(skeleton.parameters(), skeleton.buffers()))
+    try:
+        config.num_hidden_layers = min(layers, _COUNTED)
+        ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+        with torch.no_grad(), OnlyOutputs(), counting:
+            output = skeleton(input_ids=ids, **_inputs_beside(skeleton, ids))
+        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(kv_cache(output)))
+    except Exception:  # whatever a model's own code does that meta tensors cannot
+        return 1
+    finally:
+        config.num_hidden_layers = layers
+    return max(0, counting.peak - held - passes.dense(tokens)) * PREFILL_CHUNK // tokens
+
+
+def _inputs_beside(skeleton: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
+    """What a forward pass of `ids` is given beside them."""
+    alone: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
+    return {"decoder_input_ids": ids} if skeleton.config.is_encoder_decoder else alone
 
 
 def _tensors(cache: Any) -> Iterator[Tensor]:

@@ -43,6 +43,7 @@ class ForwardPass:
     logits: int = 1  # tokens whose logits are wanted, at most
     programs: int = 0  # see `program_bytes`
     routers: int = 0  # see `router_copy_bytes`
+    beyond: int = 0  # bytes that a pass of `PREFILL_CHUNK` tokens takes and that do not follow from the others
 
     @property
     def longest(self) -> int:
@@ -50,6 +51,8 @@ class ForwardPass:
         their scores are held in memory.
         """
         most = longest_chunk(self.eager_heads, self.context, self.itemsize)
+        if self.beyond:  # and who knows how that grows
+            return min(most, PREFILL_CHUNK)
         return next((tokens for tokens in _CHUNKS if tokens >= self.context), most) if most > PREFILL_CHUNK else most
 
     def workspace(self, tokens: int) -> int:
@@ -60,16 +63,20 @@ class ForwardPass:
         copies of the logits.
         """
         tokens = min(tokens, self.context)
+        scores = 16 * (SCORES if tokens > 1 else self.heads * self.context)
+        experts = pass_bytes(tokens, self.top_k, self.hidden, self.inner, self.itemsize, one_by_one=self.one_by_one)
+        beyond = self.beyond * tokens // PREFILL_CHUNK
+        return _SLACK + self.dense(tokens) + beyond + scores + experts + self.programs + self.routers
+
+    def dense(self, tokens: int) -> int:
+        """What all but the experts takes in a pass of so many tokens, as a model's dimensions say."""
         layer_kv = self.kv_bytes // max(1, self.layers)
         multiplied = self.expanded * columns(self.context) * self.itemsize or layer_kv * self.heads_per_kv
-        scores = 16 * (SCORES if tokens > 1 else self.heads * self.context)
         mask = tokens * self.context * (1 + self.itemsize)
         rows = tokens * 12 * self.hidden * max(4, self.itemsize)
-        rows += pass_bytes(tokens, self.top_k, self.hidden, self.inner, self.itemsize, one_by_one=self.one_by_one)
         logits = (7 + min(self.logits, tokens)) * self.vocabulary * 4
         eager = eager_score_bytes(self.eager_heads, self.context, self.itemsize, tokens)
-        attention = 2 * layer_kv + 2 * multiplied + mask + scores + eager
-        return _SLACK + attention + rows + logits + self.programs + self.routers
+        return 2 * layer_kv + 2 * multiplied + mask + eager + rows + logits
 
     def workspaces(self, decoding: int) -> tuple[tuple[int, int], ...]:
         """(tokens, bytes) of the workspaces of passes that are planned for, ascending: up to the longest one.

@@ -16,6 +16,7 @@ from moe_local.engine import Engine, load
 from moe_local.evaluation.perplexity import evaluate
 from moe_local.generation.batch import Request
 from moe_local.generation.sampling import Sampling
+from moe_local.planning import formulas
 from moe_local.planning.options import Options
 from moe_local.testing import Architecture, architectures, tiny_inputs, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
@@ -79,3 +80,22 @@ def test_a_device_says_what_a_cpu_says(
     assert (got.tokens, got.batch) == (wanted.tokens, wanted.batch)
     assert got.nll == pytest.approx(wanted.nll, rel=1e-4)
     assert gpu.memory.live < 4 * MIB
+
+
+@pytest.mark.parametrize("context", [256, 500])
+@pytest.mark.parametrize("found", [each for each in MARKED if each.values[0].can_generate])
+def test_a_long_pass_takes_what_is_planned(
+    found: Architecture, context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the hundred megabytes that are planned beside what follows from the model."""
+    monkeypatch.setattr(formulas, "_SLACK", 1 << 20)
+    monkeypatch.setattr(formulas, "SCORES", 1 << 12)
+    write_tiny_checkpoint(found, tmp_path)
+    tiers = Options(device="cuda", experts=0.5, host_experts=0.75, context=context, dtype="float32")
+    with pretend_cuda() as gpu, load(tmp_path, tiers) as engine, torch.inference_mode():
+        ids = torch.arange(context - 1, device="cuda").remainder(90)[None] + 5
+        if engine.model.config.is_encoder_decoder:
+            engine.model(input_ids=ids, decoder_input_ids=ids)
+        else:
+            engine.model(ids, use_cache=True, logits_to_keep=1)
+        assert gpu.memory.peak <= (engine.plan.vram_used or 0) - engine.plan.vram_overhead
