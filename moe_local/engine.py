@@ -64,6 +64,7 @@ def load(
     defaults, remarks = generation_defaults(load_plan.checkpoint.directory, load_plan.config)
     report("dense weights", 0.1)
     files = FileReader()
+    load_plan.accelerator.fence(load_plan.fence)
     try:
         files.open(load_plan.checkpoint.files, direct=load_plan.direct_io)
         reader = read_at(files)
@@ -78,6 +79,7 @@ def load(
         tokenizer, doubts = load_tokenizer(load_plan.checkpoint)
         network.generation_config = with_end_tokens(defaults, load_plan.config, tokenizer)
     except BaseException:
+        load_plan.accelerator.fence(None)
         files.close()
         raise
     report("ready", 1.0)
@@ -133,10 +135,12 @@ class Engine:
         for a budget that is too small, or more than there is, and MoeLocalError for `vram` where experts are in RAM
         alone; goes on with the former one where memory cannot be had.
         """
+        self.load_plan.accelerator.fence(None)  # it may be more
         try:
             self._experts.resize(self.files, ram, vram)
         finally:
             self.load_plan = self._experts.load_plan
+            self.load_plan.accelerator.fence(self.load_plan.fence)
             self._tell_generator()
 
     def _tell_generator(self) -> None:
@@ -278,6 +282,7 @@ class Engine:
         self.files.close()
         if self._generator is not None:
             self._generator.close()
+        self.load_plan.accelerator.fence(None)
         free_caches(self.load_plan.accelerator)
 
     def __enter__(self) -> Engine:

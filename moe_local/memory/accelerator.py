@@ -91,6 +91,15 @@ class Accelerator:
         """The most bytes of its memory that torch has held in this process; of mps, what it holds."""
         return self.held_memory() if self.shares_ram else torch.cuda.max_memory_reserved(self.device)
 
+    def fence(self, size: int | None) -> None:
+        """Has torch take no more than `size` bytes of the device's own memory for this process; None: no such bound.
+
+        What is asked for beyond ends in torch.OutOfMemoryError, after torch has given back what it keeps.
+        """
+        if self.has_own_memory:
+            part = 1.0 if size is None else min(1.0, size / self.memory()[1])
+            torch.cuda.set_per_process_memory_fraction(part, self.device)
+
     def pin(self, address: int, size: int) -> bool:
         """Page-locks RAM that is there already, so that it can be copied from beside compute; whether it could."""
         if not self.has_own_memory:

@@ -55,6 +55,12 @@ class LoadPlan(ModelFiles):
         return self.options.activations != "int8" or self.dtype == torch.float32
 
     @property
+    def fence(self) -> int | None:
+        """Bytes that torch may take of the device's own memory; None where nobody said how many."""
+        own = self.accelerator.has_own_memory and self.options.vram is not None
+        return self.plan.vram - DRIVER if own and self.plan.vram is not None else None
+
+    @property
     def warm_file(self) -> Path:
         """Where the hot experts of this model are remembered from one run to the next."""
         return cache_dir() / "warm" / f"{self.checkpoint.directory.name[:80]}-{self.config_hash}.json"

@@ -81,6 +81,7 @@ class PretendCuda(Gpu):
             "max_memory_allocated": lambda device=None: memory.peak,
             "synchronize": self.synchronize,
             "empty_cache": lambda: None,
+            "set_per_process_memory_fraction": lambda part, device=None: setattr(memory, "fence", part),
             "get_device_name": lambda device=None: NAME,
             "get_device_capability": lambda device=None: self.capability,
             "get_device_properties": lambda device=None: SimpleNamespace(

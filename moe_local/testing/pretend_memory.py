@@ -82,6 +82,7 @@ class Memory:
         self.total = total
         self.others = others  # bytes that other programs, and the driver for this one, hold
         self.live = self.peak = 0  # bytes
+        self.fence = 1.0  # the part of the device's memory that this process may have
         self._lock = threading.RLock()
 
     @property
@@ -91,7 +92,7 @@ class Memory:
     def change(self, size: int) -> None:
         """So many bytes more, or fewer. Raises torch.OutOfMemoryError, as torch does, where they are not there."""
         with self._lock:
-            if size <= max(0, self.free):
+            if size <= min(max(0, self.free), int(self.total * self.fence) - self.live):
                 self.live += size
                 self.peak = max(self.peak, self.live)
                 return

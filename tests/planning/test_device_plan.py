@@ -127,6 +127,42 @@ def test_memory_that_ran_out_is_said_with_figures() -> None:
     assert "124 MiB of 1 GiB free" in str(said) and "--vram" in str(said)
 
 
+def test_a_budget_that_was_given_is_a_fence(gpu: PretendCuda, qwen: Path) -> None:
+    """Raised and lowered with it, and gone when the engine is."""
+    budget = DRIVER + 200 * MIB
+    with load(qwen, Options(vram=budget, **SMALL)) as engine:  # type: ignore[arg-type]
+        assert engine.generate("the hen", GREEDY).new_tokens == 4
+        assert gpu.memory.peak <= 200 * MIB
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(201 * MIB - gpu.memory.live, dtype=torch.uint8, device="cuda")
+        engine.resize(vram=budget + 100 * MIB)
+        held = torch.empty(201 * MIB - gpu.memory.live, dtype=torch.uint8, device="cuda")
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+        with pytest.raises(BudgetError):
+            engine.resize(vram=1)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+        del held
+    assert torch.empty(GIB, dtype=torch.uint8, device="cuda").nbytes == GIB
+
+
+def test_what_nobody_bounded_has_no_fence(gpu: PretendCuda, qwen: Path) -> None:
+    with load(qwen, Options(**SMALL)):  # type: ignore[arg-type]
+        free = gpu.memory.free
+        assert torch.empty(free, dtype=torch.uint8, device="cuda").nbytes == free
+
+
+def test_a_fence_is_gone_when_loading_fails(gpu: PretendCuda, qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_local.engine.load_tokenizer", fail)
+    with pytest.raises(KeyboardInterrupt):
+        load(qwen, Options(vram=DRIVER + 200 * MIB, **SMALL))  # type: ignore[arg-type]
+    assert torch.empty(GIB, dtype=torch.uint8, device="cuda").nbytes == GIB
+
+
 def test_routers_that_are_copied_for_reading_ahead_are_planned_for(gpu: PretendCuda, qwen: Path) -> None:
     with load(qwen, Options(**SMALL)) as engine:  # type: ignore[arg-type]
         before, config = gpu.memory.live, engine.model.config
