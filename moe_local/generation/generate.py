@@ -11,12 +11,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from moe_local.errors import CheckpointError, MoeLocalError, first_line
 from moe_local.generation.damage import RefuseDamage
 from moe_local.generation.encoding import PromptEncoder, TooLongError
-from moe_local.generation.handed import Halt, TokenStream
+from moe_local.generation.handed import Halt, ReadingInterruptedError, TokenStream
 from moe_local.generation.kv_reuse import KVState
 from moe_local.generation.sampling import Sampling
 from moe_local.generation.stream import AnswerStream, OnCall, OnText
@@ -146,7 +147,8 @@ class TextGenerator:
 
         `on_text` is given each piece of text as it comes. With `chat` the model answers a conversation, and what it
         marks off as reasoning goes to `on_reasoning`. Setting `interrupt` ends the generation after the token
-        under way. `state` carries the KV cache from one call to the next; an error empties it.
+        under way, or in the layer under way while the prompt is read. `state` carries the KV cache from one call to
+        the next; an error empties it.
         """
         limit = self.limit(ids, sampling)
         state = state or KVState()
@@ -158,27 +160,33 @@ class TextGenerator:
         inputs = torch.tensor([list(ids)], device=self.model.device)  # [1, T]
         goes_on = not self.model.config.is_encoder_decoder
         in_parts = goes_on and len(ids) - cached > self.prefill_chunk
-        more = {"prefill_chunk_size": self.prefill_chunk} if in_parts else {}
+        more: dict[str, Any] = {"prefill_chunk_size": self.prefill_chunk} if in_parts else {}
         if first is not None:
             more["forced_bos_token_id"] = first
-        with _misfits_said():
-            output = self.model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=limit,
-                streamer=stream,
-                stopping_criteria=StoppingCriteriaList([halt]),
-                logits_processor=LogitsProcessorList([RefuseDamage()]),
-                return_dict_in_generate=True,
-                **sampling.for_transformers(),
-                **{CACHE: cache},
-                **more,
-            )
+        more |= {"max_new_tokens": limit, CACHE: cache, **sampling.for_transformers()}
+        try:
+            output = self._run(inputs, stream, halt, more)
+        except ReadingInterruptedError:
+            state.put_back(list(ids[:cached]), cache)
+            return self._generation([], len(ids), cached, stream, halt)
         sequence: list[int] = output.sequences[0].tolist()
         if goes_on:
             state.put(sequence[:-1], kv_cache(output))  # the last token was chosen but not yet computed
         begun = len(ids) if goes_on else 1
         return self._generation(sequence[begun:], len(ids), cached, stream, halt)
+
+    def _run(self, inputs: Tensor, stream: TokenStream, halt: Halt, more: dict[str, Any]) -> Any:
+        """transformers' own `generate`, of inputs [1, T]. Raises ReadingInterruptedError."""
+        with _misfits_said(), halt.ends_reading(self.model, stream):
+            return self.model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                streamer=stream,
+                stopping_criteria=StoppingCriteriaList([halt]),
+                logits_processor=LogitsProcessorList([RefuseDamage()]),
+                return_dict_in_generate=True,
+                **more,
+            )
 
     def _generation(self, new: list[int], prompt: int, cached: int, stream: TokenStream, halt: Halt) -> Generation:
         """The new tokens and what they took; `cached` of the prompt's tokens an earlier turn had computed."""

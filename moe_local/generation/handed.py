@@ -1,19 +1,22 @@
 """What transformers' `generate` is handed, so that an answer comes out as it is made.
 
-`TokenStream` takes each token, and `Halt` ends it at a stop string or an interrupt.
+`TokenStream` takes each token, and `Halt` ends it at a stop string or an interrupt, which ends reading a prompt too.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from moe_local.experts.layer import ExpertLayer
 from moe_local.generation.stream import AnswerStream
 from moe_local.telemetry import Counting
 
@@ -28,6 +31,7 @@ class TokenStream(BaseStreamer):  # type: ignore[misc]
         self.counters_before = self.counters_at_first_token = counters.snapshot()
         self.token_times: list[float] = []  # seconds of `perf_counter`, as all times here
         self.began = perf_counter()
+        self.on_first: Callable[[], None] = lambda: None  # called at the answer's first token
 
     @property
     def first_token_at(self) -> float:
@@ -41,12 +45,17 @@ class TokenStream(BaseStreamer):  # type: ignore[misc]
             return
         self.token_times.append(perf_counter())
         if len(self.token_times) == 1:
+            self.on_first()
             self.counters_at_first_token = self._counters.snapshot()
         self.answer.add(int(value))
 
     def end(self) -> None:
         """Called by `generate` at its end."""
         self.answer.end()
+
+
+class ReadingInterruptedError(Exception):
+    """The user asked for an end while the prompt was being read."""
 
 
 class Halt(StoppingCriteria):  # type: ignore[misc]
@@ -56,6 +65,29 @@ class Halt(StoppingCriteria):  # type: ignore[misc]
         self.answer = answer
         self._event = event
         self.interrupted = False
+
+    @contextmanager
+    def ends_reading(self, model: nn.Module, stream: TokenStream) -> Iterator[None]:
+        """Inside, until the first token, each layer's experts raise ReadingInterruptedError where the user asks."""
+
+        def look(*_: Any) -> None:
+            if self._event.is_set():
+                self.interrupted = True
+                raise ReadingInterruptedError
+
+        hooks = [
+            module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, ExpertLayer)
+        ]
+
+        def forget() -> None:
+            while hooks:
+                hooks.pop().remove()
+
+        stream.on_first = forget
+        try:
+            yield
+        finally:
+            forget()
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self.interrupted = self._event.is_set()

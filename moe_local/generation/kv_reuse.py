@@ -37,6 +37,15 @@ class KVState:
         """Keeps a cache, computed from `ids`; None, of a model that has none, keeps nothing."""
         self._kept = (ids, cache)
 
+    def put_back(self, ids: list[int], cache: Any) -> None:
+        """Keeps a cache that was taken out for `ids`, when a generation ended on the way through the layers."""
+        layers = getattr(cache, "layers", None)
+        if not layers or not ids or any(type(layer) not in PLAIN_LAYERS for layer in layers):
+            return
+        for layer in layers:
+            layer.crop(min(0, len(ids) - layer.get_seq_length()))
+        self._kept = (ids, cache)
+
     def clear(self) -> None:
         """Forgets the cache: the next generation begins at the prompt's first token."""
         self._kept = ([], None)

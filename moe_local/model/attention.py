@@ -22,9 +22,7 @@ from moe_local.model.kv_cache import with_room
 from moe_local.model.transformers_api import torch_attention, use_attention
 
 _OURS = "_moe_local_attention"  # on modules that are to use it
-_SEEN = (
-    512  # keys: more that a block sees are rounded up to it, as each number of them takes a program (see `columns`)
-)
+_SEEN = 512  # keys: more that a block sees are rounded up to it: each number of them takes a program (see `columns`)
 _FILL = 16  # queries: those of a block are rounded up to it
 
 

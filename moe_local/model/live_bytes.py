@@ -22,9 +22,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch sa
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._nonzero = _config.patch(  # type: ignore[attr-defined]  # put there when it is imported
-            meta_nonzero_assume_all_nonzero=True
-        )  # how many are, meta cannot tell
+        settings: Any = _config  # torch puts `patch` there when it is imported
+        self._nonzero = settings.patch(meta_nonzero_assume_all_nonzero=True)  # how many are, meta cannot tell
         self.peak = self._live = 0
         self._known = {_storage(tensor) for tensor in known}
         self._held: dict[int, tuple[int, int]] = {}  # of each storage: how many tensors have it, and its bytes

@@ -61,17 +61,46 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine, length: int) -> N
     assert result.finish_reason == "stop"
 
 
+class AtALook(threading.Event):
+    """Set from some look on: each layer looks while the prompt is read, and then each token."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self.looks, self._look = 0, look
+
+    def is_set(self) -> bool:
+        self.looks += 1
+        return self.looks >= self._look
+
+
 def test_an_interrupt_ends_after_the_token_under_way(engine: Engine) -> None:
-    class AtTheThirdLook(threading.Event):
-        looks = 0
-
-        def is_set(self) -> bool:
-            self.looks += 1
-            return self.looks >= 3
-
-    result = engine.generate("one two three", GREEDY, interrupt=AtTheThirdLook())
+    layers = engine.model.config.num_hidden_layers
+    result = engine.generate("one two three", GREEDY, interrupt=AtALook(layers + 3))
     assert result.finish_reason == "interrupted"
     assert result.new_tokens == 3
+
+
+def test_an_interrupt_ends_a_prompt_in_any_layer(engine: Engine) -> None:
+    """At once, and what was computed before goes on being of use."""
+    wanted = engine.generator.generate([*range(5, 30), 7, 8, 9], GREEDY)
+    for layer in range(1, engine.model.config.num_hidden_layers + 1):
+        state, looks = KVState(), AtALook(layer)
+        before = engine.generator.generate(list(range(5, 30)), Sampling(max_new_tokens=1, temperature=0), state=state)
+        found = engine.generator.generate([*range(5, 30), 7, 8], GREEDY, state=state, interrupt=looks)
+        assert (found.finish_reason, found.new_tokens, found.text) == ("interrupted", 0, "")
+        assert looks.looks == layer
+        assert found.seconds >= 0 and found.tokens_per_second == 0
+        again = engine.generator.generate([*range(5, 30), 7, 8, 9], GREEDY, state=state)
+        assert (again.cached_tokens, again.token_ids) == (before.prompt_tokens, wanted.token_ids)
+
+
+def test_a_first_prompt_that_is_ended_leaves_nothing_behind(engine: Engine) -> None:
+    wanted, state = engine.generator.generate([5, 6, 7], GREEDY), KVState()
+    ended = threading.Event()
+    ended.set()
+    assert engine.generator.generate([5, 6, 7], GREEDY, state=state, interrupt=ended).new_tokens == 0
+    again = engine.generator.generate([5, 6, 7], GREEDY, state=state)
+    assert (again.cached_tokens, again.token_ids) == (0, wanted.token_ids)
 
 
 def test_prompts_that_cannot_be(engine: Engine) -> None:
