@@ -202,11 +202,15 @@ def out_of_memory(error: Exception) -> BudgetError:
         f"{each.name}: {format_size(each.memory()[0])} of {format_size(each.memory()[1])} free" for each in there
     ]
     least = max((each.peak_memory() for each in there), default=0)
-    return BudgetError(
-        f"the device has no memory left ({', '.join([*figures, first_line(error)])})",
-        minimum=least,
-        remedy=f"close what else uses it, give less --vram than {-(-least // MIB)}MiB, or a shorter --context",
-    )
+    if " allowed; " in str(error):
+        what, remedy = (
+            "more than --vram allows is needed",
+            "give more --vram, or a shorter --context, and report this",
+        )
+    else:
+        what = "the device has no memory left"
+        remedy = f"close what else uses it, give less --vram than {-(-least // MIB)}MiB, or a shorter --context"
+    return BudgetError(f"{what} ({', '.join([*figures, first_line(error)])})", minimum=least, remedy=remedy)
 
 
 def on_cpu(device: torch.device) -> bool:

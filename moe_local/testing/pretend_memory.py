@@ -89,6 +89,10 @@ class Memory:
     def free(self) -> int:
         return self.total - self.others - self.live
 
+    @property
+    def _allowed(self) -> str:
+        return "" if self.fence == 1 else f"{self.total * self.fence / 2**20:.2f} MiB allowed; "
+
     def change(self, size: int) -> None:
         """So many bytes more, or fewer. Raises torch.OutOfMemoryError, as torch does, where they are not there."""
         with self._lock:
@@ -98,7 +102,7 @@ class Memory:
                 return
         raise torch.OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a total capacity of"
-            f" {self.total / 2**30:.2f} GiB of which {max(0, self.free) / 2**20:.2f} MiB is free."
+            f" {self.total / 2**30:.2f} GiB of which {max(0, self.free) / 2**20:.2f} MiB is free. {self._allowed}"
         )
 
 

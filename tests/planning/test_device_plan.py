@@ -133,8 +133,10 @@ def test_a_budget_that_was_given_is_a_fence(gpu: PretendCuda, qwen: Path) -> Non
     with load(qwen, Options(vram=budget, **SMALL)) as engine:  # type: ignore[arg-type]
         assert engine.generate("the hen", GREEDY).new_tokens == 4
         assert gpu.memory.peak <= 200 * MIB
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError) as caught:
             torch.empty(201 * MIB - gpu.memory.live, dtype=torch.uint8, device="cuda")
+        said = str(out_of_memory(caught.value))
+        assert "more than --vram allows" in said and "200.00 MiB allowed" in said and "give more --vram" in said
         engine.resize(vram=budget + 100 * MIB)
         held = torch.empty(201 * MIB - gpu.memory.live, dtype=torch.uint8, device="cuda")
         with pytest.raises(torch.OutOfMemoryError):
