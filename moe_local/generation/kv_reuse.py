@@ -43,7 +43,8 @@ class KVState:
         if not layers or not ids or any(type(layer) not in PLAIN_LAYERS for layer in layers):
             return
         for layer in layers:
-            layer.crop(min(0, len(ids) - layer.get_seq_length()))
+            if (over := layer.get_seq_length() - len(ids)) > 0:
+                layer.crop(-over)
         self._kept = (ids, cache)
 
     def clear(self) -> None:
