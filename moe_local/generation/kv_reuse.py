@@ -39,10 +39,9 @@ class KVState:
 
     def put_back(self, ids: list[int], cache: Any) -> None:
         """Keeps a cache that was taken out for `ids`, when a generation ended on the way through the layers."""
-        layers = getattr(cache, "layers", None)
-        if not layers or not ids or any(type(layer) not in PLAIN_LAYERS for layer in layers):
+        if not ids or not _can_be_cut(cache):
             return
-        for layer in layers:
+        for layer in cache.layers:
             if (over := layer.get_seq_length() - len(ids)) > 0:
                 layer.crop(-over)
         self._kept = (ids, cache)
@@ -61,8 +60,12 @@ def common_beginning(one: Sequence[int] | Tokens, other: Sequence[int] | Tokens)
 
 def _cut(cache: Any, length: int, wanted: int) -> bool:
     """Cuts a cache of `length` tokens down to the first `wanted`; False where its layers cannot be cut."""
-    layers = getattr(cache, "layers", None)
-    if wanted == 0 or not layers or any(type(layer) not in PLAIN_LAYERS for layer in layers):
+    if wanted == 0 or not _can_be_cut(cache):
         return False
     cache.crop(wanted - length)  # a negative number: tokens to take off the end
     return True
+
+
+def _can_be_cut(cache: Any) -> bool:
+    layers: Any = getattr(cache, "layers", None)
+    return bool(layers) and all(type(layer) in PLAIN_LAYERS for layer in layers)

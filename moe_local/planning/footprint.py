@@ -128,8 +128,7 @@ def kv_cache_bytes(skeleton: PreTrainedModel, context: int, dtype: torch.dtype) 
     try:
         with torch.no_grad():
             ids = torch.zeros(1, context, dtype=torch.long, device="meta")
-            cache = kv_cache(skeleton(input_ids=ids, **_inputs_beside(skeleton, ids)))
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
+            return _cached_bytes(skeleton(input_ids=ids, **_inputs_beside(skeleton, ids)))
     except Exception:  # whatever a model's own code does that meta tensors cannot
         return _kv_by_formula(skeleton.config.get_text_config(), context, dtype)
 
@@ -149,8 +148,7 @@ def _beyond(skeleton: PreTrainedModel, passes: ForwardPass) -> int:
         config.num_hidden_layers = min(layers, _COUNTED)
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
         with torch.no_grad(), OnlyOutputs(), counting:
-            output = skeleton(input_ids=ids, **_inputs_beside(skeleton, ids))
-        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(kv_cache(output)))
+            held = _cached_bytes(skeleton(input_ids=ids, **_inputs_beside(skeleton, ids)))
     except Exception:  # whatever a model's own code does that meta tensors cannot
         return 1
     finally:
@@ -162,6 +160,11 @@ def _inputs_beside(skeleton: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
     """What a forward pass of `ids` is given beside them."""
     alone: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
     return {"decoder_input_ids": ids} if skeleton.config.is_encoder_decoder else alone
+
+
+def _cached_bytes(output: Any) -> int:
+    """Bytes of the KV cache in what a forward pass gave."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(kv_cache(output)))
 
 
 def _tensors(cache: Any) -> Iterator[Tensor]:

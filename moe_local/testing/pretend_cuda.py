@@ -38,10 +38,6 @@ class PretendCuda(Gpu):
         self.pinnable = pinnable  # bytes of RAM that can be page-locked; None: all
         self.free_said: int | None = None  # what is told to be free, where that is not so any more
 
-    def watch(self) -> Any:
-        """A context manager that gives the `Tally` of what happens inside."""
-        return self.meter.watch()
-
     @property
     def pinned_bytes(self) -> int:
         """Of RAM that are page-locked now."""

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class Memory:
     def change(self, size: int) -> None:
         """So many bytes more, or fewer. Raises torch.OutOfMemoryError, as torch does, where they are not there."""
         with self._lock:
-            if size <= min(max(0, self.free), int(self.total * self.fence) - self.live):
+            if size <= 0 or size <= min(self.free, int(self.total * self.fence) - self.live):
                 self.live += size
                 self.peak = max(self.peak, self.live)
                 return
@@ -153,3 +153,7 @@ class Gpu:
         self.memory = memory
         self.meter = meter
         self.streams = streams
+
+    def watch(self) -> AbstractContextManager[Tally]:
+        """A context manager that gives the `Tally` of what happens inside."""
+        return self.meter.watch()

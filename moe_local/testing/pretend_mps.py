@@ -41,14 +41,9 @@ class PretendMps(Gpu):
     device = torch.device("mps", 0)
     unknown = frozenset({torch.float64, torch.complex128, *_NARROW})
 
-    def __init__(self, total: int, largest: int, macos: int) -> None:
+    def __init__(self, total: int, largest: int) -> None:
         meter = Meter()
         super().__init__(_Memory(total, largest), meter, Streams(lambda: meter.launched))
-        self.macos = macos
-
-    def watch(self) -> Any:
-        """A context manager that gives the `Tally` of what happens inside."""
-        return self.meter.watch()
 
     def faked(self) -> dict[str, Any]:
         """What `torch.mps` has while this device is there."""
@@ -71,7 +66,7 @@ def pretend_mps(memory: int = 8 << 30, *, largest: int = 4 << 30, macos: int = 1
     """While inside, torch has a Metal device that gives at most `memory` bytes of RAM, and `largest` in one buffer,
     on a macOS of this version. Raises as `pretending`.
     """
-    gpu = PretendMps(memory, largest, macos)
+    gpu = PretendMps(memory, largest)
     there = {"is_available": lambda: True, "is_macos_or_newer": lambda major, minor: macos >= major}
     with pretending(gpu, {torch.mps: gpu.faked(), torch.backends.mps: there, torch: {"Event": gpu.event}}):
         yield gpu
