@@ -36,9 +36,11 @@ export class Markdown {
     this.#nodes = [];
   }
 
-  /** Whether the block before `next` is complete: the line after it is, so that nothing can make it go on. */
+  /** Whether the block before `next` is complete: so are the lines that `next` is known by, and it cannot go on. */
   #isFollowed(next) {
-    return next !== undefined && this.#growing.includes("\n", next.start);
+    if (next === undefined) return false;
+    const end = this.#growing.indexOf("\n", next.start);
+    return end >= 0 && (next.kind !== "table" || this.#growing.includes("\n", end + 1)); // "-" may become "- one"
   }
 
   #complete(block) {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
@@ -61,10 +64,26 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def watched(browser: Any, server_url: str) -> Iterator[Watched]:
+    """A tab whose answers the server ends once it is closed."""
     tab = Watched(browser, server_url)
     yield tab
+    print(under_way(server_url))  # shown where a test failed
     tab.close()
+    until = monotonic() + PATIENCE / 1000 / 3  # of an answer that nobody ends there is more
+    while (left := under_way(server_url)) and monotonic() < until:
+        sleep(0.05)
+    assert left == {}
     assert tab.problems == []
+
+
+UNDER_WAY = re.compile(r"^(moe_local_(?:requests_\w+|answers_running|prompts_reading)) (\S+)$", re.MULTILINE)
+
+
+def under_way(server_url: str) -> dict[str, float]:
+    """What the server has to do for anybody, by its metrics that are not 0."""
+    found = UNDER_WAY.findall(httpx.get(f"{server_url}/metrics").text)
+    assert len(found) == 4
+    return {name: float(value) for name, value in found if float(value)}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 COMPLETIONS, LIVE = "**/v1/chat/completions", "**/api/live"
 VIEWS = ("chat", "experts")
-PATIENCE = 180_000.0  # milliseconds: in less, an answer that nobody waits for any more comes to its own end
+PATIENCE = 60_000.0  # milliseconds
 
 
 class Watched:

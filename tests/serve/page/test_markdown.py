@@ -116,7 +116,24 @@ def test_however_an_answer_comes_it_is_shown_alike(page: Any) -> None:
     def shown_alike(text: str, data: st.DataObject) -> None:
         cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=8).map(sorted))
         pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        in_pieces, at_once = page.evaluate(RENDER, pieces)
-        assert in_pieces == at_once
+        assert_alike(page, pieces)
 
     shown_alike()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["text\n|-|\n-", " one"],  # the beginning of an item was taken for the line below a table's head
+        ["- item\n\n|-|\n--", "- x"],
+        ["text\n|a|\n|-|", "-\n"],
+        ["> quoted\n|a|\n|-|", "|\n"],
+    ],
+)
+def test_what_begins_like_a_table_may_become_something_else(page: Any, pieces: list[str]) -> None:
+    assert_alike(page, pieces)
+
+
+def assert_alike(page: Any, pieces: Sequence[str]) -> None:
+    in_pieces, at_once = page.evaluate(RENDER, pieces)
+    assert in_pieces == at_once
