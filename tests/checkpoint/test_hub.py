@@ -17,7 +17,8 @@ from moe_local.errors import CheckpointError, DownloadError
 from moe_local.testing import architecture
 from moe_local.testing.gguf import write_tiny_gguf
 from moe_local.testing.hub import LocalHub, local_hub
-from tests.processes import MOE, python, run
+from tests.forked import run
+from tests.processes import python
 
 NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", **NOWHERE}
@@ -38,7 +39,7 @@ def hub(mixtral: Path, tmp_path: Path) -> Iterator[LocalHub]:
 def _moe(hub: LocalHub, cache: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {**hub.environment(cache), "HF_TOKEN": "hf_secret", "MOE_LOCAL_HOME": str(cache / "home"), **more}
-    return run([*MOE, *arguments], env=environment)
+    return run(arguments, env=environment)
 
 
 def _pull(hub: LocalHub, cache: Path, *model: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ import torch
 
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.hub import LocalHub, local_hub
+from tests import forked
 from tests.processes import MOE, PATIENCE, run, small_disk, start
 
 MODEL = "owner/model"
@@ -45,7 +46,7 @@ class Machine:
         self.environment = {**given, **hub.environment(self.hub_cache), "MOE_LOCAL_HOME": str(self.home)}
 
     def moe(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-        return run([*MOE, *arguments], env=self.environment | more)
+        return forked.run(arguments, env=self.environment | more)
 
     def pull(self, *arguments: object) -> Path:
         done = self.moe("pull", *(arguments or (MODEL,)))
