@@ -3,8 +3,8 @@
     python benchmarks/long_prompts.py MODEL --ram 2.31GiB 1.6GiB [--tokens 4096] [--repeat 3]
 
 Both take turns in one process, in a memory cgroup of a tenth more than the budget that begins with a dropped page
-cache: the peak tells whether the budget is kept. After the prompt 32 tokens of an answer are decoded, whose hits say how
-warm it left the cache. Medians as a Markdown table. Needs Linux and root (see `confined.py`).
+cache: the peak tells whether the budget is kept. After the prompt 32 tokens of an answer are decoded, whose hits say
+how warm it left the cache. Medians as a Markdown table. Needs Linux and root (see `confined.py`).
 """
 
 from __future__ import annotations
