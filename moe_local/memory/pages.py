@@ -20,15 +20,20 @@ HUGE = 2 << 20  # bytes
 
 
 def allocate(size: int) -> Tensor:
-    """`size` bytes of RAM, uint8, aligned to a huge page where there are such; not touched yet."""
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or size < HUGE:
+    """`size` bytes of RAM, uint8, aligned to a huge page where there are such; not touched yet.
+
+    What is left beside whole huge pages is in small ones: a huge page that is touched is there to its end.
+    """
+    advice, against = (getattr(mmap, f"MADV_{kind}", None) for kind in ("HUGEPAGE", "NOHUGEPAGE"))
+    if advice is None or against is None or size < HUGE:
         return torch.empty(size, dtype=torch.uint8)
     memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(advice)
     raw = torch.frombuffer(memory, dtype=torch.uint8)
     start = -raw.data_ptr() % HUGE
+    rest = start + size // HUGE * HUGE
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(advice, start, rest - start)
+        memory.madvise(against, rest, len(memory) - rest)
     return raw[start : start + size]
 
 

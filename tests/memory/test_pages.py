@@ -52,3 +52,13 @@ def test_trimming_gives_back_what_was_freed() -> None:
     trim()
     assert process_memory() < full - (50 << 20)
     assert all(tensor.eq(1).all() for tensor in keep)
+
+
+def test_memory_takes_no_more_than_its_bytes() -> None:
+    """Not a huge page for what is left beside whole ones."""
+    size, count = 3 * HUGE + HUGE // 4, 24
+    before = process_memory()
+    held = [allocate(size).fill_(1) for _ in range(count)]
+    taken = process_memory() - before
+    assert len(held) == count
+    assert count * size <= taken + HUGE < count * (size + HUGE // 4)
