@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,9 +39,12 @@ def run(arguments: Sequence[object], *, env: Mapping[str, str]) -> subprocess.Co
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = _context().Process(target=_Command(words, dict(env), out.fileno(), err.fileno()))
         child.start()
-        child.join(PATIENCE)
-        _end(child)
-        return subprocess.CompletedProcess([*MOE, *words], child.exitcode or 0, _text(out), _text(err))
+        try:
+            child.join(PATIENCE)
+            assert child.exitcode is not None, f"it did not end within {PATIENCE:.0f} s"
+        finally:
+            _end(child)
+        return subprocess.CompletedProcess([*MOE, *words], child.exitcode, _text(out), _text(err))
 
 
 def _context() -> ForkServerContext:
@@ -50,12 +54,10 @@ def _context() -> ForkServerContext:
 
 
 def _end(child: Any) -> None:
-    """With what it started. Fails where it did not end by itself."""
-    ended = not child.is_alive()
+    """Kills what is left of it, with what it started."""
     with suppress(ProcessLookupError):
-        os.killpg(child.pid, 9)
-    child.join()
-    assert ended, f"it did not end within {PATIENCE:.0f} s"
+        os.killpg(child.pid, signal.SIGKILL)
+    child.join(PATIENCE)
 
 
 def _text(stream: Any) -> str:
