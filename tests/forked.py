@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -48,8 +48,11 @@ def run(arguments: Sequence[object], *, env: Mapping[str, str]) -> subprocess.Co
 
 
 def _context() -> ForkServerContext:
+    """The runner has one fork server. One that somebody else began has imported other things, and is replaced."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
+    if forkserver._forkserver._preload_modules != list(IMPORTED):
+        forkserver._forkserver._stop()
+        context.set_forkserver_preload(list(IMPORTED))
     return context
 
 
@@ -77,6 +80,7 @@ class _Command:
         return {**self.__dict__, "streams": {number: DupFd(fd) for number, fd in self.streams.items()}}
 
     def __call__(self) -> None:
+        assert "huggingface_hub" not in sys.modules, "it has read another command's environment"
         os.setsid()
         for number, fd in self.streams.items():
             os.dup2(fd.detach(), number)  # type: ignore[attr-defined]  # what DupFd became on the way
