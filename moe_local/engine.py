@@ -37,7 +37,7 @@ from moe_local.paging import PagedExperts
 from moe_local.planning.options import Options
 from moe_local.planning.placement import Plan
 from moe_local.planning.plan_load import LoadPlan, plan_load
-from moe_local.planning.tiers import make_cache
+from moe_local.planning.tiers import make_cache, settled
 from moe_local.store.open import ModelFiles
 
 B = TypeVar("B", BatchGenerator, LiveBatch)
@@ -69,15 +69,16 @@ def load(
         files.open(load_plan.checkpoint.files, direct=load_plan.direct_io)
         reader = read_at(files)
         network = load_dense(load_plan, reader, load_plan.device, exact=load_plan.exact)
+        tokenizer, doubts = load_tokenizer(load_plan.checkpoint)
+        network.generation_config = with_end_tokens(defaults, load_plan.config, tokenizer)
         report("expert cache", 0.9)
+        load_plan = settled(load_plan)
         said: list[str] = []
         cache = make_cache(load_plan, reader, said.append)
         if load_plan.options.misses == ZERO_COPY:
             fill(cache, lambda done: report("experts into RAM", 0.9 + done / 20))
         if load_plan.options.warm:
             warm_up(cache, load_plan.warm_file, lambda done: report("hot experts", 0.9 + done / 10))
-        tokenizer, doubts = load_tokenizer(load_plan.checkpoint)
-        network.generation_config = with_end_tokens(defaults, load_plan.config, tokenizer)
     except BaseException:
         load_plan.accelerator.fence(None)
         files.close()

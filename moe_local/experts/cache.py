@@ -37,6 +37,7 @@ class Ready(NamedTuple):
 
 
 _NONE = Decision([], [], frozenset())
+_LONG = 128  # tokens of a forward pass, beside whose time a few milliseconds are nothing
 
 
 class ExpertCache:
@@ -167,18 +168,19 @@ class ExpertCache:
         """Leaves to the next forward pass, of so many tokens, the memory that it needs.
 
         With nothing moving, the experts that still fit go to the slab's first slots, and the memory of the last ones
-        goes back to the system.
+        goes back to the system, as does what a long pass has left in pieces: the next would take more beside them.
         """
-        if self._capacity_for is None or (capacity := self._capacity_for(tokens)) == self._capacity:
+        if self._capacity_for is None:
+            return
+        capacity, former = self._capacity_for(tokens), self._capacity
+        if former is None or capacity.slots > former.slots or tokens >= _LONG:
+            trim()
+        if capacity == former:
             return
         self._recover()
-        former, self._capacity, self._resizing = self._capacity, None, True
+        self._capacity, self._resizing = None, True
         self._loader.give_up()
-        if former is None or capacity.slots > former.slots:
-            trim()
         self._device.resize(capacity)
-        if former is None or capacity.slots < former.slots:
-            self._device.slab.release(capacity.slots)
         if self._mirror is not None:
             self._mirror.write(range(len(self._device.layers)))
         self._capacity, self._resizing = capacity, False

@@ -40,7 +40,9 @@ class Tier:
         return decision
 
     def resize(self, capacity: TierCapacity) -> None:
-        """Keeps as much of each layer from now on, in the first slots of the slab. Nothing may be moving."""
+        """Keeps as much of each layer from now on, in the first slots of the slab; the memory of the others goes back
+        to the system. Nothing may be moving. Host memory only.
+        """
         self.slots.retain(self.layers)
         if capacity.slots > self.slots.limit:  # first: at no moment more is kept than there are slots for
             self.slots.shrink(capacity.slots)
@@ -49,6 +51,7 @@ class Tier:
                 self.slots.free((number, expert))
         for source, target in self.slots.shrink(capacity.slots):
             self.slab.copy(source, target)
+        self.slab.release(capacity.slots)
 
     def best(self, kept: Sequence[int]) -> list[list[int]]:
         """Of each layer as many as `kept` says of the experts that are kept: those that the policy values most."""

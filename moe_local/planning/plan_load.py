@@ -29,7 +29,9 @@ from moe_local.units import MIB, format_size
 
 DEFAULT_CONTEXT = 4096
 _KEEP_FREE = 0.1  # of what is available, where no budget was given
-_ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
+ROUND = 16 * MIB  # of what the process holds: the same plan from one run to the next
+_LOADED = 24 * MIB  # that loading leaves beside weights: libraries, the model's objects, what is open
+_WORD = 330  # bytes that a tokenizer keeps for each of 150,000 words
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def plan_load(model: str | Path | ModelFiles, options: Options | None = None) ->
     needs = replace(needs, embedding_rows=bytes_of_rows(rows, files.dtype))
     # An encoder's passes are not seen before they begin.
     elastic = accelerator.is_cpu and (options.other_machine or can_release()) and not files.config.is_encoder_decoder
-    plan = _plan(needs, accelerator, options, notes, elastic=elastic)
+    loading = _LOADED + _WORD * files.config.get_text_config().vocab_size
+    plan = _plan(needs, accelerator, options, loading, notes, elastic=elastic)
     notes += _about_misses(plan, accelerator, options)
     sequences = plan.needs.sequences
     if plan.needs.embedding_rows_on_disk:
@@ -174,10 +177,16 @@ def vram_budgets(accelerator: Accelerator) -> tuple[int, int, int]:
     return held, held + free, held + int(free * (1 - _KEEP_FREE))
 
 
-def _budgets(needs: Needs, options: Options, accelerator: Accelerator, notes: list[str]) -> _Budgets:
+def rounded(memory: int) -> int:
+    """Bytes that the process holds, as plans count them."""
+    return -(-memory // ROUND) * ROUND
+
+
+def _budgets(needs: Needs, options: Options, accelerator: Accelerator, loading: int, notes: list[str]) -> _Budgets:
     """What was asked for; where nothing was, what is free but for a tenth. Says in `notes` what was cut.
 
-    Of memory that is a part of RAM a device has all but what experts pass through on their way there.
+    `loading` is bytes that the process does not hold yet, and will beside weights once they are loaded. Of memory
+    that is a part of RAM a device has all but what experts pass through on their way there.
     """
     vram, vram_overhead = options.vram, 0
     if options.other_machine:
@@ -186,9 +195,10 @@ def _budgets(needs: Needs, options: Options, accelerator: Accelerator, notes: li
         vram_overhead, most, chosen = vram_budgets(accelerator)
         vram = chosen if vram is None else _cut(vram, most, "VRAM", "is free", notes)
     # The device's runtime, begun above, is a part of this process.
-    ram_overhead = SYSTEM if options.other_machine else -(-process_memory() // _ROUND) * _ROUND
-    ram_overhead += options.beside
-    ram = options.ram if options.ram is not None else ram_overhead + int(memory_available() * (1 - _KEEP_FREE))
+    held, loading = (SYSTEM, 0) if options.other_machine else (process_memory(), loading)
+    ram_overhead = rounded(held + loading) + options.beside
+    free_ram = int(memory_available() * (1 - _KEEP_FREE))
+    ram = options.ram if options.ram is not None else rounded(held) + options.beside + free_ram
     if not options.other_machine:
         ram = _cut(ram, memory_limit(), "RAM", "this machine gives", notes)
     if not options.other_machine and accelerator.shares_ram:
@@ -209,8 +219,10 @@ def _cut(budget: int, most: int, memory: str, whose: str, notes: list[str]) -> i
     return most
 
 
-def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[str], *, elastic: bool) -> Plan:
-    budgets = _budgets(needs, options, accelerator, notes)
+def _plan(
+    needs: Needs, accelerator: Accelerator, options: Options, loading: int, notes: list[str], *, elastic: bool
+) -> Plan:
+    budgets = _budgets(needs, options, accelerator, loading, notes)
     available = budgets.ram - budgets.ram_overhead if budgets.vram is None else budgets.vram - budgets.vram_overhead
     needs = needs.with_embeddings_on_disk(available).with_long_passes(available, elastic=elastic)
     plan = make_plan(
@@ -220,7 +232,7 @@ def _plan(needs: Needs, accelerator: Accelerator, options: Options, notes: list[
         device_share=options.experts,
         host_share=options.host_experts,
         elastic=elastic,
-        slack=0 if options.other_machine else _ROUND,
+        slack=0 if options.other_machine else ROUND,
     )
     if plan.too_small_to_cache:
         notes.append(_too_small(plan, options))

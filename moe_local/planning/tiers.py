@@ -14,13 +14,14 @@ from moe_local.experts.mover import mover_to
 from moe_local.experts.tier import Tier
 from moe_local.memory.files import ReadAt
 from moe_local.memory.limits import memory_available, process_memory
+from moe_local.memory.pages import can_release, trim
 from moe_local.memory.pinned import host_slab
 from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
 from moe_local.planning.calibration import read_calibration
 from moe_local.planning.machines import DRIVER
-from moe_local.planning.placement import make_plan
-from moe_local.planning.plan_load import LoadPlan
+from moe_local.planning.placement import Plan, make_plan
+from moe_local.planning.plan_load import ROUND, LoadPlan, rounded
 from moe_local.policies import POLICIES
 from moe_local.units import format_size
 
@@ -72,22 +73,45 @@ def with_budgets(load_plan: LoadPlan, ram: int | None = None, vram: int | None =
             minimum=most,
             remedy="end other programs, or give less",
         )
-    ram_given, vram_given = plan.ram if ram is None else ram, plan.vram if vram is None else vram
-    available = ram_given - plan.ram_overhead if vram_given is None else vram_given - plan.vram_overhead
-    made = make_plan(
+    made = _made(load_plan, plan.ram if ram is None else ram, plan.vram if vram is None else vram, plan.ram_overhead)
+    options = replace(options, ram=made.ram if ram is not None else options.ram)
+    options = replace(options, vram=made.vram if vram is not None else options.vram)
+    return replace(load_plan, options=options, plan=made)
+
+
+def settled(load_plan: LoadPlan) -> LoadPlan:
+    """The plan once dense weights and the tokenizer are loaded: with fewer slots where they, and what came with them,
+    have taken more RAM than was planned.
+
+    Raises BudgetError where not even one expert of each layer would fit beside them.
+    """
+    plan, accelerator = load_plan.plan, load_plan.accelerator
+    if accelerator.shares_ram:  # whose part of it the process's figure may have or not
+        return load_plan
+    if can_release():
+        trim()
+    taken = process_memory() + load_plan.options.beside - (plan.needs.dense if accelerator.is_cpu else 0)
+    if (overhead := rounded(taken)) <= plan.ram_overhead:
+        return load_plan
+    return replace(load_plan, plan=_made(load_plan, plan.ram, plan.vram, overhead))
+
+
+def _made(load_plan: LoadPlan, ram: int, vram: int | None, ram_overhead: int) -> Plan:
+    """The same model's plan with other budgets, and another overhead of the process, in bytes."""
+    plan, options = load_plan.plan, load_plan.options
+    available = ram - ram_overhead if vram is None else vram - plan.vram_overhead
+    return make_plan(
         plan.needs.with_long_passes(available, elastic=plan.elastic),
-        ram=ram_given,
-        vram=vram_given,
-        ram_overhead=plan.ram_overhead,
+        ram=ram,
+        vram=vram,
+        ram_overhead=ram_overhead,
         vram_overhead=plan.vram_overhead,
         device_in_ram=plan.device_in_ram and plan.vram is not None,
         device_share=options.experts,
         host_share=options.host_experts,
         elastic=plan.elastic,
+        slack=ROUND,
     )
-    options = replace(options, ram=made.ram if ram is not None else options.ram)
-    options = replace(options, vram=made.vram if vram is not None else options.vram)
-    return replace(load_plan, options=options, plan=made)
 
 
 def miss_policy(load_plan: LoadPlan) -> MissPolicy | None:

@@ -9,11 +9,12 @@ import torch
 
 from moe_local.checkpoint.encoding import Encoding
 from moe_local.formats.registry import EMBEDDING, packable, packable_names, packed_encoding
-from moe_local.kernels import native, triton_matrix
+from moe_local.kernels import native
 from moe_local.kernels.cpu import NATIVE
 from moe_local.kernels.decode import DECODE, matmul
 from moe_local.kernels.matrix import KERNELS, bind, kernel_for
 from moe_local.kernels.triton_dense import TRITON
+from moe_local.kernels.triton_probe import usable
 from tests.processes import python
 
 CPU = torch.device("cpu")
@@ -37,8 +38,8 @@ def test_every_count_of_rows_is_multiplied_as_decoded(name: str, rows: int, exac
 
 def test_who_multiplies() -> None:
     assert kernel_for(Encoding("bf16"), CPU, SHAPE) is DECODE
-    on_a_gpu = DECODE if triton_matrix.missing() else TRITON
-    assert kernel_for(packed_encoding("int4"), torch.device("cuda"), SHAPE) is on_a_gpu
+    gpu = torch.device("cuda")
+    assert kernel_for(packed_encoding("int4"), gpu, SHAPE) is (TRITON if usable(gpu) else DECODE)
     assert kernel_for(EMBEDDING, CPU, SHAPE) is DECODE
     ours = DECODE if native.missing() else NATIVE
     assert kernel_for(Encoding("int8"), CPU, SHAPE) is kernel_for(packed_encoding("int4", 32), CPU, SHAPE) is ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +66,10 @@ def test_a_real_control_group_is_seen(group: Path) -> None:
     limit, available = map(int, python(code).stdout.split())
     assert limit == LIMIT
     assert 0 < available < LIMIT
+
+
+def test_a_peak_is_the_process_own() -> None:
+    """Not that of who started it: for Linux a new program goes on with the figure of the process it was forked of."""
+    held = bytearray(os.urandom(1 << 20) * 600)
+    done = python("from moe_local.memory.limits import peak_memory; print(peak_memory())")
+    assert len(held) > 2 * int(done.stdout)

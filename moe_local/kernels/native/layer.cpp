@@ -1,6 +1,7 @@
 #include "layer.hpp"
 
 #include <algorithm>
+#include <memory>
 
 #include "team.hpp"
 
@@ -13,16 +14,22 @@ constexpr int WIDEST = 128;       // columns of a group
 constexpr int AT_ONCE = 4;        // blocks of a task
 constexpr int FEW = 4;            // rows, that one thread has packed before others are awake
 
-// Memory that a thread keeps from call to call.
+// Memory that a thread keeps from call to call: no more than was ever asked for, and what was in it is lost.
 class Scratch {
   public:
     uint8_t* take(size_t bytes) {
-        if (bytes > held_.size()) held_.resize(bytes + 64);
-        return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(held_.data()) + 63) & ~uintptr_t(63));
+        if (bytes > size_) {
+            size_ = 0;
+            held_.reset();
+            held_.reset(new uint8_t[bytes + 64]);
+            size_ = bytes;
+        }
+        return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(held_.get()) + 63) & ~uintptr_t(63));
     }
 
   private:
-    std::vector<uint8_t> held_;
+    std::unique_ptr<uint8_t[]> held_;
+    size_t size_ = 0;
 };
 
 size_t rounded(size_t bytes) { return (bytes + 63) & ~size_t(63); }
