@@ -26,6 +26,8 @@ class Counters:
     prefetch_hits: int = 0  # of those, the ones that were then needed
     bytes_prefetched: int = 0  # a part of bytes_read
     bytes_wasted: int = 0  # prefetched for nothing
+    uploaded_ahead: int = 0  # experts that were uploaded before they were asked for
+    uploaded_ahead_hits: int = 0  # of those, the ones that were then needed
     predicted: int = 0  # experts that the next layer was thought to need
     predicted_right: int = 0  # and did
     foreseeable: int = 0  # experts needed where there was a prediction

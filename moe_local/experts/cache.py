@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
@@ -52,28 +53,29 @@ class ExpertCache:
         *,
         mover: Mover | None = None,
         reserve: int = 1,
+        uploads_ahead: bool = True,
         capacity_for: Callable[[int], TierCapacity] | None = None,
     ) -> None:
         """Over tiers that are empty.
 
         `mover` copies from the host tier up; None: a blocking one. `reserve` slots are left free by what is read
-        ahead. `capacity_for` says what the device tier holds in a forward pass of so many tokens, if that differs.
+        ahead, which with `uploads_ahead` goes on to the device tier. `capacity_for` says what that holds in a forward
+        pass of so many tokens, if it differs.
         """
         self._counters = Counters.of(len(catalog.layers))
-        self._catalog = catalog
-        self._device = device
-        self._host = host
+        self._catalog, self._device, self._host = catalog, device, host
         if host is not None and mover is None:
             mover = BlockingMover(host.slab, device.slab)
-        self._loader = Loader(catalog, reader, device, host, mover, self._counters, reserve=max(1, reserve))
+        self._loader = Loader(
+            catalog, reader, device, host, mover, self._counters, reserve=max(1, reserve), uploads_ahead=uploads_ahead
+        )
         self._kinds = [layer.kinds for layer in catalog.layers]  # the layouts of each layer
         self._capacity_for = capacity_for
         self._capacity: TierCapacity | None = None  # of the device tier; None: what it was made with
         self._spans: list[Span] | None = None
         self._mirror: Mirror | None = None  # where kernels take slots from one
         self._underway: int | None = None  # the layer of a fetch that has not ended
-        self._resizing = False
-        self._closed = False
+        self._resizing = self._closed = False
 
     def fetch(
         self,
@@ -100,11 +102,11 @@ class ExpertCache:
         else:
             missing = loader.claim(layer, host.misses, host.hits, host.evicted, device.outside)
         ready = [*device.hits, *loader.arrived()]
-        later: Iterator[Key] | None = None
+        later: deque[Key] | None = None
         while ready or missing or loader.waiting:
             loader.request(missing)
             if not missing:
-                later = iter(candidates()) if later is None else later
+                later = deque(candidates()) if later is None else later
                 loader.look_ahead(later)
             ready = ready or loader.arrived() or loader.wait()
             if ready:
@@ -112,7 +114,7 @@ class ExpertCache:
                 yield from self._located(layer, ready, device.outside)
                 self._retire(layer, ready, device.evicted, began)
             ready = []
-        loader.look_ahead(later or iter(candidates()))
+        loader.look_ahead(deque(candidates()) if later is None else later)
         if self._mirror is not None and (device.misses or device.evicted):
             self._mirror.write([layer])
         self._underway = None
@@ -125,9 +127,9 @@ class ExpertCache:
         admits: Callable[[int], int] | None,
     ) -> tuple[Decision, Decision]:
         """What the device tier finds and keeps, and then the host tier of what is missing there."""
+        self._loader.settle(layer, keep=admits is None)
         device, host = self._device.access(layer, experts, weights, admits if self._host else None), _NONE
         if self._host is not None and device.misses:
-            self._loader.settle_sources(layer)
             known = dict(zip(experts, weights or (), strict=False))
             host = self._host.access(layer, device.misses, [known[e] for e in device.misses] if known else None)
         counters = self._counters
@@ -238,8 +240,7 @@ class ExpertCache:
 
     def _bring(self, layer: int, experts: Sequence[int], admits: Callable[[int], int] | None = None) -> None:
         before = self._counters.snapshot()
-        for _ in self.fetch(layer, experts, admits=admits):
-            pass
+        deque(self.fetch(layer, experts, admits=admits), maxlen=0)
         vars(self._counters).update(vars(before))
 
     def keeps_in_ram(self, layer: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 
 from moe_local.checkpoint.catalog import Catalog
@@ -18,8 +18,8 @@ from moe_local.telemetry import Counters, Span
 class Loader:
     """What is moving, and what is to move next; `transfers` tells the rules.
 
-    Reads go into `lower`: the host tier where there is a `mover` up from it, else the device tier itself. `reserve`
-    free slots are left there by what is read ahead.
+    Reads go into `lower`: the host tier where there is a `mover` up from it, else the device tier itself. What is
+    read ahead leaves `reserve` free slots there; what is uploaded ahead, if anything, half of the spare ones above.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Loader:
         counters: Counters,
         *,
         reserve: int,
+        uploads_ahead: bool,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
@@ -41,6 +42,8 @@ class Loader:
         self._lower = host or device
         self._counters = counters
         self._reserve = reserve
+        self._uploads_ahead = uploads_ahead
+        self._device_reserve = max(1, (device.slots.limit - sum(layer.capacity for layer in device.layers)) // 2)
         self._transfers = Transfers()
         self._sources: dict[Key, bool] = {}  # of uploads not released yet: whether the slot is free afterwards
         self._passing: frozenset[int] = frozenset()  # experts of the layer under way that the host tier does not keep
@@ -52,10 +55,19 @@ class Loader:
         """Whether anything demanded is not in use yet."""
         return self._transfers.awaited
 
-    def settle_sources(self, layer: int) -> None:
-        """Waits until no upload of the layer reads its slot of the host tier."""
-        while any(key[0] == layer for key in self._sources):
+    def settle(self, layer: int | None = None, *, keep: bool = True) -> None:
+        """Waits until all uploads of a layer, or of all, have arrived and no longer read the host tier. What of them
+        was not demanded is withdrawn, unless it is to be kept.
+        """
+        began = perf_counter()
+        while self._mover is not None and any(layer in (None, key[0]) for key in self._sources):
+            if self._transfers.uploading:
+                self._uploaded(self._mover.arrived(wait=True), began)
             self._release(wait=True)
+            began, waited = perf_counter(), perf_counter() - began
+            self._counters.stall_seconds += waited
+        for key in [] if keep else self._uploaded_ahead(layer):
+            self._withdraw(key)
 
     def claim(
         self,
@@ -76,8 +88,9 @@ class Loader:
         for arrival in self._reader.arrivals():
             self._landed(arrival)
         for expert in in_ram:
-            self._transfers.found_in_ram((layer, expert), stays=expert in staying)
-        wanted = dict.fromkeys((layer, expert) for expert in misses)
+            if (layer, expert) not in self._transfers:
+                self._transfers.found_in_ram((layer, expert))
+        wanted = dict.fromkeys((layer, expert) for expert in (*in_ram, *misses))
         for transfer in self._transfers.prefetched(layer):
             if transfer.key not in wanted:
                 self._withdraw(transfer.key)
@@ -100,18 +113,24 @@ class Loader:
         if self._mover is not None and self._host is not None:
             self._upload(self._mover, self._host)
 
-    def look_ahead(self, keys: Iterator[Key]) -> None:
-        """Begins to read what later layers may need, into free slots but for those that demand is left with."""
+    def look_ahead(self, keys: deque[Key]) -> None:
+        """Begins to read what later layers may need, and to upload what of that is in RAM, into free slots but for
+        those that demand is left with. Takes from `keys` what was looked at.
+        """
         slots = self._lower.slots
-        while slots.available > self._reserve:
-            key = next(keys, None)
-            if key is None:
-                return
-            if key in slots or key in self._device.slots:
-                continue
-            self._counters.prefetched += 1
-            self._counters.bytes_prefetched += self._size(key)
-            self._read(key, demanded=False)
+        while keys:
+            key = keys[0]
+            if key not in slots and key not in self._device.slots:
+                if slots.available <= self._reserve:
+                    break
+                self._counters.prefetched += 1
+                self._counters.bytes_prefetched += self._size(key)
+                self._read(key, demanded=False)
+            elif self._uploads_ahead and key not in self._device.slots and key not in self._transfers:
+                self._transfers.found_in_ram(key)
+            keys.popleft()
+        if self._mover is not None and self._host is not None and not self.waiting:
+            self._upload_ahead(self._mover, self._host)
 
     def arrived(self) -> list[int]:
         """The demanded experts that have arrived, all of one layer: compute reads their slots until `used`."""
@@ -171,32 +190,40 @@ class Loader:
         self._reader.start(key, self._catalog.layers[key[0]].records[key[1]], target, urgent=demanded)
 
     def _demand(self, key: Key) -> None:
-        state = self._transfers[key].state
-        if state is State.CANCELLED:
+        found = self._transfers[key]
+        if found.state is State.CANCELLED:
             self._counters.bytes_wasted -= self._size(key)
-        if state in (State.CANCELLED, State.READING):
+        if found.state in (State.CANCELLED, State.READING):
             self._reader.promote(key)
-        self._counters.prefetch_hits += 1
+        self._counters.prefetch_hits += found.was_read
+        if found.state is State.THERE and self._host is not None:
+            self._counters.uploaded_ahead_hits += 1
+            if key[1] in self._passing:
+                self._host.slots.free(key)
         self._transfers.demand(key, stays=key[1] in self._staying)
 
     def _withdraw_all(self) -> None:
+        self.settle()
         for transfer in self._transfers.prefetched():
             self._withdraw(transfer.key)
 
     def _withdraw(self, key: Key) -> None:
-        """A prefetched expert is not wanted any more."""
-        size = self._size(key)
-        reading = self._transfers[key].state is State.READING
-        if reading and not self._reader.cancel(key):
+        """A prefetched expert, which is not being uploaded, is not wanted any more."""
+        found, size = self._transfers[key], self._size(key)
+        state = found.state
+        if state is State.READING and not self._reader.cancel(key):
             self._transfers.withdraw(key, read_goes_on=True)
             self._counters.bytes_wasted += size
             return
         self._transfers.withdraw(key)
-        self._lower.slots.free(key)
-        if reading:  # none of it was read
+        if state is State.THERE and self._host is not None:
+            self._device.slots.free(key)
+        if key in self._lower.slots and key[1] not in self._lower.layers[key[0]]:  # the tier's, if that keeps it
+            self._lower.slots.free(key)
+        if state is State.READING:  # none of it was read
             self._counters.bytes_read -= size
             self._counters.bytes_prefetched -= size
-        else:
+        elif found.was_read:
             self._counters.bytes_wasted += size
 
     def _landed(self, arrival: Arrival, began: float | None = None) -> None:
@@ -217,21 +244,44 @@ class Loader:
     def _upload(self, mover: Mover, host: Tier) -> None:
         """Uploads what is in RAM and demanded, while the device tier has free slots."""
         began = perf_counter()
-        while self._device.slots.available and (key := self._transfers.next_upload()) is not None:
-            started = perf_counter()
-            self._sources[key] = key[1] in self._passing
-            mover.start(key, host.slots[key], self._device.slots.allocate(key))
-            self._counters.bytes_uploaded += host.slab.slot_size
-            self._counters.uploading_seconds += perf_counter() - started
-            self._note("upload", key, started)
+        while self._has_slot_above() and (key := self._transfers.next_upload()) is not None:
+            self._start(mover, host, key, passes=key[1] in self._passing)
         if self._sources:
             self._uploaded(mover.arrived(wait=False), began)
             self._counters.stall_seconds += perf_counter() - began
 
+    def _upload_ahead(self, mover: Mover, host: Tier) -> None:
+        """Uploads what is in RAM and may be demanded soon, and leaves some free slots."""
+        while self._uploads_ahead and self._device.slots.available > self._device_reserve:
+            if (key := self._transfers.next_upload_ahead()) is None:
+                return
+            self._start(mover, host, key, passes=False)
+            self._counters.uploaded_ahead += 1
+
+    def _start(self, mover: Mover, host: Tier, key: Key, *, passes: bool) -> None:
+        """Begins an upload; of an expert that only `passes` through the host tier, whose slot is free afterwards."""
+        started = perf_counter()
+        self._sources[key] = passes
+        mover.start(key, host.slots[key], self._device.slots.allocate(key))
+        self._counters.bytes_uploaded += host.slab.slot_size
+        self._counters.uploading_seconds += perf_counter() - started
+        self._note("upload", key, started)
+
+    def _has_slot_above(self) -> bool:
+        """Whether the device tier has a slot for what is demanded, if need be one of what was uploaded ahead."""
+        if not self._device.slots.available and self._transfers.to_upload:
+            for key in self._uploaded_ahead()[-1:]:
+                self._withdraw(key)
+        return self._device.slots.available > 0
+
+    def _uploaded_ahead(self, layer: int | None = None) -> list[Key]:
+        there = [each.key for each in self._transfers.prefetched(layer) if each.state is State.THERE]
+        return there if self._host is not None else []
+
     def _uploaded(self, keys: Sequence[Key], began: float) -> None:
         for key in keys:
-            self._transfers.uploaded(key)
-            self._note("stall", key, began)
+            if self._transfers.uploaded(key).demanded:
+                self._note("stall", key, began)
 
     def _release(self, *, wait: bool) -> None:
         """Slots of the host tier that are not read any more and not kept fall free."""

@@ -11,10 +11,11 @@ Reads go into the lower of the two tiers, the host tier where there is one. A tr
 - *reading*: reader threads write its slot of the lower tier; nobody else looks at it;
 - *cancelled*: the same, but nobody wants it any more. A read that has begun cannot be taken back, so the slot falls
   free when the read ends, unless the expert is demanded before;
-- *in RAM*: its slot of the host tier is whole. It waits for a slot of the device tier, or, prefetched, to be
-  demanded; one that *stays* there, because a CPU multiplies by it as it lies, waits for nothing more;
+- *in RAM*: its slot of the host tier is whole. It waits for a slot of the device tier; one that *stays* there,
+  because a CPU multiplies by it as it lies, waits for nothing more;
 - *uploading*: the mover reads its slot of the host tier and writes the one of the device tier. Neither may be
-  touched: the first until the mover has released it, the second until the upload has arrived;
+  touched: the first until the mover has released it, the second until the upload has arrived. An upload is never
+  given up: whoever does not want it any more waits for it to arrive;
 - *there*: its slot of the device tier is whole;
 - *in use*: compute reads that slot, or the host tier's if it stays there. It is not freed, whatever has been decided
   of the expert, until all compute that reads it has been issued (a CPU's is over by then): until the layer asks for
@@ -29,7 +30,11 @@ Demand before prefetch
 ----------------------
 A transfer is *demanded* when the layer under way waits for it, else *prefetched*. Reads of demanded ones go first,
 and a prefetched one that becomes demanded overtakes. Prefetching takes only slots beyond those that demand is left
-with.
+with, in either tier, and uploads only while nothing demanded is on its way. What the host tier keeps is prefetched to
+the device tier, too: its slot there stays the tier's, whatever becomes of the transfer.
+
+Before a layer's experts are asked for, its uploads have arrived and released their sources, so that what the host
+tier gives up then is read by nobody.
 
 Why nothing waits for ever
 --------------------------
@@ -38,7 +43,7 @@ and then its source is released. A free slot of the tier that is read into: whil
 uploaded or used, its end frees a slot or hands on an expert; when nothing is and no slot is free, all that is
 prefetched is withdrawn first, and a tier has at least one slot more than it keeps experts, or keeps all of them. The
 same spare slot serves uploads: an expert that passes through frees its slot when it is out of use, before the next
-one is waited for.
+one is waited for; and what was uploaded ahead makes room for what is demanded.
 
 After an interruption
 ---------------------
@@ -89,6 +94,7 @@ class Transfer:
     state: State
     demanded: bool
     stays: bool = False  # in the host tier
+    was_read: bool = True  # or the host tier had it
 
     @property
     def usable(self) -> bool:
@@ -142,10 +148,9 @@ class Transfers:
         """A read of the expert begins."""
         self._by_key[key] = Transfer(key, State.READING, demanded, stays)
 
-    def found_in_ram(self, key: Key, *, stays: bool = False) -> None:
-        """The host tier keeps an expert that is demanded."""
-        found = self._by_key[key] = Transfer(key, State.IN_RAM, demanded=True, stays=stays)
-        self._queue(found)
+    def found_in_ram(self, key: Key) -> None:
+        """The host tier keeps an expert that is to be demanded, at once or perhaps."""
+        self._by_key[key] = Transfer(key, State.IN_RAM, demanded=False, was_read=False)
 
     def demand(self, key: Key, *, stays: bool = False) -> Transfer:
         """A prefetched transfer, cancelled or not, is demanded from now on."""
@@ -173,6 +178,11 @@ class Transfers:
         else:
             self._end(found)
 
+    @property
+    def to_upload(self) -> bool:
+        """Whether anything that is demanded waits for its upload to begin."""
+        return bool(self._to_upload)
+
     def next_upload(self) -> Key | None:
         """The next demanded expert that is in RAM; its upload begins."""
         if not self._to_upload:
@@ -181,11 +191,20 @@ class Transfers:
         found.step(State.UPLOADING)
         return found.key
 
-    def uploaded(self, key: Key) -> None:
+    def next_upload_ahead(self) -> Key | None:
+        """The next expert that is in RAM and not demanded; its upload begins."""
+        for found in self._by_key.values():
+            if found.state is State.IN_RAM and not found.demanded:
+                found.step(State.UPLOADING)
+                return found.key
+        return None
+
+    def uploaded(self, key: Key) -> Transfer:
         """The upload has arrived."""
         found = self._by_key[key]
         found.step(State.THERE)
         self._queue(found)
+        return found
 
     def use(self) -> list[Key]:
         """Those that are demanded and where they are to be used: compute reads them from now on."""

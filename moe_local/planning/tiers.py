@@ -48,9 +48,15 @@ def make_cache(
         mover = mover_to(accelerator, host.slab, slab)
     reserve = (plan.device_spare if host is None else plan.host_spare) // 2
     capacity_for = plan.capacity if plan.capacities else None
-    reading = RecordReader(reader)
     return ExpertCache(
-        load_plan.catalog, reading, device, host, mover=mover, reserve=reserve, capacity_for=capacity_for
+        load_plan.catalog,
+        RecordReader(reader),
+        device,
+        host,
+        mover=mover,
+        reserve=reserve,
+        uploads_ahead=miss_policy(load_plan) is None,
+        capacity_for=capacity_for,
     )
 
 

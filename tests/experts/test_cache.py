@@ -17,6 +17,7 @@ from moe_local.errors import MoeLocalError, StorageError
 from moe_local.experts.cache import ExpertCache, Ready
 from moe_local.experts.device_table import NOWHERE, in_ram
 from moe_local.experts.residency import SlotTable
+from moe_local.experts.transfers import State as TransferState
 from moe_local.memory.files import FileReader
 from moe_local.policies.base import Keys, Policy, State
 from moe_local.testing import FailingDisk, SlowDisk, interrupted_after
@@ -56,13 +57,14 @@ def _assert_settled(cache: ExpertCache) -> None:
     assert cache._underway is None
     _assert_table_right(cache)
     assert not loader.waiting
-    while loader._sources:
-        loader._release(wait=True)
+    loader.settle()
     for tier in filter(None, (cache._device, cache._host)):
-        for number, layer in enumerate(tier.layers):
-            assert all((number, expert) in tier.slots for expert in layer)
-        ahead = len(loader._transfers) if tier is loader._lower else 0
-        assert tier.slots.available == tier.slots.limit - sum(len(list(layer)) for layer in tier.layers) - ahead
+        kept = {(number, expert) for number, layer in enumerate(tier.layers) for expert in layer}
+        assert all(key in tier.slots for key in kept)
+        ahead = loader._transfers._by_key.values()
+        where = (TransferState.THERE,) if tier is not loader._lower else tuple(TransferState)
+        ahead = {each.key for each in ahead if each.state in where} - kept
+        assert tier.slots.available == tier.slots.limit - len(kept) - len(ahead)
 
 
 def _assert_table_right(cache: ExpertCache) -> None:
@@ -131,7 +133,10 @@ def test_what_is_asked_for_comes_once_and_right(
     assert counters.bytes_read == RECORD * read + counters.bytes_prefetched
     assert (counters.computed_in_ram > 0) == (host is not None and device < EXPERTS)
     uploaded = 0 if host is None else counters.misses - counters.computed_in_ram
-    assert counters.bytes_uploaded == RECORD * uploaded
+    in_vain = counters.uploaded_ahead - counters.uploaded_ahead_hits
+    assert counters.bytes_uploaded == RECORD * (uploaded + in_vain)
+    if host != 0:  # which has few slots to spare
+        assert (counters.uploaded_ahead_hits > 0) == (read_ahead and host is not None)
     cache.close()
 
 
@@ -259,6 +264,49 @@ def test_what_arrived_together_goes_up_one_by_one(file: Path, files: FileReader)
         pass
     assert sorted(expert for expert, _ in _one_by_one(fetching)) == list(range(1, EXPERTS))
     _assert_settled(cache)
+    cache.close()
+
+
+def _in_ram(file: Path, files: FileReader, mover: str) -> ExpertCache:
+    """All experts of layer 1 in RAM, and only the last of them on the device."""
+    cache = cache_over(file, files, 1, EXPERTS, mover=mover)
+    cache.fill(1)
+    assert cache.residents()[1] == [9] and cache.residents(in_ram=True)[1] == list(range(EXPERTS))
+    return cache
+
+
+@pytest.mark.parametrize("mover", [BLOCKING, LATE, STREAMS])
+def test_what_is_in_ram_is_uploaded_ahead(file: Path, files: FileReader, mover: str) -> None:
+    cache = _in_ram(file, files, mover)
+    list(cache.fetch(0, [3], None, lambda: [(1, 9), (1, 7), (1, 8), (1, 6)]))
+    before = cache.snapshot()
+    assert before.uploaded_ahead == 2  # of three free slots one is left to demand
+    got = [expert for expert, _ in _one_by_one(cache.fetch(1, [8, 2]))]
+    assert sorted(got) == [2, 8]
+    did = cache.snapshot() - before
+    assert (did.uploaded_ahead_hits, did.bytes_uploaded, did.bytes_read) == (1, RECORD, 0)
+    assert cache.residents(in_ram=True)[1] == list(range(EXPERTS))
+    _assert_settled(cache)
+    cache.close()
+
+
+def test_what_was_uploaded_ahead_makes_room_for_demand(file: Path, files: FileReader) -> None:
+    cache = _in_ram(file, files, LATE)
+    list(cache.fetch(0, [3], None, lambda: [(1, expert) for expert in range(EXPERTS)]))
+    assert cache.counters.uploaded_ahead == 2
+    fetching = _assert_all_right(cache, 2, cache.fetch(2, range(EXPERTS)))
+    assert sorted(fetching) == list(range(EXPERTS))
+    assert sorted(_assert_all_right(cache, 1, cache.fetch(1, range(EXPERTS)))) == list(range(EXPERTS))
+    assert cache.counters.uploaded_ahead_hits < 2
+    _assert_settled(cache)
+    cache.close()
+
+
+def test_nothing_is_uploaded_ahead_where_a_cpu_multiplies_by_misses(file: Path, files: FileReader) -> None:
+    cache = _in_ram(file, files, LATE)
+    cache._loader._uploads_ahead = False
+    list(cache.fetch(0, [3], None, lambda: [(1, 7)]))
+    assert cache.counters.uploaded_ahead == 0
     cache.close()
 
 

@@ -51,12 +51,11 @@ class TransferMachine(RuleBasedStateMachine):
                 self._demand(key, stays)
 
     @precondition(lambda self: self.in_ram)
-    @rule(key=KEYS, stays=st.booleans())
-    def find_in_ram(self, key: Key, stays: bool) -> None:
+    @rule(key=KEYS)
+    def find_in_ram(self, key: Key) -> None:
         if key not in self.states:
-            self.transfers.found_in_ram(key, stays=stays)
+            self.transfers.found_in_ram(key)
             self.states[key] = State.IN_RAM
-            self._demand(key, stays)
 
     @precondition(lambda self: self._in(*UNDER_WAY, State.CANCELLED, demanded=False))
     @rule(data=st.data(), stays=st.booleans())
@@ -99,17 +98,26 @@ class TransferMachine(RuleBasedStateMachine):
 
     @rule()
     def upload(self) -> None:
+        assert self.transfers.to_upload == bool(self._to_upload())
         key = self.transfers.next_upload()
         assert (key is None) == (not self._to_upload())
         if key is not None:
             assert key in self._to_upload()
             self.states[key] = State.UPLOADING
 
+    @rule()
+    def upload_ahead(self) -> None:
+        ahead = self._in(State.IN_RAM, demanded=False)
+        key = self.transfers.next_upload_ahead()
+        assert key in (ahead or [None])
+        if key is not None:
+            self.states[key] = State.UPLOADING
+
     @precondition(lambda self: self._in(State.UPLOADING))
     @rule(data=st.data())
     def arrive(self, data: st.DataObject) -> None:
         key = self._draw(data, State.UPLOADING)
-        self.transfers.uploaded(key)
+        assert self.transfers.uploaded(key).demanded == (key in self.demanded)
         self.states[key] = State.THERE
 
     @rule()
