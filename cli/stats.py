@@ -28,6 +28,8 @@ def _subjects(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "read ahead",
         f"{stats['prefetched']:,} experts, {stats['prefetch_hits']:,} of them needed; {wasted} in vain",
     )
+    if ahead := stats["uploaded_ahead"]:
+        yield "sent ahead", f"{ahead:,} experts to the device, {stats['uploaded_ahead_hits']:,} of them needed"
     if stats["foreseeable"]:
         yield "foreseen", f"{stats['predicted_right'] / stats['foreseeable']:.0%} of the experts needed"
     yield "RAM", f"{_of(stats['memory'], stats['ram_budget'])}, {format_size(stats['peak_memory'])} at most so far"

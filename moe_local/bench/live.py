@@ -113,7 +113,9 @@ class _Trial:
         prompt_tokens = sum(generation.prompt_tokens for generation in self.generations)
         counters = self.counters
         foreseen = decode.foreseeable
-        recall = {"prefetch_recall": decode.predicted_right / foreseen} if foreseen else {}
+        more = {"prefetch_recall": decode.predicted_right / foreseen} if foreseen else {}
+        if decode.bytes_uploaded:
+            more["misses_uploaded_ahead"] = decode.uploaded_ahead_hits / max(1, decode.misses)
         return {
             "decode_tokens_per_second": len(gaps) / sum(gaps),
             "prefill_tokens_per_second": prompt_tokens / sum(first),
@@ -123,7 +125,7 @@ class _Trial:
             "decode_hit_rate": decode.hit_rate,
             "host_hit_rate": counters.host_hits / max(1, counters.misses),
             "prefetch_on_share": foreseen / max(1, decode.lookups),
-            **recall,
+            **more,
             "prefetch_precision": decode.prefetch_hits / max(1, decode.prefetched),
             "misses_prefetched": decode.prefetch_hits / max(1, decode.misses),
             "bytes_read_per_token": decode.bytes_read / len(gaps),

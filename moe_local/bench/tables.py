@@ -54,6 +54,7 @@ METRICS: dict[str, tuple[str, Format]] = {
     "prefetch_recall": ("needed experts predicted, while it was on", share),
     "prefetch_precision": ("experts read ahead that were needed", share),
     "misses_prefetched": ("misses that were read ahead", share),
+    "misses_uploaded_ahead": ("misses that were uploaded ahead", share),
     "bytes_read_per_token": ("read a token", format_size),
     "bytes_wasted_per_token": ("read ahead for nothing a token", format_size),
     "stall_share": ("share of time stalled", share),
