@@ -17,7 +17,7 @@ from moe_local.kernels.expert import ExpertKernel
 from moe_local.memory.files import FileReader
 from moe_local.memory.pages import free_caches
 from moe_local.planning.plan_load import LoadPlan
-from moe_local.planning.tiers import make_cache, miss_policy, with_budgets
+from moe_local.planning.tiers import make_cache, miss_policy, uploads_ahead, with_budgets
 from moe_local.prediction import PREDICTORS
 
 
@@ -53,10 +53,11 @@ class PagedExperts:
         return self.load_plan.options.misses == way
 
     def _make_prefetcher(self) -> Prefetcher | None:
-        """None where it was not asked for, or a tier has room for all experts of each layer."""
+        """None where it was not asked for, or there is nothing to bring nearer that is not where it is used."""
         plan, predictor = self.load_plan.plan, self.load_plan.options.prefetch
         needs = plan.needs
-        if predictor == "off" or not plan.left_on_disk:
+        in_ram = plan.share < 1 and uploads_ahead(self.load_plan) and not self._misses_are(ZERO_COPY)
+        if predictor == "off" or not (plan.left_on_disk or in_ram):
             return None
         routers = next_routers(self.model, self.load_plan.catalog)
         made = PREDICTORS.named(predictor)(routers, needs.experts)

@@ -55,7 +55,7 @@ def make_cache(
         host,
         mover=mover,
         reserve=reserve,
-        uploads_ahead=miss_policy(load_plan) is None,
+        uploads_ahead=uploads_ahead(load_plan),
         capacity_for=capacity_for,
     )
 
@@ -118,6 +118,13 @@ def _made(load_plan: LoadPlan, ram: int, vram: int | None, ram_overhead: int) ->
         elastic=plan.elastic,
         slack=ROUND,
     )
+
+
+def uploads_ahead(load_plan: LoadPlan) -> bool:
+    """Whether experts go to the device before they are asked for: where copies go on beside compute, and nobody else
+    multiplies by misses.
+    """
+    return load_plan.accelerator.has_own_memory and miss_policy(load_plan) is None
 
 
 def miss_policy(load_plan: LoadPlan) -> MissPolicy | None:

@@ -63,9 +63,8 @@ def test_replay_agrees_with_live_over_three_tiers(qwen: Path, tmp_path: Path) ->
     )
     assert (found.misses - found.host_misses).tolist() == run["cold"]["host_hits"]
     assert sum(run["cold"]["host_hits"]) > 0
-    uploads, rest = divmod(run["links"]["upload"]["bytes"], engine.plan.needs.slot)
-    assert uploads >= sum(run["layers"]["misses"]) and not rest  # more, where some were uploaded ahead in vain
-    assert 0 <= run["summary"]["misses_uploaded_ahead"]["median"] <= 1
+    assert run["links"]["upload"]["bytes"] == sum(run["layers"]["misses"]) * engine.plan.needs.slot
+    assert run["summary"]["misses_uploaded_ahead"]["high"] == 0  # on a CPU
 
 
 def test_the_figures_add_up(qwen: Path) -> None:

@@ -302,14 +302,6 @@ def test_what_was_uploaded_ahead_makes_room_for_demand(file: Path, files: FileRe
     cache.close()
 
 
-def test_nothing_is_uploaded_ahead_where_a_cpu_multiplies_by_misses(file: Path, files: FileReader) -> None:
-    cache = _in_ram(file, files, LATE)
-    cache._loader._uploads_ahead = False
-    list(cache.fetch(0, [3], None, lambda: [(1, 7)]))
-    assert cache.counters.uploaded_ahead == 0
-    cache.close()
-
-
 def test_hits_come_before_misses(file: Path, files: FileReader) -> None:
     cache = cache_over(file, SlowDisk(files), 5, None)
     list(cache.fetch(0, [3, 7]))

@@ -17,11 +17,13 @@ from moe_local.errors import MoeLocalError
 from moe_local.experts.next_router import next_routers
 from moe_local.experts.prefetch import Prefetcher
 from moe_local.experts.trial import PrefetchDepth, PrefetchTrial
+from moe_local.kernels import native
 from moe_local.planning.options import Options
 from moe_local.prediction import PREDICTORS
 from moe_local.prediction.routers import NextRouter
 from moe_local.telemetry import Counters
 from moe_local.testing import FailingDisk, SlowDisk
+from moe_local.testing.pretend_cuda import can_pretend, pretend_cuda
 
 EXPERTS, TOP_K = [6, 6, 6], [2, 2, 2]
 
@@ -169,9 +171,28 @@ def test_the_tokens_are_the_same(qwen: Path, prefetch: str, monkeypatch: pytest.
         assert result.token_ids == wanted
         counters = engine.cache.counters
         assert counters.prefetched > 0
+        assert counters.uploaded_ahead == 0  # a copy in RAM goes on beside nothing
         assert (
             counters.bytes_wasted + counters.prefetch_hits * engine.plan.needs.slot >= counters.bytes_prefetched // 2
         )
+
+
+@pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")
+@pytest.mark.parametrize("in_ram", [0.5, 1.0])
+@pytest.mark.parametrize("misses", ["upload", "cpu"])
+def test_what_is_foreseen_is_uploaded_unless_a_cpu_multiplies_by_it(
+    qwen: Path, in_ram: float, misses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _always_on(monkeypatch)
+    prompt, greedy = "The quick brown fox " * 3, Sampling(max_new_tokens=16, temperature=0)
+    with load(qwen, Options(context=128, dtype="float32")) as engine:
+        wanted = engine.generate(prompt, greedy).token_ids
+    part = Options(device="cuda", context=128, dtype="float32", experts=0.4, host_experts=in_ram, misses=misses)
+    with pretend_cuda(memory=4 << 30), load(qwen, part) as engine:
+        assert engine.generate(prompt, greedy).token_ids == wanted
+        counters = engine.cache.counters
+    assert (counters.uploaded_ahead_hits > 0) == (misses == "upload" or native.missing() is not None)
+    assert counters.uploaded_ahead_hits <= counters.uploaded_ahead
 
 
 def test_a_prefetch_that_fails_is_read_again(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
