@@ -26,12 +26,13 @@ WORDS = 120_000
 GREEDY = Sampling(max_new_tokens=4, temperature=0)
 
 LOADED = """
-import ctypes, json, sys
+import json, sys
 from moe_local import Options, load
 from moe_local.memory.limits import process_memory
+from moe_local.memory.pages import trim
 
 with load(sys.argv[1], Options(device="cpu", context=512)) as engine:
-    ctypes.CDLL(None).malloc_trim(0)
+    trim()
     print(json.dumps([process_memory(), engine.plan.ram_overhead + engine.plan.needs.dense]))
 """
 

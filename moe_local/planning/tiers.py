@@ -14,7 +14,7 @@ from moe_local.experts.mover import mover_to
 from moe_local.experts.tier import Tier
 from moe_local.memory.files import ReadAt
 from moe_local.memory.limits import memory_available, process_memory
-from moe_local.memory.pages import can_release, trim
+from moe_local.memory.pages import free_caches
 from moe_local.memory.pinned import host_slab
 from moe_local.memory.records import RecordReader
 from moe_local.memory.slab import Slab
@@ -94,8 +94,7 @@ def settled(load_plan: LoadPlan) -> LoadPlan:
     plan, accelerator = load_plan.plan, load_plan.accelerator
     if accelerator.shares_ram:  # whose part of it the process's figure may have or not
         return load_plan
-    if can_release():
-        trim()
+    free_caches(accelerator)
     taken = process_memory() + load_plan.options.beside - (plan.needs.dense if accelerator.is_cpu else 0)
     if (overhead := rounded(taken)) <= plan.ram_overhead:
         return load_plan
