@@ -246,6 +246,8 @@ class Engine:
         return self._batching(LiveBatch, *watching)
 
     def _batching(self, kind: type[B], *watching: RoutingHook) -> B:
+        if self.generator.graphs is not None:  # whose memory is for one conversation
+            self.generator.graphs.release()
         padding = PaddingMask(self.cache.experts)
         self.tap(in_turn(padding, *watching))
         load_plan = self.load_plan

@@ -72,7 +72,7 @@ def test_every_room_has_a_floor() -> None:
 
 
 # And what tests put in a device's place.
-ASK_OF_DEVICES = {"accelerator.py", "pretend_cuda.py", "pretend_device.py", "pretend_mps.py"}
+ASK_OF_DEVICES = {"accelerator.py", "device_graphs.py", "pretend_cuda.py", "pretend_device.py", "pretend_mps.py"}
 _OF_DEVICES = re.compile(
     r"device\.type|\btorch\.(cuda|mps|xpu|backends|accelerator)\b|(?<!accelerator)\.is_(cuda|cpu|mps)\b"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -26,6 +26,7 @@ from moe_local.generation.template_settings import TemplateSettings
 from moe_local.generation.tools.base import Tool
 from moe_local.generation.tools.reader import CallReader
 from moe_local.memory.limits import peak_memory
+from moe_local.model.decode_graphs import use_graphs
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.formulas import PREFILL_CHUNK
 from moe_local.telemetry import Counters, Counting
@@ -109,6 +110,7 @@ class TextGenerator:
         self.on_notice: Callable[[str], None] = lambda text: None  # told once of each change to what was asked
         self._noticed: set[str] = set()
         self.template = ChatTemplate(tokenizer, self.notice, TemplateSettings())
+        self.graphs = use_graphs(model, context, self.notice)
 
     def use_template(self, settings: TemplateSettings) -> None:
         """Has conversations rendered as the settings say."""
@@ -129,7 +131,7 @@ class TextGenerator:
 
     def close(self) -> None:
         """Lets go of the model."""
-        self._model = None
+        self._model = self.graphs = None
 
     def generate(
         self,
@@ -177,7 +179,8 @@ class TextGenerator:
 
     def _run(self, inputs: Tensor, stream: TokenStream, halt: Halt, more: dict[str, Any]) -> Any:
         """transformers' own `generate`, of inputs [1, T]. Raises ReadingInterruptedError."""
-        with _misfits_said(), halt.ends_reading(self.model, stream):
+        alone = nullcontext() if self.graphs is None else self.graphs.alone()
+        with _misfits_said(), halt.ends_reading(self.model, stream), alone:
             return self.model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),

@@ -44,19 +44,27 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, Q, D], key [B, KV, L, D], value [B, KV, L, V] -> [B, Q, H, V], in transformers' interface."""
     queries, keys = query.shape[2], key.shape[2]
-    ours = _OURS in vars(module) and is_ours(query.device, query.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     causal = queries > 1 and attention_mask is None and is_causal
     odd = any(more.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache"))
-    if not ours or dropout or odd or (causal and queries != keys):
+    plain = _OURS in vars(module) and not dropout and not odd
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if plain and attention_mask is not None and _is_token_on_device(query):
+        grouped = query.view(1, key.shape[1], -1, 1, query.shape[-1])
+        return _one(grouped, key, value, attention_mask, scale, keys).transpose(1, 2), None
+    if not plain or not is_ours(query.device, query.dtype) or (causal and queries != keys):
         more |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         left: tuple[Tensor, None] = torch_attention(module, query, key, value, attention_mask, **more)
         return left
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if takes(query, key, value, attention_mask):
         return attend_native(query, key, value, attention_mask, scale), None
     return _in_blocks(query, key, value, attention_mask, scale, causal=causal), None
+
+
+def _is_token_on_device(query: Tensor) -> bool:
+    """Whether it is one token's, elsewhere than on a CPU: with a mask, torch would copy its keys for each head."""
+    return query.shape[0] == query.shape[2] == 1 and not on_cpu(query.device)
 
 
 def _in_blocks(

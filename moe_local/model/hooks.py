@@ -1,4 +1,4 @@
-"""What is to happen before every forward pass of a model."""
+"""What is to happen before every forward pass of a model, and whether anything is."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def register_forward_hook(model: PreTrainedModel, hook: Hook) -> None:
     """Calls `hook` before passes of the model and of the model without its head: twice where one calls the other."""
     for module in {model, model.base_model}:
         module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether anything is to happen before or after a module's own forward pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

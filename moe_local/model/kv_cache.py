@@ -7,6 +7,7 @@ lengths, zeros at the end, and are copied when one is full.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -39,16 +40,62 @@ class Written(NamedTuple):
     tokens: int
 
 
+class FixedMemory:
+    """Where one layer's keys and values of `tokens` tokens lie for good; taken when it is first asked for."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._tenant: weakref.ref[GrowingLayer] | None = None  # whose they are
+        self.keys: Tensor | None = None  # [1, KV, tokens, D]
+        self.values: Tensor | None = None
+
+    def is_free_for(self, layer: Any) -> bool:
+        """Whether nobody else's keys and values are here."""
+        tenant = None if self._tenant is None else self._tenant()
+        return tenant is None or tenant is layer
+
+    def lend(self, layer: Any) -> None:
+        """It is this layer's from now on, until there is no such layer any more."""
+        self._tenant, layer.fixed = weakref.ref(layer), self
+
+    def buffers(self, layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """A layer's memory for keys and values like these, [1, KV, T, D]; None where it is another's."""
+        if not self.is_free_for(layer):  # it is a copy
+            return None, None
+        if self.keys is None or self.values is None:
+            self.keys, self.values = _zeros(keys, self._tokens), _zeros(values, self._tokens)
+        alike = _are_alike(keys, self.keys) and _are_alike(values, self.values)
+        return (self.keys, self.values) if alike else (None, None)
+
+    def holds(self, layer: Any) -> bool:
+        """Whether a layer's keys and values lie here."""
+        return self.is_free_for(layer) and _lies_in(layer.keys, self.keys) and _lies_in(layer.values, self.values)
+
+    def beginning(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of the first `tokens` tokens here, which are all that are left."""
+        assert self.keys is not None and self.values is not None
+        return _beginning(self.keys, tokens), _beginning(self.values, tokens)
+
+
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A `DynamicLayer` whose `keys` and `values` begin buffers. Other tensors may be put in their place."""
+
+    fixed: FixedMemory | None = None  # where its buffers are to be, if anywhere
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The next tokens' key_states and value_states [B, KV, T, D] -> all keys and values, [B, KV, L + T, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys: Tensor = _appended(self.keys, key_states)
-        self.values: Tensor = _appended(self.values, value_states)
+        fixed = (None, None) if self.fixed is None else self.fixed.buffers(self, key_states, value_states)
+        self.keys: Tensor = _appended(self.keys, key_states, fixed[0])
+        self.values: Tensor = _appended(self.values, value_states, fixed[1])
         return self.keys, self.values
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """As a `DynamicLayer`'s. What is left stays where it is, if that is for good."""
+        super().crop(*args, **kwargs)
+        if self.fixed is not None and self.fixed.holds(self):
+            self.keys, self.values = self.fixed.beginning(self.keys.shape[-2])
 
     def written(self) -> Written | None:
         """None where the next token's keys and values would not be written into the buffers that are there."""
@@ -94,14 +141,18 @@ def _beginning(buffer: Tensor, tokens: int) -> Tensor:
     return states
 
 
-def _appended(held: Tensor, new: Tensor) -> Tensor:
-    """held [B, KV, L, D] or empty, new [B, KV, T, D] -> [B, KV, L + T, D]."""
+def _appended(held: Tensor, new: Tensor, fixed: Tensor | None) -> Tensor:
+    """held [B, KV, L, D] or empty, new [B, KV, T, D] -> [B, KV, L + T, D], in `fixed` memory if there is any."""
     length = held.shape[-2] if held.numel() else 0
     total = length + new.shape[-2]
     buffer: Tensor | None = getattr(held, _BUFFER, None)
     fits = buffer is not None and total <= buffer.shape[-2] and getattr(buffer, _FILLED) == length
-    if buffer is None or not fits or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
-        buffer = _buffer_of(held if length else new[..., :0, :], total)
+    begun = held if length else new[..., :0, :]
+    if fixed is not None and total <= fixed.shape[-2] and not _lies_in(held, fixed):
+        buffer = fixed
+        buffer[..., :length, :] = begun
+    elif buffer is None or not fits or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
+        buffer = _buffer_of(begun, total)
     _write(buffer, length, new)
     return _beginning(buffer, total)
 
@@ -125,6 +176,24 @@ def _buffer_of(states: Tensor, length: int) -> Tensor:
     buffer[..., :held, :] = states
     buffer[..., held:, :] = 0
     return buffer
+
+
+def _lies_in(states: Tensor, buffer: Tensor | None) -> bool:
+    """Whether keys or values are the beginning of a buffer."""
+    return buffer is not None and states.numel() > 0 and states.data_ptr() == buffer.data_ptr()
+
+
+@torch.inference_mode(False)  # or nothing could be written to it outside
+def _zeros(states: Tensor, tokens: int) -> Tensor:
+    """Room for `tokens` tokens like `states` [B, KV, T, D]: numbers, as what is masked is multiplied by zero."""
+    batch, heads, _, width = states.shape
+    return torch.zeros(batch, heads, tokens, width, dtype=states.dtype, device=states.device)
+
+
+def _are_alike(states: Tensor, buffer: Tensor) -> bool:
+    """Whether a buffer is for tokens like these."""
+    batch, heads, _, width = buffer.shape
+    return states.shape[:2] == (batch, heads) and states.shape[-1] == width and states.dtype == buffer.dtype
 
 
 def grow_in_place(model: PreTrainedModel) -> None:

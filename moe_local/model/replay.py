@@ -10,7 +10,6 @@ hooks, a batch, another kind of cache), the modules compute as ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moe_local.experts.layer import ExpertLayer
-from moe_local.model.hooks import register_forward_hook
+from moe_local.model.experts_calls import experts_called_by
+from moe_local.model.hooks import is_watched, register_forward_hook
 from moe_local.model.kv_cache import GrowingLayer, Written
 from moe_local.model.probing import subclass
 from moe_local.model.recorder import Experts, Recorder, tensors
@@ -96,7 +96,7 @@ class _Replay:
         if self._recordings > _CHANCES + self._played // _LEAST_USE:
             return False
         if self._hooks[0] != RemovableHandle.next_id:
-            self._hooks = RemovableHandle.next_id, any(map(_is_watched, self._module.modules()))
+            self._hooks = RemovableHandle.next_id, any(map(is_watched, self._module.modules()))
         return not self._hooks[1]
 
     def __call__(self, hidden: Tensor, more: dict[str, Any]) -> Any:
@@ -136,7 +136,7 @@ class _Replay:
             recorder.went_aside(Experts(forward, given, result))
             return result
 
-        with self._experts_by(experts_forward), recorder:
+        with experts_called_by(experts_forward, self._experts), recorder:
             output = self._original(self._module, copied, **{**arguments.copies, CACHE: more[CACHE]})
         changed = [place for place, keys in enumerate(held) if getattr(layers[place], "keys", None) is not keys]
         if len(changed) == 1:
@@ -176,30 +176,14 @@ class _Replay:
             at = tape.play_dense(at + 1, written)
             return result
 
-        with self._experts_by(experts_forward):
+        with experts_called_by(experts_forward, self._experts):
             output = self._original(self._module, hidden, **more)
         self._checked = same and at == len(tape.steps) and _equal(output, tape.output)
         if not self._checked:
             self._let_go()
         return output
 
-    @contextmanager
-    def _experts_by(self, call: Callable[[Callable[..., Tensor], tuple[Any, ...]], Tensor]) -> Iterator[None]:
-        """While inside, `call` is given the experts' forward pass and its arguments, and says what it returns."""
-        for experts in self._experts:
-            forward = experts.forward
-            vars(experts)["forward"] = lambda *given, _forward=forward: call(_forward, given)
-        try:
-            yield
-        finally:
-            for experts in self._experts:
-                vars(experts).pop("forward", None)
-
 
 def _equal(one: Any, other: Any) -> bool:
     ours, theirs = list(tensors(one)), list(tensors(other))
     return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

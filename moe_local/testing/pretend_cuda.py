@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from moe_local.testing.pretend_device import can_pretend, pretending
+from moe_local.testing.pretend_graphs import PretendGraph
 from moe_local.testing.pretend_memory import Gpu, Memory, Meter, Tally
 from moe_local.testing.pretend_streams import Event, Stream, Streams
 from moe_local.testing.pretend_tensor import PretendTensor
@@ -56,7 +57,7 @@ class PretendCuda(Gpu):
         return 0 if self.streams.pinned.pop(address, None) is not None else 1
 
     def synchronize(self, device: Any = None) -> None:
-        self.meter.sync("synchronize")
+        self.wait("synchronize")
         self.streams.finish()
 
     def faked(self) -> dict[str, Any]:
@@ -89,6 +90,9 @@ class PretendCuda(Gpu):
             "Event": type("Event", (Event,), {"__init__": lambda self, *_, **__: Event.__init__(self, streams)}),
             "current_stream": lambda device=None: streams.current,
             "stream": streams.using,
+            "CUDAGraph": type("CUDAGraph", (PretendGraph,), {"gpu": self}),
+            "graph_pool_handle": lambda: (0, 1),
+            "is_current_stream_capturing": lambda: self.recording is not None,
         }
 
 

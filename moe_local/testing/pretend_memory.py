@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from moe_local.testing.pretend_graphs import PretendGraph
 from moe_local.testing.pretend_streams import Streams
 
 _GRANULE = 512  # bytes: what CUDA's caching allocator rounds up to
@@ -153,6 +154,13 @@ class Gpu:
         self.memory = memory
         self.meter = meter
         self.streams = streams
+        self.recording: PretendGraph | None = None
+
+    def wait(self, name: str) -> None:
+        """The host waits for the device. Raises RuntimeError where it may not."""
+        if self.recording is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({name})")
+        self.meter.sync(name)
 
     def watch(self) -> AbstractContextManager[Tally]:
         """A context manager that gives the `Tally` of what happens inside."""

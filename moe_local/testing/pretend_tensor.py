@@ -7,8 +7,7 @@ tensors among the operands (but for single numbers), `numpy()`, types that it do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,28 +16,17 @@ from torch import Tensor
 
 from moe_local.memory.accelerator import on_cpu
 from moe_local.testing.pretend_memory import Allocation, Gpu
+from moe_local.testing.pretend_ops import (
+    INDEXING,
+    NO_WORK,
+    ONLY_ON_DEVICES,
+    WAITED_FOR,
+    is_composite,
+    span,
+    tensors,
+    writes,
+)
 
-aten = torch.ops.aten
-
-# Operations whose result, or whose size, the host waits for.
-_WAITED_FOR = {
-    "_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim",
-    "unique_consecutive", "unique_dim_consecutive", "is_nonzero",
-}  # fmt: skip
-_INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
-_NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "record_stream", "detach"}
-
-
-def _softmax(x: Tensor, dim: int, widened: bool) -> Tensor:
-    return (x.float() if widened else x).softmax(dim)
-
-
-# What torch has no kernels for on a CPU: products and sums in a wider type than their operands'.
-_ONLY_ON_DEVICES: dict[Any, Callable[..., Tensor]] = {
-    aten.mm.dtype: lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype),
-    aten._softmax.default: _softmax,
-    aten.bmm.dtype: lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype),
-}
 active: list[Gpu] = []  # the last one is there: tensors of an earlier one, kept by whom it may be, are its own
 
 
@@ -85,9 +73,9 @@ class PretendTensor(Tensor):
 
 def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Runs an operation of torch's on the device that is active, or else on the one that its operands came from."""
-    if _is_composite(func):
+    if is_composite(func):
         return func.decompose(*args, **kwargs)
-    operands = list(_tensors((args, kwargs)))
+    operands = list(tensors((args, kwargs)))
     gpu = _device_of(operands)
     name = func.overloadpacket.__name__
     if name in ("copy_", "_to_copy"):
@@ -97,36 +85,29 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     plain = {key: _inner(value) for key, value in kwargs.items() if key != "pin_memory"}
     if "device" in plain:
         plain["device"] = torch.device("cpu")
-    compute = _ONLY_ON_DEVICES.get(func, func)
-    return _wrapped(func, gpu, args, kwargs, compute(*map(_inner, args), **plain), operands)
+    out = _compute(
+        gpu, ONLY_ON_DEVICES.get(func, func), list(map(_inner, args)), plain, written_by(func, args, kwargs)
+    )
+    return _wrapped(func, gpu, args, kwargs, out, operands)
+
+
+def _compute(
+    gpu: Gpu, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], written: Sequence[Tensor] = ()
+) -> Any:
+    """The result of an operation on the CPU's tensors, by which those of the device that are `written` change."""
+    if gpu.recording is None:
+        return func(*args, **kwargs)
+    return gpu.recording.run(func, args, kwargs, [_inner(each) for each in written])
+
+
+def written_by(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The arguments that an operation writes to."""
+    given = [args[at] if at < len(args) else kwargs.get(key) for at, key in writes(func)]
+    return [each for each in given if each is not None]
 
 
 def _device_of(operands: Iterable[Tensor]) -> Gpu:
     return active[-1] if active else next(each.gpu for each in operands if isinstance(each, PretendTensor))
-
-
-@cache
-def _is_composite(func: Any) -> bool:
-    """Whether torch makes it of other operations on every device."""
-    named: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    return named
-
-
-@cache
-def _writes(func: Any) -> tuple[tuple[int, str], ...]:
-    """Place and name of each argument that it writes to."""
-    written = enumerate(func._schema.arguments)
-    return tuple((at, each.name) for at, each in written if each.alias_info is not None and each.alias_info.is_write)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _inner(value: Any) -> Any:
@@ -140,7 +121,7 @@ def _inner(value: Any) -> Any:
 def _refuse_other_devices(name: str, gpu: Gpu, operands: Iterable[Tensor], args: Sequence[Any]) -> None:
     """Raises RuntimeError in torch's words for operands that lie elsewhere; numbers, and indices, may be on a CPU."""
     operands = list(operands)
-    if name in _INDEXING:
+    if name in INDEXING:
         if not isinstance(args[0], PretendTensor):
             raise RuntimeError(
                 "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
@@ -158,16 +139,16 @@ def _refuse_other_devices(name: str, gpu: Gpu, operands: Iterable[Tensor], args:
 
 def _count(name: str, gpu: Gpu, operands: Sequence[Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Syncs that the operation makes, and what it reads and writes; launches are counted once its result is known."""
-    if name in _WAITED_FOR or (
+    if name in WAITED_FOR or (
         name == "repeat_interleave" and isinstance(args[0], Tensor) and kwargs.get("output_size") is None
     ):
-        gpu.meter.sync(name)
-    elif name in _INDEXING:
+        gpu.wait(name)
+    elif name in INDEXING:
         for index in (each for each in args[1] if each is not None):
             if index.dtype in (torch.bool, torch.uint8):
-                gpu.meter.sync(f"{name} by a mask")
+                gpu.wait(f"{name} by a mask")
             elif not isinstance(index, PretendTensor):
-                gpu.meter.sync(f"{name} by indices of the host's")
+                gpu.wait(f"{name} by indices of the host's")
     gpu.streams.step()
 
 
@@ -187,32 +168,25 @@ def launch(gpu: Gpu, name: str, operands: Iterable[Tensor]) -> None:
                 each.allocation.touched[span(each.numbers)] = gpu.meter.launched
 
 
-def span(tensor: Tensor) -> tuple[int, int]:
-    """The addresses between which a tensor of the CPU's lies."""
-    if not tensor.numel():
-        return 0, 0
-    last = sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
 def _wrapped(
     func: Any, gpu: Gpu, args: Sequence[Any], kwargs: dict[str, Any], out: Any, operands: Sequence[Tensor]
 ) -> Any:
     """The result as the device's; counts a launch, unless it is nothing but another view of an operand's memory."""
     name = func.overloadpacket.__name__
-    written = [args[at] if at < len(args) else kwargs.get(key) for at, key in _writes(func)]
+    written = written_by(func, args, kwargs)
     if written:
         launch(gpu, name, operands)
-        for each in (each for each in written if each is not None):
-            if each.shape != each.numbers.shape or each.stride() != each.numbers.stride():
+        for each in written:
+            own = _inner(each)
+            if each.shape != own.shape or each.stride() != own.stride():
                 raise NotImplementedError(f"{name} changes the shape of a tensor of the pretend device in place")
         return written[0] if len(written) == 1 else type(out)(written) if isinstance(out, tuple) else written[0]
     known = {
         each.numbers.untyped_storage()._cdata: each.allocation for each in operands if isinstance(each, PretendTensor)
     }
-    made = any(each.numel() and each.untyped_storage()._cdata not in known for each in _tensors(out))
-    if made and name not in _NO_WORK:
-        launch(gpu, name, [*operands, *_tensors(out)])
+    made = any(each.numel() and each.untyped_storage()._cdata not in known for each in tensors(out))
+    if made and name not in NO_WORK:
+        launch(gpu, name, [*operands, *tensors(out)])
     return _wrap(out, gpu, known)
 
 
@@ -229,10 +203,10 @@ def _copied(func: Any, gpu: Gpu, args: Sequence[Any], kwargs: dict[str, Any]) ->
     if func.overloadpacket.__name__ == "copy_":
         return _copied_into(gpu, args[0], args[1], blocking=blocking)
     source, device = args[0], kwargs.pop("device", None)
-    out = func(source.numbers, **{key: value for key, value in kwargs.items() if key != "pin_memory"})
+    out = _compute(gpu, func, [source.numbers], {key: value for key, value in kwargs.items() if key != "pin_memory"})
     if device is not None and on_cpu(device):
         gpu.streams.finish()
-        gpu.meter.sync("copy to the host")
+        gpu.wait("copy to the host")
         return out
     if out.numel():
         launch(gpu, "_to_copy", [source, out])
@@ -243,16 +217,16 @@ def _copied_into(gpu: Gpu, target: Tensor, source: Tensor, *, blocking: bool) ->
     if not target.numel():
         return target
     if not isinstance(target, PretendTensor):
-        gpu.meter.sync("copy to the host")
+        gpu.wait("copy to the host")
         target.copy_(_inner(source))
         return target
     _refuse_types("copy_", gpu, [target])
     if isinstance(source, PretendTensor):
         launch(gpu, "copy_", [target, source])
-        target.numbers.copy_(source.numbers)
+        _compute(gpu, Tensor.copy_, [target.numbers, source.numbers], {}, [target])
         return target
     if blocking or not gpu.streams.is_pinned(span(source)):
-        gpu.meter.sync("copy to the device")
+        gpu.wait("copy to the device")
         target.numbers.copy_(source)
         return target
     gpu.streams.copy(target.numbers, source, target.allocation.touched)
@@ -260,7 +234,7 @@ def _copied_into(gpu: Gpu, target: Tensor, source: Tensor, *, blocking: bool) ->
 
 
 def _tolist(tensor: PretendTensor) -> Any:
-    tensor.gpu.meter.sync("tolist")
+    tensor.gpu.wait("tolist")
     return tensor.numbers.tolist()
 
 
@@ -272,13 +246,15 @@ def _numpy(tensor: PretendTensor, *args: Any, **kwargs: Any) -> Any:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     """One launch, as a device's own kernel takes."""
-    operands = list(_tensors((query, key, value, args, kwargs)))
+    operands = list(tensors((query, key, value, args, kwargs)))
     gpu = _device_of(operands)
     _refuse_other_devices("scaled_dot_product_attention", gpu, operands, ())
     launch(gpu, "scaled_dot_product_attention", operands)
     plain = {name: _inner(each) for name, each in kwargs.items()}
     with torch.no_grad():
-        out = F.scaled_dot_product_attention(_inner(query), _inner(key), _inner(value), *map(_inner, args), **plain)
+        out = _compute(
+            gpu, F.scaled_dot_product_attention, [_inner(each) for each in (query, key, value, *args)], plain
+        )
     return PretendTensor(out, gpu)
 
 

@@ -1,0 +1,251 @@
+"""A token's pass as recordings: they say what the modules say, and where they would not, the modules are asked."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_local.engine import Engine, load
+from moe_local.generation.batch import Request
+from moe_local.generation.sampling import Sampling
+from moe_local.memory.device_graphs import GraphRecorder
+from moe_local.model import decode_graphs
+from moe_local.model.decode_graphs import DecodeGraphs
+from moe_local.model.fixed_kv import FixedLayer
+from moe_local.planning.options import Options
+from moe_local.testing import architecture, write_tiny_checkpoint
+from moe_local.testing.pretend_cuda import PretendCuda, can_pretend, pretend_cuda
+from moe_local.testing.pretend_triton import pretend_triton
+
+pytestmark = pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")
+OPTIONS = {"context": 128, "dtype": "float32"}
+PROMPT = [5, 6, 7, 8]
+SHORT = Sampling(max_new_tokens=8, temperature=0)
+RECORDED = (
+    "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "granitemoe", "dbrx",
+    "minimax_m2", "hunyuan_v1_moe",
+)  # fmt: skip
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendCuda]:
+    with pretend_cuda() as device:
+        yield device
+
+
+@pytest.fixture
+def loaded(gpu: PretendCuda) -> Iterator[Callable[..., Engine]]:
+    made: list[Engine] = []
+
+    def load_it(path: Path, **more: Any) -> Engine:
+        made.append(load(path, Options(device="cuda", **(OPTIONS | more))))
+        made[-1].model.generation_config.eos_token_id = None
+        return made[-1]
+
+    yield load_it
+    for engine in made:
+        engine.close()
+
+
+def _graphs(engine: Engine) -> DecodeGraphs:
+    assert engine.generator.graphs is not None
+    return engine.generator.graphs
+
+
+def _on_cpu(path: Path, sampling: Sampling = SHORT, prompt: list[int] = PROMPT) -> list[int]:
+    with load(path, Options(device="cpu", **OPTIONS)) as engine:  # type: ignore[arg-type]
+        engine.model.generation_config.eos_token_id = None
+        return engine.generate(prompt, sampling).token_ids
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_tokens_after_the_second_are_played(name: str, loaded: Callable[..., Engine], tmp_path: Path) -> None:
+    write_tiny_checkpoint(architecture(name), tmp_path)
+    engine = loaded(tmp_path, experts=0.5, host_experts=0.75)
+    assert engine.generate(PROMPT, SHORT).token_ids == _on_cpu(tmp_path)
+    assert _graphs(engine).played == 8 - 2, engine.notes  # the first comes of the prompt, the second is recorded
+
+
+@pytest.mark.parametrize("name", ["jamba", "gpt_oss", "qwen3_next"])
+def test_states_that_change_their_place_are_left_to_the_modules(
+    name: str, loaded: Callable[..., Engine], tmp_path: Path
+) -> None:
+    write_tiny_checkpoint(architecture(name), tmp_path)
+    engine = loaded(tmp_path)
+    assert engine.generate(PROMPT, SHORT).token_ids == _on_cpu(tmp_path)
+    assert _graphs(engine).played == 0
+
+
+def test_what_a_token_asks_for(gpu: PretendCuda, loaded: Callable[..., Engine], qwen: Path) -> None:
+    """One recording more than there are layers, and the experts between them; the host waits for nothing."""
+    with pretend_triton():
+        engine = loaded(qwen)
+        for layer, experts in enumerate(engine.cache.experts):
+            engine.cache.warm(layer, range(experts))
+        engine.generate(PROMPT, SHORT)
+        with gpu.watch() as seen:
+            engine.generate(PROMPT, SHORT)
+        with gpu.watch() as more:
+            engine.generate(PROMPT, Sampling(max_new_tokens=9, temperature=0))
+    layers = engine.model.config.num_hidden_layers
+    token = more.by_launch - seen.by_launch
+    of_recordings = {at: count for at, count in token.items() if at[1] == "graph"}
+    assert sum(of_recordings.values()) == layers + 1, token
+    of_models = {at: count for at, count in token.items() if at[0].startswith(("transformers/models", "model/"))}
+    assert sum(of_models.values()) <= 2 * layers + 5, of_models  # results handed over, the token placed, its logits
+    assert more.syncs - seen.syncs <= 3, (more.by_sync - seen.by_sync).items()
+
+
+def test_each_room_has_its_recordings(
+    loaded: Callable[..., Engine], qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_graphs, "_LEAST_ROOM", 16)
+    engine = loaded(qwen)
+    long = Sampling(max_new_tokens=90, temperature=0)
+    assert engine.generate(PROMPT, long).token_ids == _on_cpu(qwen, long)
+    assert _graphs(engine).rooms == [16, 32, 64, 128]
+    assert _graphs(engine).played == 90 - 1 - 4
+    assert engine.generate(PROMPT, long).token_ids == _on_cpu(qwen, long)
+    assert _graphs(engine).played == 2 * 90 - 2 - 4
+
+
+def test_a_context_that_is_full(loaded: Callable[..., Engine], qwen: Path) -> None:
+    engine = loaded(qwen, context=24)
+    all_of_it = Sampling(max_new_tokens=40, temperature=0)
+    with load(qwen, Options(device="cpu", context=24, dtype="float32")) as other:
+        other.model.generation_config.eos_token_id = None
+        wanted = other.generate(PROMPT, all_of_it)
+    got = engine.generate(PROMPT, all_of_it)
+    assert (got.token_ids, got.finish_reason) == (wanted.token_ids, wanted.finish_reason)
+    assert got.new_tokens == 20 and _graphs(engine).played >= 17
+
+
+def test_conversations_that_go_on_and_are_cut(loaded: Callable[..., Engine], qwen: Path) -> None:
+    turns = ("Why is it so?", "And then?", "Who says that?")
+    said = []
+    for engine in (loaded(qwen), load(qwen, Options(device="cpu", **OPTIONS))):  # type: ignore[arg-type]
+        with engine:
+            engine.model.generation_config.eos_token_id = None
+            chat = engine.chat(Sampling(max_new_tokens=6, temperature=0))
+            for turn in turns:
+                chat.send(turn)
+            said.append([message["content"] for message in chat.messages])
+            if engine.generator.graphs is not None:
+                assert engine.generator.graphs.played >= 3 * 4
+    assert said[0] == said[1]
+
+
+def test_the_memory_is_one_conversations_at_a_time(loaded: Callable[..., Engine], qwen: Path) -> None:
+    """Another one that is still there leaves the modules to compute; one that has gone leaves its place."""
+    engine = loaded(qwen)
+    first, second = engine.chat(SHORT), engine.chat(SHORT)
+    a = first.send("Why is it so?").token_ids
+    played = _graphs(engine).played
+    b = second.send("Why is it so?").token_ids
+    assert a == b and played > 0 and _graphs(engine).played == played
+    first.send("And then?")
+    assert _graphs(engine).played > played
+    del first
+    gc.collect()
+    played = _graphs(engine).played
+    assert engine.chat(SHORT).send("Why is it so?").token_ids == a
+    assert _graphs(engine).played > played
+
+
+def test_a_model_that_waits_is_not_recorded_and_that_is_said(loaded: Callable[..., Engine], tmp_path: Path) -> None:
+    write_tiny_checkpoint(architecture("phimoe"), tmp_path)
+    engine = loaded(tmp_path)
+    said: list[str] = []
+    engine.generator.on_notice = said.append
+    for _ in range(2):
+        assert engine.generate(PROMPT, SHORT).token_ids == _on_cpu(tmp_path)
+    assert _graphs(engine).played == 0
+    assert len(said) == 1 and "capturing" in said[0]
+
+
+@pytest.mark.parametrize("wrong", [0.0, float("nan")])
+def test_a_recording_that_says_something_else_is_not_used(
+    wrong: float, loaded: Callable[..., Engine], qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = FixedLayer.update
+
+    def spoilt(self: FixedLayer, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return update(self, keys, values * wrong, *args, **kwargs)
+
+    monkeypatch.setattr(FixedLayer, "update", spoilt)
+    engine = loaded(qwen)
+    said: list[str] = []
+    engine.generator.on_notice = said.append
+    first = engine.generate(PROMPT, Sampling(max_new_tokens=2, temperature=0)).token_ids
+    assert first == _on_cpu(qwen)[:2] and _graphs(engine).played == 0
+    assert ["something else" in each for each in said] == [True]
+
+
+def test_an_interrupt_while_it_is_recorded(
+    loaded: Callable[..., Engine], qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, times = GraphRecorder.begin, 0
+
+    def interrupted(self: GraphRecorder) -> None:
+        nonlocal times
+        begin(self)
+        times += 1
+        if times == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(GraphRecorder, "begin", interrupted)
+    engine = loaded(qwen)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(PROMPT, SHORT)
+    assert engine.generate(PROMPT, SHORT).token_ids == _on_cpu(qwen)
+    assert _graphs(engine).played == 6
+
+
+def test_who_watches_a_module_sees_every_token(loaded: Callable[..., Engine], qwen: Path) -> None:
+    engine = loaded(qwen)
+    engine.generate(PROMPT, SHORT)
+    played, seen = _graphs(engine).played, []
+    hook = engine.model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    engine.generate(PROMPT, SHORT)
+    assert len(seen) == 8 and _graphs(engine).played == played
+    hook.remove()
+    engine.generate(PROMPT, SHORT)
+    assert len(seen) == 8 and _graphs(engine).played > played
+
+
+def test_a_batch_takes_the_memory_back(gpu: PretendCuda, loaded: Callable[..., Engine], qwen: Path) -> None:
+    engine = loaded(qwen, max_sequences=3)
+    wanted = engine.generate(PROMPT, SHORT).token_ids
+    before = gpu.memory.live
+    answers = list(engine.batch([Request(PROMPT, SHORT), Request([9, 10], SHORT)]))
+    assert wanted in [each.token_ids for each in answers]
+    del answers
+    gc.collect()
+    assert gpu.memory.live < before - 2 * 128 * 4 * engine.model.config.num_hidden_layers
+    assert engine.generate(PROMPT, SHORT).token_ids == wanted
+    assert _graphs(engine).rooms == [128]
+
+
+def test_other_budgets_go_on_with_the_recordings(gpu: PretendCuda, loaded: Callable[..., Engine], qwen: Path) -> None:
+    engine = loaded(qwen, experts=0.5)
+    wanted = engine.generate(PROMPT, SHORT).token_ids
+    played = _graphs(engine).played
+    engine.resize(vram=engine.plan.vram - (1 << 20) if engine.plan.vram else None)
+    assert engine.generate(PROMPT, SHORT).token_ids == wanted
+    assert _graphs(engine).played > played
+
+
+def test_a_closed_engine_leaves_nothing(gpu: PretendCuda, loaded: Callable[..., Engine], qwen: Path) -> None:
+    engine = loaded(qwen)
+    engine.generate(PROMPT, SHORT)
+    gc.disable()
+    try:
+        engine.close()
+        assert gpu.memory.live < 1 << 20
+    finally:
+        gc.enable()
