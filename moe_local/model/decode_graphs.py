@@ -5,16 +5,15 @@ device to do, and they are the same for every token. So they are recorded once, 
 next, and played for the tokens that follow. For that keys and values stay where they are, and attention looks at a
 room of fixed size, in which what is not there yet is masked: there is a recording for each such room.
 
-A recording is used after it has given what the modules gave for the same token. Where anything is not as it was
+A recording is used after it has given what the modules give for the same token. Where anything is not as it was
 recorded (a batch, a mask, hooks, other arguments), the modules compute as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from transformers import PreTrainedModel
 from moe_local.errors import first_line
 from moe_local.experts.layer import ExpertLayer
 from moe_local.memory.accelerator import Accelerator
-from moe_local.memory.device_graphs import Graph, GraphRecorder
-from moe_local.model.experts_calls import experts_called_by
+from moe_local.memory.device_graphs import GraphRecorder
+from moe_local.model.decode_recording import Called, Compute, OtherError, Recording, check, record
 from moe_local.model.fixed_kv import FixedKV
 from moe_local.model.hooks import is_watched, register_forward_hook
 from moe_local.model.probing import subclass
@@ -34,9 +33,8 @@ from moe_local.model.transformers_api import CACHE
 
 _GRAPHS = "_moe_local_graphs"  # on the model
 _LEAST_ROOM = 512  # tokens
-_TENSORS = {"input_ids", "position_ids", "attention_mask", CACHE}  # that a token's pass is given, beside settings
-_NEAR = {torch.float32: 1e-3, torch.float16: 0.02}  # how far apart two ways to compute may be; bf16: see below
-_NEAR_BF16 = 0.05
+_COPIED = {"input_ids", "position_ids"}  # what a token's pass is given that changes from one to the next
+_TENSORS = {*_COPIED, "attention_mask", CACHE}
 
 
 def use_graphs(model: PreTrainedModel, context: int, notice: Callable[[str], None]) -> DecodeGraphs | None:
@@ -56,44 +54,11 @@ def _forward_for(original: type[nn.Module]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **inputs: Any) -> Any:
         graphs: DecodeGraphs = vars(self)[_GRAPHS]
         if not args and graphs.suits(self, inputs):
-            return graphs(self, original.forward, inputs)
+            return graphs(partial(original.forward, self), inputs)
+        graphs.give_back(inputs.get(CACHE))
         return original.forward(self, *args, **inputs)
 
     return forward
-
-
-@dataclass(frozen=True, slots=True)
-class _Experts:
-    """A call of the experts between two recordings."""
-
-    forward: Callable[..., Tensor]
-    given: tuple[Any, ...]
-    result: Tensor
-
-    def replay(self) -> None:
-        self.result.copy_(self.forward(*self.given))
-
-
-@dataclass(frozen=True, slots=True)
-class _Called:
-    """What a layer's experts were given, and gave."""
-
-    hidden: Tensor
-    result: Tensor
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """A token's pass in a room of fixed size."""
-
-    steps: Sequence[Graph | _Experts]
-    output: Any  # transformers', whose logits are where the last step puts them
-
-    def play(self, cache: Any) -> Any:
-        """The pass of the token that is in the recorded arguments -> the output, of `cache`."""
-        for step in self.steps:
-            step.replay()
-        return type(self.output)(logits=self.output.logits.clone(), **{CACHE: cache})
 
 
 class DecodeGraphs:
@@ -103,12 +68,13 @@ class DecodeGraphs:
         self._context = context
         self._notice = notice
         self._device = model.device
-        self._near = _NEAR.get(model.dtype, _NEAR_BF16)
         self._experts = [each for each in model.modules() if isinstance(each, ExpertLayer)]
         self._kv = FixedKV(context)
-        self._recordings: dict[int, _Recording] = {}  # by their rooms
+        self._recordings: dict[int, Recording] = {}  # by their rooms
         self._recorder: GraphRecorder | None = None
-        self._ids = self._position = torch.empty(0)  # int64 [1, 1], of the token under way
+        self._copies: dict[str, Tensor] = {}  # of what a token's pass is given: the recorded arguments
+        with torch.inference_mode(False):
+            self._position = torch.zeros(1, dtype=torch.int64, device=model.device)  # of the token under way
         self._settings: dict[str, Any] = {}  # that all recordings were made with
         self._alone = self._refused = False
         self._hooks = (-1, False)  # how many have ever been registered, and whether there are any here
@@ -140,10 +106,8 @@ class DecodeGraphs:
 
     def suits(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         """Whether a pass is one token's, of the conversation that has the fixed memory, and unwatched."""
-        ids, positions = inputs.get("input_ids"), inputs.get("position_ids")
+        ids = inputs.get("input_ids")
         if not self._alone or self._refused or torch.is_grad_enabled() or ids is None or ids.numel() != 1:
-            return False
-        if positions is not None and positions.numel() != 1:
             return False
         settings = _settings(inputs)
         if any(isinstance(value, Tensor) for value in settings.values()):
@@ -155,21 +119,24 @@ class DecodeGraphs:
             self._hooks = RemovableHandle.next_id, any(map(is_watched, inner))
         return not self._hooks[1]
 
-    def __call__(self, model: nn.Module, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """As the model's forward pass."""
-        cache = inputs[CACHE]
-        tokens = self._kv.length(cache)
-        if tokens is None:  # as after a prompt that was read elsewhere
-            return original(model, **inputs)
-        self._place(inputs["input_ids"], tokens)
+    def __call__(self, compute: Compute, inputs: dict[str, Any]) -> Any:
+        """As the model's own forward pass, which is `compute`."""
+        cache = inputs.get(CACHE)
+        tokens = self._kv.take(cache)
+        if tokens is None:  # another conversation's state is there
+            return compute(**inputs)
+        self._place(inputs, tokens)
         recording = self._recordings.get(room := self._room(tokens + 1))
         if recording is None:
-            return self._record(model, original, inputs, room)
+            return self._record(compute, inputs, room)
         output = recording.play(cache)
-        for layer in cache.layers:
-            layer.took_one()
+        self._kv.took_one(cache)
         self.played += 1
         return output
+
+    def give_back(self, cache: Any) -> None:
+        """The modules are about to compute with this KV cache."""
+        self._kv.give_back(cache)
 
     def _room(self, tokens: int) -> int:
         """Of the rooms that have recordings of their own, the smallest for so many tokens."""
@@ -178,76 +145,50 @@ class DecodeGraphs:
             room *= 2
         return min(room, self._context)
 
-    def _place(self, ids: Tensor, position: int) -> None:
+    def _place(self, inputs: dict[str, Any], position: int) -> None:
         """Puts a token and its position into the recorded arguments."""
-        if not self._ids.numel():
-            with torch.inference_mode(False):
-                self._ids, self._position = (
-                    torch.zeros(1, 1, dtype=torch.int64, device=self._device) for _ in range(2)
-                )
-        self._ids.copy_(ids)
+        for name in _COPIED & inputs.keys():
+            held = self._copies.get(name)
+            if held is None or held.shape != inputs[name].shape:
+                self._recordings.clear()
+                with torch.inference_mode(False):
+                    held = self._copies[name] = torch.zeros_like(inputs[name])
+            held.copy_(inputs[name])
         self._position.fill_(position)
 
-    def _record(self, model: nn.Module, original: Callable[..., Any], inputs: dict[str, Any], room: int) -> Any:
-        """The pass by the modules; beside it, what it asks for is recorded, and compared with it."""
-        called: list[_Called] = []
-
-        def observe(forward: Callable[..., Tensor], given: tuple[Any, ...]) -> Tensor:
-            result = forward(*given)
-            called.append(_Called(given[0], result))
-            return result
-
-        with experts_called_by(observe, self._experts):
-            output = original(model, **inputs)
+    def _record(self, compute: Compute, inputs: dict[str, Any], room: int) -> Any:
+        """The pass, recorded while it is computed, and compared with what the modules make of it."""
+        kv, cache = self._kv, inputs[CACHE]
+        kv.give_back(cache)  # the modules will need it
+        kv.take(cache)
+        before = kv.snapshot(cache)
         try:
-            made, far = self._written_down(model, original, inputs, room, called, output.logits)
-        except Exception as error:
+            recording, called = self._recorded(compute, inputs, room)
+            kv.took_one(cache)
+            after = kv.snapshot(cache)
+            kv.restore(cache, before)
+            check(recording, compute, inputs, self._experts, called)
+            kv.restore(cache, after)
+        except BaseException as error:
+            kv.restore(cache, before)
+            if not isinstance(error, Exception):
+                raise
             self._refuse(first_line(error))
-            return output
-        if far:
-            self._refuse("a recording gave something else than the model's modules")
-        else:
-            self._recordings[room] = made
-        return output
+            return compute(**inputs)
+        self._recordings[room] = recording
+        self.played += 1
+        return recording.result(cache)
 
-    def _written_down(
-        self,
-        model: nn.Module,
-        original: Callable[..., Any],
-        inputs: dict[str, Any],
-        room: int,
-        called: Sequence[_Called],
-        logits: Tensor,
-    ) -> tuple[_Recording, bool]:
-        """A recording for `room` tokens of what gave `called` and `logits`; whether it gives anything else."""
-        recorder = self._recorder = self._recorder or GraphRecorder(self._device)
-        steps: list[Graph | _Experts] = []
-        both: list[tuple[Tensor, Tensor]] = []
-        remaining = iter(called)
-
-        def end() -> None:
-            graph = recorder.end()
-            graph.replay()
-            steps.append(graph)
-
-        def call(forward: Callable[..., Tensor], given: tuple[Any, ...]) -> Tensor:
-            end()
-            expected = next(remaining)
-            both.append((given[0], expected.hidden))
-            result = expected.result.clone()
-            steps.append(_Experts(forward, given, result))
-            recorder.begin()
-            return result
-
+    def _recorded(self, compute: Compute, inputs: dict[str, Any], room: int) -> tuple[Recording, list[Called]]:
+        """The recording for a room of so many tokens; what its experts were given. Raises OtherError."""
         self._settings = _settings(inputs)
-        more = {"position_ids": self._position} if "position_ids" in inputs else {}
-        more |= {CACHE: self._kv.view(room, self._position[0]), **self._settings}
-        with recorder.aside(), experts_called_by(call, self._experts):
-            recorder.begin()
-            output = original(model, input_ids=self._ids, **more)
-            end()
-            both.append((output.logits, logits))
-            return _Recording(steps, output), _are_far(both, self._near)
+        self._recorder = self._recorder or GraphRecorder(self._device)
+        view = self._kv.view(inputs[CACHE], room, self._position)
+        given = {CACHE: view, **self._settings, **{name: self._copies[name] for name in _COPIED & inputs.keys()}}
+        made, called = record(self._recorder, compute, given, self._experts)
+        if not self._kv.is_followed(view):
+            raise OtherError("the model keeps its state elsewhere")
+        return made, called
 
     def _refuse(self, why: str) -> None:
         """From now on the modules compute."""
@@ -258,9 +199,3 @@ class DecodeGraphs:
 
 def _settings(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in _TENSORS}
-
-
-def _are_far(pairs: Sequence[tuple[Tensor, Tensor]], most: float) -> bool:
-    """Whether any two differ by more than a share of their length."""
-    shares = [(one.float() - other.float()).norm() / other.float().norm() for one, other in pairs]
-    return not bool((torch.stack(shares) <= most).all())  # which is what no number is, too

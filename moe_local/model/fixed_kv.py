@@ -6,62 +6,70 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import StaticLayer
 
-from moe_local.model.kv_cache import PLAIN_LAYERS, FixedMemory, GrowingLayer
+from moe_local.model.fixed_places import ANY, PLACES, Place
 
 
 class FixedKV:
-    """Memory for the keys and values of `tokens` tokens, which is the same for one conversation after the other."""
+    """Memory for the state of conversations of up to `tokens` tokens, the same for one after the other."""
 
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
-        self._layers: list[FixedMemory] = []
+        self._places: list[Place] = []
 
     def lend(self, cache: Any) -> None:
-        """Has a KV cache lie here from its next token on, where it can and no other one's is in use."""
+        """Has a KV cache lie here from now on, where it can and no other one's is in use."""
         layers = getattr(cache, "layers", ())
-        if any(type(layer) not in PLAIN_LAYERS for layer in layers):
+        kinds = [PLACES.get(type(layer)) for layer in layers]
+        if None in kinds:
             return
-        while len(self._layers) < len(layers):
-            self._layers.append(FixedMemory(self._tokens))
-        if all(memory.is_free_for(layer) for layer, memory in zip(layers, self._layers, strict=False)):
-            for layer, memory in zip(layers, self._layers, strict=False):
-                memory.lend(layer)
+        if not self._places:
+            self._places = [kind(self._tokens) for kind in kinds if kind is not None]
+        if [type(place) for place in self._places] != kinds:
+            return
+        if all(place.is_free_for(layer) for place, layer in zip(self._places, layers, strict=True)):
+            for place, layer in zip(self._places, layers, strict=True):
+                place.lend(layer)
 
-    def length(self, cache: Any) -> int | None:
-        """How many tokens of a KV cache lie here; None where not all of it does, or there is no room for another."""
+    def _lent(self, cache: Any) -> list[tuple[Place, Any]]:
+        """The places and layers of a cache that lies here; none of any other."""
         layers = getattr(cache, "layers", ())
-        if not layers or len(layers) != len(self._layers):
-            return None
-        lengths = set()
-        for layer, memory in zip(layers, self._layers, strict=True):
-            written = layer.written() if type(layer) is GrowingLayer else None
-            if written is None or not memory.holds(layer):
-                return None
-            lengths.add(written.tokens)
-        return lengths.pop() if len(lengths) == 1 else None
+        if len(layers) != len(self._places):
+            return []
+        both = list(zip(self._places, layers, strict=True))
+        return both if all(place.is_lent_to(layer) for place, layer in both) else []
 
-    def view(self, room: int, position: Tensor) -> Cache:
-        """A cache of the first `room` tokens' memory, into which a token is written at `position`, int64 [1]."""
-        layers = []
-        for memory in self._layers:
-            assert memory.keys is not None and memory.values is not None
-            layers.append(FixedLayer(memory.keys[:, :, :room], memory.values[:, :, :room], position))
-        return Cache(layers=layers)
+    def take(self, cache: Any) -> int | None:
+        """Brings the state of a cache that this is lent to here; tokens that are in it. None where that cannot be, or
+        there is no room for the next one.
+        """
+        found = [place.take(layer) for place, layer in self._lent(cache)]
+        tokens = {each for each in found if each != ANY}
+        return tokens.pop() if len(tokens) == 1 else None
 
+    def took_one(self, cache: Any) -> None:
+        """A token has been computed here."""
+        for place, layer in self._lent(cache):
+            place.took_one(layer)
 
-class FixedLayer(StaticLayer):  # type: ignore[misc]
-    """transformers' `StaticLayer` over memory of others', whose next token's place is theirs to say."""
+    def give_back(self, cache: Any) -> None:
+        """Has a cache go on by itself."""
+        for place, layer in self._lent(cache):
+            place.give_back(layer)
 
-    def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
-        """keys and values [1, KV, R, D]; position int64 [1], on their device."""
-        super().__init__(max_cache_len=keys.shape[-2])
-        self.keys, self.values, self._position = keys, values, position
-        self.device, self.cumulative_length, self.is_initialized = keys.device, position[0], True
+    def snapshot(self, cache: Any) -> list[Any]:
+        """The state of a cache that is here: what the next token will change of it."""
+        return [place.snapshot(layer) for place, layer in self._lent(cache)]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """A token's key_states and value_states [1, KV, 1, D] -> all keys and values, [1, KV, R, D]."""
-        self.keys.index_copy_(2, self._position, key_states)
-        self.values.index_copy_(2, self._position, value_states)
-        return self.keys, self.values
+    def restore(self, cache: Any, snapshot: list[Any]) -> None:
+        """The state is again as it was, unless more than one token has come since."""
+        for (place, layer), each in zip(self._lent(cache), snapshot, strict=True):
+            place.restore(layer, each)
+
+    def view(self, cache: Any, room: int, position: Tensor) -> Cache:
+        """A cache over this memory, for the token at `position`, int64 [1], of no more than `room`."""
+        return Cache(layers=[place.view(layer, room, position) for place, layer in self._lent(cache)])
+
+    def is_followed(self, view: Cache) -> bool:
+        """Whether what a view was given to keep has come here."""
+        return all(place.is_followed(layer) for place, layer in zip(self._places, view.layers, strict=True))

@@ -40,36 +40,55 @@ class Written(NamedTuple):
     tokens: int
 
 
-class FixedMemory:
+class Lent:
+    """Memory that is one layer's for as long as there is that layer."""
+
+    _tenant: weakref.ref[Any] | None = None
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether it is nobody's."""
+        return self._tenant is None or self._tenant() is None
+
+    def is_lent_to(self, layer: Any) -> bool:
+        """Whether it is this layer's."""
+        return self._tenant is not None and self._tenant() is layer
+
+    def is_free_for(self, layer: Any) -> bool:
+        """Whether it is nobody else's."""
+        return self.is_vacant or self.is_lent_to(layer)
+
+    def lend(self, layer: Any) -> None:
+        """It is this layer's from now on."""
+        if not self.is_lent_to(layer):
+            self._tenant = weakref.ref(layer)
+
+
+class FixedMemory(Lent):
     """Where one layer's keys and values of `tokens` tokens lie for good; taken when it is first asked for."""
 
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
-        self._tenant: weakref.ref[GrowingLayer] | None = None  # whose they are
         self.keys: Tensor | None = None  # [1, KV, tokens, D]
         self.values: Tensor | None = None
 
-    def is_free_for(self, layer: Any) -> bool:
-        """Whether nobody else's keys and values are here."""
-        tenant = None if self._tenant is None else self._tenant()
-        return tenant is None or tenant is layer
-
     def lend(self, layer: Any) -> None:
-        """It is this layer's from now on, until there is no such layer any more."""
-        self._tenant, layer.fixed = weakref.ref(layer), self
+        """Its keys and values are to lie here from now on."""
+        super().lend(layer)
+        layer.fixed = self
 
     def buffers(self, layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """A layer's memory for keys and values like these, [1, KV, T, D]; None where it is another's."""
-        if not self.is_free_for(layer):  # it is a copy
+        if not self.is_lent_to(layer):  # but to one that it was copied from
             return None, None
         if self.keys is None or self.values is None:
-            self.keys, self.values = _zeros(keys, self._tokens), _zeros(values, self._tokens)
+            self.keys, self.values = zeros(keys, self._tokens), zeros(values, self._tokens)
         alike = _are_alike(keys, self.keys) and _are_alike(values, self.values)
         return (self.keys, self.values) if alike else (None, None)
 
     def holds(self, layer: Any) -> bool:
         """Whether a layer's keys and values lie here."""
-        return self.is_free_for(layer) and _lies_in(layer.keys, self.keys) and _lies_in(layer.values, self.values)
+        return self.is_lent_to(layer) and _lies_in(layer.keys, self.keys) and _lies_in(layer.values, self.values)
 
     def beginning(self, tokens: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the first `tokens` tokens here, which are all that are left."""
@@ -184,8 +203,8 @@ def _lies_in(states: Tensor, buffer: Tensor | None) -> bool:
 
 
 @torch.inference_mode(False)  # or nothing could be written to it outside
-def _zeros(states: Tensor, tokens: int) -> Tensor:
-    """Room for `tokens` tokens like `states` [B, KV, T, D]: numbers, as what is masked is multiplied by zero."""
+def zeros(states: Tensor, tokens: int) -> Tensor:
+    """Memory for `tokens` tokens like `states` [B, KV, T, D]: numbers, as what is masked is multiplied by zero."""
     batch, heads, _, width = states.shape
     return torch.zeros(batch, heads, tokens, width, dtype=states.dtype, device=states.device)
 

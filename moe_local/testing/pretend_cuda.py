@@ -34,7 +34,7 @@ class PretendCuda(Gpu):
 
     def __init__(self, total: int, others: int, capability: tuple[int, int], pinnable: int | None, seed: int) -> None:
         meter = Meter()
-        super().__init__(Memory(total, others), meter, Streams(lambda: meter.launched, seed))
+        super().__init__(Memory(total, others), meter, Streams(seed))
         self.capability = capability
         self.pinnable = pinnable  # bytes of RAM that can be page-locked; None: all
         self.free_said: int | None = None  # what is told to be free, where that is not so any more

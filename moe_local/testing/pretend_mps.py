@@ -43,7 +43,7 @@ class PretendMps(Gpu):
 
     def __init__(self, total: int, largest: int) -> None:
         meter = Meter()
-        super().__init__(_Memory(total, largest), meter, Streams(lambda: meter.launched))
+        super().__init__(_Memory(total, largest), meter, Streams())
 
     def faked(self) -> dict[str, Any]:
         """What `torch.mps` has while this device is there."""

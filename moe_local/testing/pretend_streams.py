@@ -8,7 +8,7 @@ Raises AssertionError where a copy may overtake compute that uses its target, or
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,14 +34,14 @@ class _Copy:
 class Streams:
     """All streams of a device; the page-locked ranges of RAM that it copies from without blocking."""
 
-    def __init__(self, launched: Callable[[], int], seed: int = 0) -> None:
+    def __init__(self, seed: int = 0) -> None:
         self.pinned: dict[int, int] = {}  # address: bytes
         self.used = False  # whether anybody has asked for a second stream
         self.in_flight_at_most = 0  # copies
         self.waits = 0  # times that the host waited for an event
-        self._launched = launched
         self._random = random.Random(seed)
         self.compute = Stream(self)
+        self.compute.computes = True
         self.current = self.compute
         self._all: list[Stream] = []
 
@@ -67,7 +67,7 @@ class Streams:
 
     def copy(self, target: Tensor, source: Tensor, touched: Mapping[tuple[int, int], int]) -> None:
         """Begins a copy in the stream under way; compute used parts of the target when so much was launched."""
-        if self.current is self.compute:
+        if self.current.computes:
             target.copy_(source)
             return
         begin, end = target.data_ptr(), target.data_ptr() + target.nbytes
@@ -98,11 +98,6 @@ class Streams:
         """Copies that have not been delivered."""
         return sum(len(each.pending) for each in self._all)
 
-    @property
-    def launches(self) -> int:
-        """Operations that compute has been given."""
-        return self._launched()
-
 
 class Stream:
     """What torch calls so, of a device."""
@@ -111,7 +106,9 @@ class Stream:
         self._streams = streams
         self.pending: list[_Copy] = []
         self.done = 0  # copies that have been delivered
-        self.after = -1  # what compute had launched when this stream last waited for it
+        self.computes = False  # in it, beside copies that go on by themselves
+        self.launched = -1  # the number of the last launch here
+        self.after = -1  # and of the last one that this stream has waited for
 
     @property
     def given(self) -> int:
@@ -125,9 +122,8 @@ class Stream:
             self.done += 1
 
     def wait_stream(self, other: Stream) -> None:
-        if other is self._streams.compute:
-            self.after = self._streams.launches
-        else:
+        self.after = max(self.after, other.after, other.launched)
+        if not other.computes:
             other.advance(other.given)
 
     def wait_event(self, event: Event) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
+from time import process_time
 from typing import Any
 
 import jsonschema
@@ -22,7 +22,7 @@ from moe_local.planning.options import Options
 from moe_local.serve.asking import Asked, prepare
 from tests.generation.batch.followers import Memory, finish
 
-_SECONDS = 10.0
+_SECONDS = 10.0  # of a processor: others may be busy
 _TOKENS = 700
 words = st.text('abcé"\\ \n{', max_size=5)
 names = st.text("abcdé_ ", min_size=1, max_size=4)
@@ -183,11 +183,11 @@ HOSTILE: dict[str, Any] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_is_kept_to_or_refused_soon(name: str, engine: Engine, grammars: Grammars) -> None:
     grammars.bytes_of(0)  # once a model
-    began = monotonic()
+    began = process_time()
     try:
         memory = _answer(engine, grammars, HOSTILE[name], temperature=0, seed=0)
     except MoeLocalError:
         pass
     else:
         assert memory.answer is not None
-    assert monotonic() - began < _SECONDS
+    assert process_time() - began < _SECONDS
