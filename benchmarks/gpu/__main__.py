@@ -7,7 +7,8 @@ Run from the repository's root, with torch for CUDA, and 18 GB of disk. Stores o
 Qwen3-30B-A3B (int4), gpt-oss-20b (mxfp4) and 8 layers of Mixtral-8x7B (int4) are made in a temporary folder. For
 shares of experts on the device and in RAM: tokens/s of decoding and prefill, bytes over each link, hits, stalls, VRAM
 against its budget, and what the links, measured first, would allow. Beside them: host time a layer, transformers'
-own model, accelerate's offload, and the kernels alone.
+own model, accelerate's offload, and the kernels alone. Decoding and host time are with and without recordings (CUDA
+graphs).
 
 Random weights route nearly uniformly: hit rates are about the shares, lower than those of a trained model. A layer's
 experts repeat four (Mixtral's two) different ones. Prefill is of a prompt after another one of its length.

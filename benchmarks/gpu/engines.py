@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +18,7 @@ from benchmarks.gpu.scale import Model, Scale, Setting
 from moe_local import Engine, Options, Sampling, load
 from moe_local.bench.links import measure_disk
 from moe_local.generation.generate import Generation
+from moe_local.model.decode_graphs import DecodeGraphs
 from moe_local.model.transformers_api import CACHE, kv_cache
 from moe_local.planning.known_models import find_sizes
 from moe_local.planning.weights import dense_bytes
@@ -24,7 +26,7 @@ from moe_local.planning.weights import dense_bytes
 SHORT = 32  # tokens of a prompt that is decoded after
 # What CUDA's calls are named in a profile.
 _WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
-_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 
 
 def setting(
@@ -86,6 +88,8 @@ def _decode(say: Say, engine: Engine, scale: Scale, dense: int, speeds: Mapping[
         token_seconds=round(_median_gap(result), 6),
         bytes_uploaded_per_token=round(crossed / tokens),
         bytes_read_per_token=round(seen.bytes_read / tokens),
+        tokens_per_second_unrecorded=round(_by_modules(engine, scale), 2),
+        tokens_recorded=engine.generator.graphs.played if engine.generator.graphs else 0,
         stall_share=round(seen.stall_seconds / spent, 4),
         device_hit_rate=round(seen.hit_rate, 4),
         host_hit_rate=round(seen.host_hits / seen.misses, 4) if seen.misses else None,
@@ -97,6 +101,15 @@ def _decode(say: Say, engine: Engine, scale: Scale, dense: int, speeds: Mapping[
         "disk": seen.bytes_read / tokens,
     }
     say(**limit(carried, speeds, result.tokens_per_second))
+
+
+def _by_modules(engine: Engine, scale: Scale) -> float:
+    """Tokens/s of decoding without recordings."""
+    graphs, engine.generator.graphs = engine.generator.graphs, None
+    try:
+        return engine.generate(_ids(engine, SHORT, 4), _greedy(scale.decoded)).tokens_per_second
+    finally:
+        engine.generator.graphs = graphs
 
 
 def _median_gap(result: Generation) -> float:
@@ -128,37 +141,52 @@ def _memory(say: Say, engine: Engine) -> None:
 
 
 def _host_time(say: Say, engine: Engine, scale: Scale) -> None:
-    """A token's forward pass with everything resident: all of it, and, of a profile, what the host waited for.
-
-    What the host takes to issue a layer is the difference.
+    """A token's forward pass with everything resident, by the modules and recorded: all of it, and, of a profile,
+    what the host waited for. What the host takes to issue a layer is the difference.
     """
+    graphs = engine.generator.graphs
+    if graphs is not None:
+        graphs.release()  # those of other arguments
+    for name, recordings in (("", None), ("recorded_", graphs)):
+        with torch.inference_mode():
+            ids = torch.tensor([_ids(engine, SHORT)], device=engine.model.device)
+            with nullcontext() if recordings is None else recordings.alone():
+                found = _layer_times(engine, scale, kv_cache(engine.model(input_ids=ids, use_cache=True)), recordings)
+        say(**{name + key: value for key, value in found.items()})
+
+
+def _layer_times(engine: Engine, scale: Scale, cache: Any, recordings: DecodeGraphs | None) -> dict[str, Any]:
     layers = engine.model.config.num_hidden_layers
     token = torch.tensor([[8]], device=engine.model.device)
-    with torch.inference_mode():
-        cache = kv_cache(engine.model(torch.tensor([_ids(engine, SHORT)], device=engine.model.device)))
-        times = [_forward(engine, token, cache) for _ in range(2 + scale.forwards)][2:]
-        say(layer_ms=round(statistics.median(times) / layers * 1e3, 4))
-        if scale.tiny:  # no driver tells of a pretend device
-            return
-        found = _profile(engine, token, cache, scale.forwards)
-    each = scale.forwards * layers
-    waited = sum(found.get(name, (0, 0.0))[1] for name in _WAITS) / each
-    say(
-        profiled_layer_ms=round(found["wall"][1] / each / 1e3, 4),
-        host_layer_ms=round((found["wall"][1] / each - waited) / 1e3, 4),
-        kernels_layer_ms=round(found["kernels"][1] / each / 1e3, 4),
-        launches_per_layer=round(sum(found.get(name, (0, 0.0))[0] for name in _LAUNCHES) / each, 1),
-        syncs_per_layer=round(sum(found.get(name, (0, 0.0))[0] for name in _WAITS) / each, 2),
-    )
+    before = 0 if recordings is None else recordings.played
+    times = [_forward(engine, token, cache) for _ in range(2 + scale.forwards)][2:]
+    found = {"layer_ms": round(statistics.median(times) / layers * 1e3, 4)}
+    if recordings is not None and recordings.played == before:
+        return {}  # it cannot be
+    if scale.tiny:  # no driver tells of a pretend device
+        return found
+    seen, each = _profile(engine, token, cache, scale.forwards), scale.forwards * layers
+    waited = sum(seen.get(name, (0, 0.0))[1] for name in _WAITS) / each
+    return found | {
+        "profiled_layer_ms": round(seen["wall"][1] / each / 1e3, 4),
+        "host_layer_ms": round((seen["wall"][1] / each - waited) / 1e3, 4),
+        "kernels_layer_ms": round(seen["kernels"][1] / each / 1e3, 4),
+        "launches_per_layer": round(sum(seen.get(name, (0, 0.0))[0] for name in _LAUNCHES) / each, 1),
+        "syncs_per_layer": round(sum(seen.get(name, (0, 0.0))[0] for name in _WAITS) / each, 2),
+    }
 
 
 def _forward(engine: Engine, token: Tensor, cache: Any) -> float:
     """Seconds of one token through the model, until the device is done."""
     torch.cuda.synchronize()
     began = perf_counter()
-    engine.model(token, **{CACHE: cache})
+    _pass(engine, token, cache)
     torch.cuda.synchronize()
     return perf_counter() - began
+
+
+def _pass(engine: Engine, token: Tensor, cache: Any) -> None:
+    engine.model(input_ids=token, use_cache=True, **{CACHE: cache})
 
 
 def _profile(engine: Engine, token: Tensor, cache: Any, count: int) -> dict[str, tuple[int, float]]:
@@ -169,7 +197,7 @@ def _profile(engine: Engine, token: Tensor, cache: Any, count: int) -> dict[str,
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         began = perf_counter()
         for _ in range(count):
-            engine.model(token, **{CACHE: cache})
+            _pass(engine, token, cache)
         spent = perf_counter() - began
     averages = seen.key_averages()
     kernels = sum(event.self_device_time_total for event in averages if event.device_type == DeviceType.CUDA)

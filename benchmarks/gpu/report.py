@@ -45,14 +45,15 @@ def _machine(found: Sequence[Result]) -> str:
 
 def _engines(found: Sequence[Result], prompts: Sequence[int]) -> str:
     head = [
-        "model", "in VRAM", "in RAM", "misses", "tokens/s", "of the limit", "limit by",
+        "model", "in VRAM", "in RAM", "misses", "tokens/s", "without graphs", "of the limit", "limit by",
         *[f"prefill {n}" for n in prompts],
         "uploaded a token, MB", "read a token, MB", "stalls", "VRAM hits", "RAM hits", "peak VRAM, GB", "budget, GB",
     ]  # fmt: skip
     rows = [
         [
             r["model"], _percent(r["device_share"]), _percent(r["host_share"]), r["misses"],
-            r.get("tokens_per_second"), _percent(r.get("of_limit")), r.get("limit_by"),
+            r.get("tokens_per_second"), r.get("tokens_per_second_unrecorded"), _percent(r.get("of_limit")),
+            r.get("limit_by"),
             *[r.get(f"prefill_{n}_tokens_per_second") for n in prompts],
             _in(r.get("bytes_uploaded_per_token"), 1e6), _in(r.get("bytes_read_per_token"), 1e6),
             _percent(r.get("stall_share")), _percent(r.get("device_hit_rate")), _percent(r.get("host_hit_rate")),
@@ -80,8 +81,13 @@ def _host(found: Sequence[Result]) -> str:
     names = (
         "layer_ms", "profiled_layer_ms", "host_layer_ms", "kernels_layer_ms", "launches_per_layer", "syncs_per_layer"
     )  # fmt: skip
-    head = ["model, resident", *[name.replace("_", " ") for name in names]]
-    rows = [[r["model"], *[r.get(name) for name in names]] for r in _of(found, "engine") if "layer_ms" in r]
+    head = ["model, resident", "graphs", *[name.replace("_", " ") for name in names]]
+    rows = [
+        [r["model"], graphs, *[r.get(prefix + name) for name in names]]
+        for r in _of(found, "engine")
+        for graphs, prefix in (("without", ""), ("with", "recorded_"))
+        if f"{prefix}layer_ms" in r
+    ]
     return _table(head, rows)
 
 

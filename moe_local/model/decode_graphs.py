@@ -112,7 +112,7 @@ class DecodeGraphs:
         settings = _settings(inputs)
         if any(isinstance(value, Tensor) for value in settings.values()):
             return False
-        if self._recordings and settings != self._settings:
+        if self._recordings and (settings, _COPIED & inputs.keys()) != (self._settings, set(self._copies)):
             return False
         if self._hooks[0] != RemovableHandle.next_id:
             inner = (each for each in model.modules() if each is not model and each is not model.base_model)
@@ -124,6 +124,7 @@ class DecodeGraphs:
         cache = inputs.get(CACHE)
         tokens = self._kv.take(cache)
         if tokens is None:  # another conversation's state is there
+            self._kv.give_back(cache)
             return compute(**inputs)
         self._place(inputs, tokens)
         recording = self._recordings.get(room := self._room(tokens + 1))
@@ -147,13 +148,13 @@ class DecodeGraphs:
 
     def _place(self, inputs: dict[str, Any], position: int) -> None:
         """Puts a token and its position into the recorded arguments."""
-        for name in _COPIED & inputs.keys():
-            held = self._copies.get(name)
-            if held is None or held.shape != inputs[name].shape:
-                self._recordings.clear()
-                with torch.inference_mode(False):
-                    held = self._copies[name] = torch.zeros_like(inputs[name])
-            held.copy_(inputs[name])
+        given = {name: inputs[name] for name in _COPIED & inputs.keys()}
+        if {name: tensor.shape for name, tensor in given.items()} != {n: t.shape for n, t in self._copies.items()}:
+            self._recordings.clear()
+            with torch.inference_mode(False):
+                self._copies = {name: torch.zeros_like(tensor) for name, tensor in given.items()}
+        for name, tensor in given.items():
+            self._copies[name].copy_(tensor)
         self._position.fill_(position)
 
     def _record(self, compute: Compute, inputs: dict[str, Any], room: int) -> Any:
@@ -184,7 +185,7 @@ class DecodeGraphs:
         self._settings = _settings(inputs)
         self._recorder = self._recorder or GraphRecorder(self._device)
         view = self._kv.view(inputs[CACHE], room, self._position)
-        given = {CACHE: view, **self._settings, **{name: self._copies[name] for name in _COPIED & inputs.keys()}}
+        given = {CACHE: view, **self._settings, **self._copies}
         made, called = record(self._recorder, compute, given, self._experts)
         if not self._kv.is_followed(view):
             raise OtherError("the model keeps its state elsewhere")

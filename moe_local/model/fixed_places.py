@@ -79,7 +79,7 @@ class GrowingPlace(FixedMemory, Place):
 class SlidingPlace(Place):
     """Of a layer that keeps a window of tokens: a ring, where a token takes the place of the one that leaves.
 
-    The layer's own tensors stay as they were until they are given back.
+    The layer's own tensors are empty from the first token that is computed here until they are given back.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -117,6 +117,7 @@ class SlidingPlace(Place):
 
     def took_one(self, layer: Any) -> None:
         layer.cumulative_length += 1
+        layer.keys, layer.values = (states[:, :, :0].clone() for states in (layer.keys, layer.values))
 
     def give_back(self, layer: Any) -> None:
         if self._current and self._ring is not None:

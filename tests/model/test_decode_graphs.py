@@ -18,6 +18,7 @@ from moe_local.memory.device_graphs import GraphRecorder
 from moe_local.model import decode_graphs
 from moe_local.model.decode_graphs import DecodeGraphs
 from moe_local.model.fixed_places import GrowingView
+from moe_local.model.transformers_api import CACHE
 from moe_local.planning.options import Options
 from moe_local.testing import architecture, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import PretendCuda, can_pretend, pretend_cuda
@@ -28,7 +29,10 @@ OPTIONS = {"context": 128, "dtype": "float32"}
 PROMPT = [5, 6, 7, 8]
 SHORT = Sampling(max_new_tokens=8, temperature=0)
 # Every token kept; a window of them; chunks; recurrent states beside attention, with positions in three dimensions.
-RECORDED = ("qwen3_moe", "deepseek_v3", "gpt_oss", "llama4", "jamba", "qwen3_5_moe")
+WAITS = pytest.mark.skipif(CACHE != "cache", reason="transformers before 5.24 waits for a device in its masks")
+RECORDED = (
+    "qwen3_moe", "deepseek_v3", pytest.param("gpt_oss", marks=WAITS), "gemma4", "llama4", "jamba", "qwen3_5_moe",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -182,7 +186,7 @@ def test_a_model_that_waits_is_not_recorded_and_that_is_said(loaded: Callable[..
     assert len(said) == 1 and "capturing" in said[0]
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "qwen3_5_moe"])
 def test_a_recording_that_fails_leaves_the_state_as_it_was(
     name: str, loaded: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +228,7 @@ def test_a_recording_that_says_something_else_is_not_used(
     assert ["something else" in each for each in said] == [True]
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "qwen3_5_moe"])
 def test_an_interrupt_while_it_is_recorded(
     name: str, loaded: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
