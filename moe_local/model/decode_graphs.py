@@ -25,7 +25,7 @@ from moe_local.errors import first_line
 from moe_local.experts.layer import ExpertLayer
 from moe_local.memory.accelerator import Accelerator
 from moe_local.memory.device_graphs import GraphRecorder
-from moe_local.model.decode_recording import Called, Compute, OtherError, Recording, check, record
+from moe_local.model.decode_recording import Compute, OtherError, Recording, check, record, warm_up
 from moe_local.model.fixed_kv import FixedKV
 from moe_local.model.hooks import is_watched, register_forward_hook
 from moe_local.model.probing import subclass
@@ -164,11 +164,11 @@ class DecodeGraphs:
         kv.take(cache)
         before = kv.snapshot(cache)
         try:
-            recording, called = self._recorded(compute, inputs, room)
+            recording, results = self._recorded(compute, inputs, room, before)
             kv.took_one(cache)
             after = kv.snapshot(cache)
             kv.restore(cache, before)
-            check(recording, compute, inputs, self._experts, called)
+            check(recording, compute, inputs, self._experts, results)
             kv.restore(cache, after)
         except BaseException as error:
             kv.restore(cache, before)
@@ -180,16 +180,24 @@ class DecodeGraphs:
         self.played += 1
         return recording.result(cache)
 
-    def _recorded(self, compute: Compute, inputs: dict[str, Any], room: int) -> tuple[Recording, list[Called]]:
-        """The recording for a room of so many tokens; what its experts were given. Raises OtherError."""
+    def _recorded(
+        self, compute: Compute, inputs: dict[str, Any], room: int, before: Any
+    ) -> tuple[Recording, list[Tensor]]:
+        """The recording for a room of so many tokens, played once from the state `before`, and what the experts gave.
+
+        Raises OtherError where what it leaves behind cannot be followed.
+        """
+        kv, cache = self._kv, inputs[CACHE]
+        recorder = self._recorder = self._recorder or GraphRecorder(self._device)
         self._settings = _settings(inputs)
-        self._recorder = self._recorder or GraphRecorder(self._device)
-        view = self._kv.view(inputs[CACHE], room, self._position)
+        view = kv.view(cache, room, self._position)
         given = {CACHE: view, **self._settings, **self._copies}
-        made, called = record(self._recorder, compute, given, self._experts)
-        if not self._kv.is_followed(view):
+        results = warm_up(recorder, compute, given, self._experts)
+        kv.restore(cache, before)
+        made = record(recorder, compute, given, self._experts, results)
+        if not kv.is_followed(view):
             raise OtherError("the model keeps its state elsewhere")
-        return made, called
+        return made, results
 
     def _refuse(self, why: str) -> None:
         """From now on the modules compute."""

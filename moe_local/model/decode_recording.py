@@ -25,14 +25,6 @@ class OtherError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
-    """What a layer's experts were given, and gave."""
-
-    hidden: Tensor
-    result: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class _Experts:
     """A call of the experts between two pieces."""
 
@@ -62,14 +54,38 @@ class Recording:
         return type(self.output)(logits=self.output.logits.clone(), **{CACHE: cache})
 
 
-def record(
+def warm_up(
     recorder: GraphRecorder, compute: Compute, given: dict[str, Any], layers: Iterable[ExpertLayer]
-) -> tuple[Recording, list[Called]]:
-    """A recording of a pass over the memory of `given`, which is computed piece by piece, and what the experts of
-    `layers` were given in it, in their order. Raises RuntimeError for what cannot be recorded.
+) -> list[Tensor]:
+    """Computes what is about to be recorded: what a device's libraries load and allocate at first use cannot be.
+
+    -> what the experts of `layers` gave, in their order.
+    """
+    results: list[Tensor] = []
+
+    def call(forward: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
+        result = forward(*arguments)
+        results.append(result.clone())  # the model may add to its own
+        return result
+
+    with recorder.aside(), experts_called_by(call, layers):
+        compute(**given)
+    return results
+
+
+def record(
+    recorder: GraphRecorder,
+    compute: Compute,
+    given: dict[str, Any],
+    layers: Iterable[ExpertLayer],
+    results: Iterable[Tensor],
+) -> Recording:
+    """A recording of a pass over the memory of `given`, each piece of which is played once it is recorded.
+
+    Experts are not asked: they gave `results`. Raises RuntimeError for what cannot be recorded.
     """
     steps: list[Graph | _Experts] = []
-    called: list[Called] = []
+    remaining = iter(results)
 
     def end_piece() -> None:
         steps.append(recorder.end())
@@ -77,8 +93,7 @@ def record(
 
     def call(forward: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
         end_piece()
-        result = forward(*arguments).clone()
-        called.append(Called(arguments[0].clone(), result.clone()))
+        result = next(remaining).clone()
         steps.append(_Experts(forward, arguments, result))
         recorder.begin()
         return result
@@ -87,7 +102,7 @@ def record(
         recorder.begin()
         output = compute(**given)
         end_piece()
-    return Recording(steps, output), called
+    return Recording(steps, output)
 
 
 def check(
@@ -95,25 +110,28 @@ def check(
     compute: Compute,
     given: dict[str, Any],
     layers: Iterable[ExpertLayer],
-    called: Sequence[Called],
+    results: Iterable[Tensor],
 ) -> None:
-    """Raises OtherError where the modules make something else of a pass in which experts gave what `called` says."""
-    both: list[tuple[Tensor, Tensor]] = []
-    remaining = iter(called)
+    """Raises OtherError where the modules make something else of the last pass, of which experts gave `results`."""
+    recorded = [step.given[0] for step in recording.steps if isinstance(step, _Experts)]
+    remaining = iter(results)
+    own: list[Tensor] = []
 
     def call(forward: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
-        recorded = next(remaining)
-        both.append((recorded.hidden, arguments[0]))
-        return recorded.result
+        own.append(arguments[0])
+        return next(remaining).clone()
 
     with experts_called_by(call, layers):
         output = compute(**given)
-    if next(remaining, None) is not None or not _are_near([*both, (recording.output.logits, output.logits)]):
+    if not _are_near([*recorded, recording.output.logits], [*own, output.logits]):
         raise OtherError("a recording gave something else than the model's modules")
 
 
-def _are_near(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether the two of each pair differ by a small share of their length only; False for what is no number."""
+def _are_near(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether the vectors of two lists differ by a small share of their length only; False for what is no number."""
+    if len(ones) != len(others):
+        return False
+    pairs = list(zip(ones, others, strict=True))
     far = [(one.float() - other.float()).norm() / other.float().norm() > _NEAR[other.dtype] for one, other in pairs]
-    strange = [~one.isfinite().all() for one, _ in pairs]
+    strange = [~one.isfinite().all() for one in ones]
     return not bool(torch.stack([*far, *strange]).any())

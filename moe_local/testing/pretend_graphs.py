@@ -35,7 +35,7 @@ class PretendGraph:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
         if self.gpu.recording is not None:
             raise RuntimeError("a capture is under way")
-        self.gpu.recording, streams.current.computes = self, True
+        self.gpu.recording = self
 
     def capture_end(self) -> None:
         assert self.gpu.recording is self, "no capture is under way"

@@ -162,7 +162,7 @@ def launch(gpu: Gpu, name: str, operands: Iterable[Tensor]) -> None:
     operands = list(operands)
     _refuse_types(name, gpu, operands)
     gpu.meter.launch(name)
-    gpu.streams.current.launched = gpu.meter.launched
+    gpu.streams.current.launched, gpu.streams.current.computes = gpu.meter.launched, True
     if gpu.streams.used:
         for each in operands:
             if isinstance(each, PretendTensor):
