@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -47,18 +48,34 @@ class GraphRecorder:
 
     def begin(self) -> None:
         """From now on nothing is computed, but recorded."""
-        graph = _cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # others may go on with theirs
-        self._graph = graph
+        self._graph = _cuda.CUDAGraph()  # known before it begins: an interrupt may come at once
+        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # others go on with theirs
 
     def end(self) -> Graph:
         """What has been recorded since `begin`."""
-        recorded, self._graph = self._graph, None
-        recorded.capture_end()
-        graph: Graph = recorded
+        graph: Graph = self._graph
+        self._graph.capture_end()
+        self._graph = None
         return graph
 
     def _drop(self) -> None:
         if self._graph is not None:
             with contextlib.suppress(RuntimeError):  # of the operation that could not be recorded, once more
-                self.end()
+                self._graph.capture_end()
+            self._graph = None
+
+
+@contextlib.contextmanager
+def waiting(allowed: bool) -> Iterator[None]:
+    """Inside, the host may wait for a CUDA device, or RuntimeError is raised where it would.
+
+    It shows what cannot be recorded: torch may not recover from a recording that fails.
+    """
+    former = _cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch does not know of every wait
+        _cuda.set_sync_debug_mode("default" if allowed else "error")
+    try:
+        yield
+    finally:
+        _cuda.set_sync_debug_mode(former)

@@ -51,8 +51,8 @@ def attend(
     plain = _OURS in vars(module) and not dropout and not odd
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if plain and attention_mask is not None and _is_token_on_device(query):
-        grouped = query.view(1, key.shape[1], -1, 1, query.shape[-1])
-        return _one(grouped, key, value, attention_mask, scale, keys).transpose(1, 2), None
+        grouped = (query * scale).view(1, key.shape[1], -1, 1, query.shape[-1])  # or float16 may overflow
+        return _one(grouped, key, value, attention_mask, 1.0, keys).transpose(1, 2), None
     if not plain or not is_ours(query.device, query.dtype) or (causal and queries != keys):
         more |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         left: tuple[Tensor, None] = torch_attention(module, query, key, value, attention_mask, **more)

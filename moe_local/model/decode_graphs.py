@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from moe_local.errors import first_line
+from moe_local.errors import MoeLocalError, first_line
 from moe_local.experts.layer import ExpertLayer
 from moe_local.memory.accelerator import Accelerator
 from moe_local.memory.device_graphs import GraphRecorder
@@ -77,7 +77,7 @@ class DecodeGraphs:
             self._position = torch.zeros(1, dtype=torch.int64, device=model.device)  # of the token under way
         self._settings: dict[str, Any] = {}  # that all recordings were made with
         self._alone = self._refused = False
-        self._hooks = (-1, False)  # how many have ever been registered, and whether there are any here
+        self._unwatched = -1  # hooks that had ever been registered when there were none here
         self.played = 0  # tokens that were computed by a recording
 
     @property
@@ -97,6 +97,7 @@ class DecodeGraphs:
     def release(self) -> None:
         """Frees the recordings, and the memory for keys and values once nobody has any there."""
         self._recordings.clear()
+        self._kv.close()
         self._recorder, self._kv = None, FixedKV(self._context)
 
     def lend(self, model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ class DecodeGraphs:
             self._kv.lend(inputs.get(CACHE))
 
     def suits(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        """Whether a pass is one token's, of the conversation that has the fixed memory, and unwatched."""
+        """Whether a pass is of one token, with nothing of what recordings leave out."""
         ids = inputs.get("input_ids")
         if not self._alone or self._refused or torch.is_grad_enabled() or ids is None or ids.numel() != 1:
             return False
@@ -114,10 +115,11 @@ class DecodeGraphs:
             return False
         if self._recordings and (settings, _COPIED & inputs.keys()) != (self._settings, set(self._copies)):
             return False
-        if self._hooks[0] != RemovableHandle.next_id:
-            inner = (each for each in model.modules() if each is not model and each is not model.base_model)
-            self._hooks = RemovableHandle.next_id, any(map(is_watched, inner))
-        return not self._hooks[1]
+        if self._unwatched != RemovableHandle.next_id:
+            if any(is_watched(each) for each in model.modules() if each is not model):
+                return False
+            self._unwatched = RemovableHandle.next_id
+        return True
 
     def __call__(self, compute: Compute, inputs: dict[str, Any]) -> Any:
         """As the model's own forward pass, which is `compute`."""
@@ -172,7 +174,7 @@ class DecodeGraphs:
             kv.restore(cache, after)
         except BaseException as error:
             kv.restore(cache, before)
-            if not isinstance(error, Exception):
+            if isinstance(error, MoeLocalError) or not isinstance(error, Exception):
                 raise
             self._refuse(first_line(error))
             return compute(**inputs)
@@ -188,13 +190,16 @@ class DecodeGraphs:
         Raises OtherError where what it leaves behind cannot be followed.
         """
         kv, cache = self._kv, inputs[CACHE]
-        recorder = self._recorder = self._recorder or GraphRecorder(self._device)
+        if (
+            self._recorder is None or not self._recordings
+        ):  # nor can its memory be used again once all of them are gone
+            self._recorder = GraphRecorder(self._device)
         self._settings = _settings(inputs)
         view = kv.view(cache, room, self._position)
         given = {CACHE: view, **self._settings, **self._copies}
-        results = warm_up(recorder, compute, given, self._experts)
+        results = warm_up(compute, given, self._experts)
         kv.restore(cache, before)
-        made = record(recorder, compute, given, self._experts, results)
+        made = record(self._recorder, compute, given, self._experts, results)
         if not kv.is_followed(view):
             raise OtherError("the model keeps its state elsewhere")
         return made, results

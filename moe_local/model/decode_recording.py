@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_local.experts.layer import ExpertLayer
-from moe_local.memory.device_graphs import Graph, GraphRecorder
+from moe_local.memory.device_graphs import Graph, GraphRecorder, waiting
 from moe_local.model.experts_calls import experts_called_by
 from moe_local.model.transformers_api import CACHE
 
@@ -54,21 +54,21 @@ class Recording:
         return type(self.output)(logits=self.output.logits.clone(), **{CACHE: cache})
 
 
-def warm_up(
-    recorder: GraphRecorder, compute: Compute, given: dict[str, Any], layers: Iterable[ExpertLayer]
-) -> list[Tensor]:
+def warm_up(compute: Compute, given: dict[str, Any], layers: Iterable[ExpertLayer]) -> list[Tensor]:
     """Computes what is about to be recorded: what a device's libraries load and allocate at first use cannot be.
 
-    -> what the experts of `layers` gave, in their order.
+    -> what the experts of `layers` gave, in their order. Raises RuntimeError where anything but the experts has the
+    host wait for the device.
     """
     results: list[Tensor] = []
 
     def call(forward: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
-        result = forward(*arguments)
+        with waiting(allowed=True):
+            result = forward(*arguments)
         results.append(result.clone())  # the model may add to its own
         return result
 
-    with recorder.aside(), experts_called_by(call, layers):
+    with experts_called_by(call, layers), waiting(allowed=False):
         compute(**given)
     return results
 
@@ -93,7 +93,7 @@ def record(
 
     def call(forward: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
         end_piece()
-        result = next(remaining).clone()
+        result = _held(next(remaining))
         steps.append(_Experts(forward, arguments, result))
         recorder.begin()
         return result
@@ -105,14 +105,23 @@ def record(
     return Recording(steps, output)
 
 
+def _held(result: Tensor) -> Tensor:
+    """A copy that can be written to wherever the recording is played."""
+    with torch.inference_mode(False):
+        held = torch.empty_like(result)
+    return held.copy_(result)
+
+
 def check(
     recording: Recording,
     compute: Compute,
-    given: dict[str, Any],
+    inputs: dict[str, Any],
     layers: Iterable[ExpertLayer],
     results: Iterable[Tensor],
 ) -> None:
-    """Raises OtherError where the modules make something else of the last pass, of which experts gave `results`."""
+    """Raises OtherError where the modules make something else of the recorded pass, of `inputs`, in which the experts
+    gave `results`.
+    """
     recorded = [step.given[0] for step in recording.steps if isinstance(step, _Experts)]
     remaining = iter(results)
     own: list[Tensor] = []
@@ -122,7 +131,7 @@ def check(
         return next(remaining).clone()
 
     with experts_called_by(call, layers):
-        output = compute(**given)
+        output = compute(**inputs)
     if not _are_near([*recorded, recording.output.logits], [*own, output.logits]):
         raise OtherError("a recording gave something else than the model's modules")
 
@@ -133,5 +142,5 @@ def _are_near(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
         return False
     pairs = list(zip(ones, others, strict=True))
     far = [(one.float() - other.float()).norm() / other.float().norm() > _NEAR[other.dtype] for one, other in pairs]
-    strange = [~one.isfinite().all() for one in ones]
+    strange = [~each.isfinite().all() for each in (*ones, *others)]
     return not bool(torch.stack([*far, *strange]).any())

@@ -66,6 +66,12 @@ class FixedKV:
         for (place, layer), each in zip(self._lent(cache), snapshot, strict=True):
             place.restore(layer, each)
 
+    def close(self) -> None:
+        """Has whoever lies here go on by itself."""
+        for place in self._places:
+            if (layer := place.tenant) is not None:
+                place.give_back(layer)
+
     def view(self, cache: Any, room: int, position: Tensor) -> Cache:
         """A cache over this memory, for the token at `position`, int64 [1], of no more than `room`."""
         return Cache(layers=[place.view(layer, room, position) for place, layer in self._lent(cache)])

@@ -88,7 +88,7 @@ class SlidingPlace(Place):
         self._ring: tuple[Tensor, Tensor] | None = None  # keys and values [1, KV, R, D]
 
     def lend(self, layer: Any) -> None:
-        self._current = self._current and not self.is_vacant
+        self._current = self._current and self.is_lent_to(layer)
         super().lend(layer)
 
     def take(self, layer: Any) -> int | None:

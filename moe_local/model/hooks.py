@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+_OURS = "_moe_local_hooks"  # on modules: how many of their hooks are ours
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]  # the module, its arguments, its named arguments
 
 
@@ -15,8 +16,9 @@ def register_forward_hook(model: PreTrainedModel, hook: Hook) -> None:
     """Calls `hook` before passes of the model and of the model without its head: twice where one calls the other."""
     for module in {model, model.base_model}:
         module.register_forward_pre_hook(hook, with_kwargs=True)
+        vars(module)[_OURS] = vars(module).get(_OURS, 0) + 1
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether anything is to happen before or after a module's own forward pass."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether anything of others' is to happen before or after a module's own forward pass."""
+    return bool(module._forward_hooks) or len(module._forward_pre_hooks) > vars(module).get(_OURS, 0)

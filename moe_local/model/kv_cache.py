@@ -46,17 +46,17 @@ class Lent:
     _tenant: weakref.ref[Any] | None = None
 
     @property
-    def is_vacant(self) -> bool:
-        """Whether it is nobody's."""
-        return self._tenant is None or self._tenant() is None
+    def tenant(self) -> Any:
+        """The layer; None where it is nobody's."""
+        return None if self._tenant is None else self._tenant()
 
     def is_lent_to(self, layer: Any) -> bool:
         """Whether it is this layer's."""
-        return self._tenant is not None and self._tenant() is layer
+        return self.tenant is layer
 
     def is_free_for(self, layer: Any) -> bool:
         """Whether it is nobody else's."""
-        return self.is_vacant or self.is_lent_to(layer)
+        return self.tenant is None or self.is_lent_to(layer)
 
     def lend(self, layer: Any) -> None:
         """It is this layer's from now on."""

@@ -60,6 +60,10 @@ class PretendCuda(Gpu):
         self.wait("synchronize")
         self.streams.finish()
 
+    def empty_cache(self) -> None:
+        if self.is_stuck:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
     def faked(self) -> dict[str, Any]:
         """What `torch.cuda` has while this device is there."""
         memory, streams = self.memory, self.streams
@@ -77,7 +81,7 @@ class PretendCuda(Gpu):
             "max_memory_reserved": lambda device=None: memory.peak,
             "max_memory_allocated": lambda device=None: memory.peak,
             "synchronize": self.synchronize,
-            "empty_cache": lambda: None,
+            "empty_cache": self.empty_cache,
             "set_per_process_memory_fraction": lambda part, device=None: setattr(memory, "fence", part),
             "get_device_name": lambda device=None: NAME,
             "get_device_capability": lambda device=None: self.capability,
@@ -91,7 +95,9 @@ class PretendCuda(Gpu):
             "current_stream": lambda device=None: streams.current,
             "stream": streams.using,
             "CUDAGraph": type("CUDAGraph", (PretendGraph,), {"gpu": self}),
-            "graph_pool_handle": lambda: (0, 1),
+            "graph_pool_handle": object,
+            "get_sync_debug_mode": lambda: self.sync_mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "sync_mode", mode),
             "is_current_stream_capturing": lambda: self.recording is not None,
         }
 

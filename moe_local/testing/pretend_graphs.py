@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class PretendGraph:
         self._steps: list[Callable[[], Any]] = []
         self._made: list[Tensor] = []
         self._before: list[tuple[Tensor, Tensor]] = []  # what was written to, and what it held
+        self.failed = False
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
         streams = self.gpu.streams
@@ -35,16 +37,23 @@ class PretendGraph:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
         if self.gpu.recording is not None:
             raise RuntimeError("a capture is under way")
+        if pool in self.gpu.pools and not len(self.gpu.pools[pool]):
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")  # of a pool whose graphs have all gone
+        self.gpu.pools.setdefault(pool, WeakSet()).add(self)
         self.gpu.recording = self
 
     def capture_end(self) -> None:
-        assert self.gpu.recording is self, "no capture is under way"
+        if self.gpu.recording is not self:
+            raise RuntimeError("no capture is under way")
         self.gpu.recording = None
         with torch.inference_mode():
             for target, content in reversed(self._before):
                 target.copy_(content)
             for tensor in self._made:
                 tensor.fill_(float("nan") if tensor.is_floating_point() else 1)
+        if self.failed:
+            self.gpu.is_stuck = True
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     def replay(self) -> None:
         assert self.gpu.recording is None, "a graph is played while another is recorded"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -155,11 +157,17 @@ class Gpu:
         self.meter = meter
         self.streams = streams
         self.recording: PretendGraph | None = None
+        self.pools: dict[Any, WeakSet[PretendGraph]] = {}
+        self.is_stuck = False  # as torch's allocator is after a capture that failed
+        self.sync_mode = "default"  # torch's sync debug mode
 
     def wait(self, name: str) -> None:
         """The host waits for the device. Raises RuntimeError where it may not."""
         if self.recording is not None:
+            self.recording.failed = True
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({name})")
+        if self.sync_mode == "error":
+            raise RuntimeError(f"called a synchronizing CUDA operation ({name})")
         self.meter.sync(name)
 
     def watch(self) -> AbstractContextManager[Tally]:

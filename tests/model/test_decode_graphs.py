@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from moe_local.engine import Engine, load
+from moe_local.errors import StorageError
 from moe_local.generation.batch import Request
 from moe_local.generation.kv_reuse import KVState
 from moe_local.generation.sampling import Sampling
@@ -20,7 +22,7 @@ from moe_local.model.decode_graphs import DecodeGraphs
 from moe_local.model.fixed_places import GrowingView
 from moe_local.model.transformers_api import CACHE
 from moe_local.planning.options import Options
-from moe_local.testing import architecture, write_tiny_checkpoint
+from moe_local.testing import FailingDisk, architecture, write_tiny_checkpoint
 from moe_local.testing.pretend_cuda import PretendCuda, can_pretend, pretend_cuda
 from moe_local.testing.pretend_triton import pretend_triton
 
@@ -175,7 +177,9 @@ def test_the_memory_is_one_conversations_at_a_time(loaded: Callable[..., Engine]
     assert _graphs(engine).played > played
 
 
-def test_a_model_that_waits_is_not_recorded_and_that_is_said(loaded: Callable[..., Engine], tmp_path: Path) -> None:
+def test_a_model_that_waits_is_not_recorded_and_that_is_said(
+    gpu: PretendCuda, loaded: Callable[..., Engine], tmp_path: Path
+) -> None:
     write_tiny_checkpoint(architecture("phimoe"), tmp_path)
     engine = loaded(tmp_path)
     said: list[str] = []
@@ -183,7 +187,8 @@ def test_a_model_that_waits_is_not_recorded_and_that_is_said(loaded: Callable[..
     for _ in range(2):
         assert engine.generate(PROMPT, SHORT).token_ids == _on_cpu(tmp_path)
     assert _graphs(engine).played == 0
-    assert len(said) == 1 and "capturing" in said[0]
+    assert len(said) == 1 and "synchronizing" in said[0]
+    assert not gpu.is_stuck  # nothing was recorded that fails
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "qwen3_5_moe"])
@@ -250,11 +255,12 @@ def test_an_interrupt_while_it_is_recorded(
     assert _graphs(engine).played == 7
 
 
-def test_who_watches_a_module_sees_every_token(loaded: Callable[..., Engine], qwen: Path) -> None:
+@pytest.mark.parametrize("path", ["model", "model.layers.0"])
+def test_who_watches_a_module_sees_every_token(path: str, loaded: Callable[..., Engine], qwen: Path) -> None:
     engine = loaded(qwen)
     engine.generate(PROMPT, SHORT)
     played, seen = _graphs(engine).played, []
-    hook = engine.model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    hook = engine.model.get_submodule(path).register_forward_hook(lambda *_: seen.append(1))
     engine.generate(PROMPT, SHORT)
     assert len(seen) == 8 and _graphs(engine).played == played
     hook.remove()
@@ -273,6 +279,59 @@ def test_a_batch_takes_the_memory_back(gpu: PretendCuda, loaded: Callable[..., E
     assert gpu.memory.live < before - 2 * 128 * 4 * engine.model.config.num_hidden_layers
     assert engine.generate(PROMPT, SHORT).token_ids == wanted
     assert _graphs(engine).rooms == [128]
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "qwen3_5_moe"])
+def test_a_conversation_goes_on_after_a_batch(name: str, loaded: Callable[..., Engine], tmp_path: Path) -> None:
+    write_tiny_checkpoint(architecture(name), tmp_path)
+    said = []
+    for engine in (loaded(tmp_path), load(tmp_path, Options(device="cpu", **OPTIONS))):  # type: ignore[arg-type]
+        with engine:
+            engine.model.generation_config.eos_token_id = None
+            state, ids = KVState(), list(PROMPT)
+            for _ in range(3):
+                ids += [*engine.generator.generate(ids, SHORT, state=state).token_ids, 9, 10]
+                list(engine.batch([Request([5, 6], Sampling(max_new_tokens=2, temperature=0))]))
+            said.append(ids)
+    assert said[0] == said[1]
+
+
+def test_a_prompt_of_one_token_and_the_same_one_again(loaded: Callable[..., Engine], qwen: Path) -> None:
+    """The rest of a prompt that is one token is watched until it has been read."""
+    engine, state = loaded(qwen), KVState()
+    for times in (1, 2, 3):
+        assert engine.generator.generate(PROMPT, SHORT, state=state).token_ids == _on_cpu(qwen)
+        assert _graphs(engine).played == 7 * times
+
+
+def test_recordings_made_in_inference_mode_are_played_outside(loaded: Callable[..., Engine], qwen: Path) -> None:
+    engine = loaded(qwen)
+    with torch.inference_mode():
+        first = engine.generate(PROMPT, SHORT).token_ids
+    assert engine.generate(PROMPT, SHORT).token_ids == first == _on_cpu(qwen)
+    assert _graphs(engine).played == 14
+
+
+def test_a_disk_that_fails_is_none_of_the_recordings_business(
+    gpu: PretendCuda, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, warm_up = threading.Event(), decode_graphs.warm_up
+
+    def with_a_broken_disk(*given: Any) -> Any:
+        broken.set()
+        return warm_up(*given)
+
+    monkeypatch.setattr(decode_graphs, "warm_up", with_a_broken_disk)
+    options = Options(device="cuda", experts=0.25, host_experts=0.25, prefetch="off", **OPTIONS)  # type: ignore[arg-type]
+    with load(qwen, options, read_at=lambda reader: FailingDisk(reader, lambda _: broken.is_set())) as engine:
+        engine.model.generation_config.eos_token_id = None
+        with pytest.raises(StorageError):
+            engine.generate(PROMPT, SHORT)
+        broken.clear()
+        monkeypatch.undo()
+        gc.collect()  # the error's frames have the conversation
+        assert engine.generate(PROMPT, SHORT).token_ids == _on_cpu(qwen)
+        assert _graphs(engine).played == 7
 
 
 def test_other_budgets_go_on_with_the_recordings(gpu: PretendCuda, loaded: Callable[..., Engine], qwen: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_local.memory.device_graphs import GraphRecorder
+from moe_local.memory.device_graphs import GraphRecorder, waiting
 from moe_local.testing.pretend_cuda import PretendCuda, can_pretend, pretend_cuda
 
 pytestmark = pytest.mark.skipif(not can_pretend(), reason="torch has CUDA kernels of its own")
@@ -48,13 +48,40 @@ def test_playing_is_one_launch(gpu: PretendCuda) -> None:
 
 
 def test_nobody_may_wait_meanwhile(gpu: PretendCuda) -> None:
-    recorder = GraphRecorder(gpu.device)
+    """And whoever does leaves torch's allocator behind that does not give back."""
     given = torch.ones(3, device="cuda")
     for waits in (given.tolist, given.cpu, lambda: given.copy_(torch.zeros(3)), torch.cuda.synchronize):
+        recorder = GraphRecorder(gpu.device)
+        torch.cuda.empty_cache()
         with pytest.raises(RuntimeError, match="capturing"), recorder.aside():
             recorder.begin()
             waits()
+        with pytest.raises(RuntimeError, match="captures_underway"):
+            torch.cuda.empty_cache()
+        gpu.is_stuck = False
     assert given.tolist() == [1, 1, 1] and not torch.cuda.is_current_stream_capturing()
+
+
+def test_waiting_shows_before_it_is_recorded(gpu: PretendCuda) -> None:
+    given = torch.ones(3, device="cuda")
+    with waiting(allowed=False):
+        assert (given + 1).shape == (3,)
+        with waiting(allowed=True):
+            assert given.tolist() == [1, 1, 1]
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            given.tolist()
+    assert given.tolist() == [1, 1, 1]
+
+
+def test_memory_goes_with_the_last_recording(gpu: PretendCuda) -> None:
+    recorder = GraphRecorder(gpu.device)
+    for _ in range(2):
+        with recorder.aside():
+            recorder.begin()
+            kept = recorder.end()
+    del kept
+    with pytest.raises(RuntimeError, match="use_count"), recorder.aside():
+        recorder.begin()
 
 
 def test_it_is_recorded_aside(gpu: PretendCuda) -> None:
@@ -68,6 +95,7 @@ def test_what_fails_leaves_the_device_as_it_was(gpu: PretendCuda) -> None:
         recorder.begin()
         raise ZeroDivisionError
     assert (torch.ones(2, device="cuda") + 1).tolist() == [2, 2]
+    recorder = GraphRecorder(gpu.device)
     with recorder.aside():
         recorder.begin()
         recorder.end().replay()
