@@ -190,10 +190,8 @@ class DecodeGraphs:
         Raises OtherError where what it leaves behind cannot be followed.
         """
         kv, cache = self._kv, inputs[CACHE]
-        if (
-            self._recorder is None or not self._recordings
-        ):  # nor can its memory be used again once all of them are gone
-            self._recorder = GraphRecorder(self._device)
+        if self._recorder is None or not self._recordings:
+            self._recorder = GraphRecorder(self._device)  # the last one's memory went with the last recording
         self._settings = _settings(inputs)
         view = kv.view(cache, room, self._position)
         given = {CACHE: view, **self._settings, **self._copies}

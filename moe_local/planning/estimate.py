@@ -3,8 +3,9 @@
 A token reads the dense part, the KV cache and its experts from the device tier's memory. Experts that are not there
 come from RAM over PCIe, and those that RAM has not come from the disk first. How often, a locality curve says.
 
-On a GPU the host launches each layer's kernels, and waits once a layer for the router's choice. With Triton's kernels
-weights are read once, as they are held; without them they are decoded at every use.
+On a GPU the host waits once a layer for the router's choice, and at worst, without recordings, launches each of a
+layer's kernels. With Triton's kernels weights are read once, as they are held; without them they are decoded at every
+use.
 """
 
 from __future__ import annotations
