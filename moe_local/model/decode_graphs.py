@@ -93,6 +93,7 @@ class DecodeGraphs:
             yield
         finally:
             self._alone = False
+            self._kv.settle()
 
     def release(self) -> None:
         """Frees the recordings, and the memory for keys and values once nobody has any there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -14,17 +15,22 @@ class FixedKV:
     """Memory for the state of conversations of up to `tokens` tokens, the same for one after the other."""
 
     def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+        self._most = tokens
         self._places: list[Place] = []
+        self._known: tuple[weakref.ref[Any], int] | None = None  # a cache that is here, and which layer of it counts
+        self._tokens = 0  # that are in it
+        self._behind = 0  # of them, that only this layer knows of
 
     def lend(self, cache: Any) -> None:
         """Has a KV cache lie here from now on, where it can and no other one's is in use."""
+        if self._known is not None and self._known[0]() is cache:
+            return
         layers = getattr(cache, "layers", ())
         kinds = [PLACES.get(type(layer)) for layer in layers]
         if None in kinds:
             return
         if not self._places:
-            self._places = [kind(self._tokens) for kind in kinds if kind is not None]
+            self._places = [kind(self._most) for kind in kinds if kind is not None]
         if [type(place) for place in self._places] != kinds:
             return
         if all(place.is_free_for(layer) for place, layer in zip(self._places, layers, strict=True)):
@@ -43,31 +49,62 @@ class FixedKV:
         """Brings the state of a cache that this is lent to here; tokens that are in it. None where that cannot be, or
         there is no room for the next one.
         """
-        found = [place.take(layer) for place, layer in self._lent(cache)]
-        tokens = {each for each in found if each != ANY}
-        return tokens.pop() if len(tokens) == 1 else None
+        if self._known is None or self._known[0]() is not cache or self._counted(cache) != self._tokens:
+            self.give_back(cache)
+            found = [place.take(layer) for place, layer in self._lent(cache)]
+            counted = {each for each in found if each not in (None, ANY)}
+            if None in found or len(counted) != 1:
+                return None
+            self._known = weakref.ref(cache), next(at for at, each in enumerate(found) if each != ANY)
+            self._tokens = self._counted(cache)
+        return self._tokens if self._tokens < self._most else None
+
+    def _counted(self, cache: Any) -> int:
+        """Tokens in a cache that is known, as one of its layers says."""
+        assert self._known is not None
+        tokens: int = cache.layers[self._known[1]].get_seq_length()
+        return tokens
 
     def took_one(self, cache: Any) -> None:
-        """A token has been computed here."""
-        for place, layer in self._lent(cache):
-            place.took_one(layer)
+        """A token has been computed here. All layers but one learn of it later: there are many of them."""
+        if self._known is None:
+            for place, layer in self._lent(cache):
+                place.took(layer, 1)
+            return
+        at = self._known[1]
+        self._places[at].took(cache.layers[at], 1)
+        self._tokens += 1
+        self._behind += 1
+
+    def settle(self) -> None:
+        """Tells all layers of the tokens that were computed here."""
+        if self._behind and self._known is not None:
+            tokens, self._behind = self._behind, 0
+            for at, place in enumerate(self._places):
+                if at != self._known[1] and (layer := place.tenant) is not None:
+                    place.took(layer, tokens)
 
     def give_back(self, cache: Any) -> None:
         """Has a cache go on by itself."""
+        self.settle()
+        self._known = None
         for place, layer in self._lent(cache):
             place.give_back(layer)
 
     def snapshot(self, cache: Any) -> list[Any]:
         """The state of a cache that is here: what the next token will change of it."""
+        self.settle()
         return [place.snapshot(layer) for place, layer in self._lent(cache)]
 
     def restore(self, cache: Any, snapshot: list[Any]) -> None:
         """The state is again as it was, unless more than one token has come since."""
+        self._known, self._behind = None, 0
         for (place, layer), each in zip(self._lent(cache), snapshot, strict=True):
             place.restore(layer, each)
 
     def close(self) -> None:
         """Has whoever lies here go on by itself."""
+        self.settle()
         for place in self._places:
             if (layer := place.tenant) is not None:
                 place.give_back(layer)

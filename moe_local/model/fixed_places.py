@@ -33,8 +33,8 @@ class Place(Lent, ABC):
         """A layer over this memory, for the token at `position`, int64 [1], of no more than `room`."""
 
     @abstractmethod
-    def took_one(self, layer: Any) -> None:
-        """A token has been computed here."""
+    def took(self, layer: Any, tokens: int) -> None:
+        """So many tokens have been computed here."""
 
     def give_back(self, layer: Any) -> None:
         """Has the layer itself hold its state, which it will go on with."""
@@ -63,8 +63,8 @@ class GrowingPlace(FixedMemory, Place):
         assert self.keys is not None and self.values is not None
         return GrowingView(self.keys[:, :, :room], self.values[:, :, :room], position)
 
-    def took_one(self, layer: Any) -> None:
-        layer.took_one()
+    def took(self, layer: Any, tokens: int) -> None:
+        layer.took(tokens)
 
     def snapshot(self, layer: Any) -> tuple[Tensor, Tensor, int]:
         return layer.keys[:, :, -1:].clone(), layer.values[:, :, -1:].clone(), layer.keys.shape[2]
@@ -115,8 +115,8 @@ class SlidingPlace(Place):
         assert self._ring is not None
         return SlidingView(*self._ring, position)
 
-    def took_one(self, layer: Any) -> None:
-        layer.cumulative_length += 1
+    def took(self, layer: Any, tokens: int) -> None:
+        layer.cumulative_length += tokens
         layer.keys, layer.values = (states[:, :, :0].clone() for states in (layer.keys, layer.values))
 
     def give_back(self, layer: Any) -> None:
@@ -162,7 +162,7 @@ class RecurrentPlace(Place):
                 vars(view)[name] = dict(value)
         return view
 
-    def took_one(self, layer: Any) -> None:
+    def took(self, layer: Any, tokens: int) -> None:
         pass
 
     def snapshot(self, layer: Any) -> dict[tuple[str, int], Tensor]:

@@ -125,9 +125,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             return None
         return Written(keys.data_ptr(), values.data_ptr(), keys.shape[-2], length)
 
-    def took_one(self) -> None:
-        """A token's key and value have been written behind the others."""
-        self.keys, self.values = _longer(self.keys), _longer(self.values)
+    def took(self, tokens: int) -> None:
+        """So many tokens' keys and values have been written behind the others."""
+        self.keys, self.values = _longer(self.keys, tokens), _longer(self.values, tokens)
 
     def places(self) -> set[int]:
         """The memory that keys and values lie in."""
@@ -146,9 +146,9 @@ def _ready(held: Tensor) -> Tensor | None:
     return None if buffer.is_inference() and not torch.is_inference_mode_enabled() else buffer
 
 
-def _longer(held: Tensor) -> Tensor:
-    """`held` and the token that was written behind it."""
-    return _beginning(getattr(held, _BUFFER), held.shape[-2] + 1)
+def _longer(held: Tensor, tokens: int) -> Tensor:
+    """`held` and the tokens that were written behind it."""
+    return _beginning(getattr(held, _BUFFER), held.shape[-2] + tokens)
 
 
 def _beginning(buffer: Tensor, tokens: int) -> Tensor:

@@ -116,7 +116,7 @@ class _Replay:
         if not self._checked:
             return self._check(tape, hidden, more, written)
         tape.play(written)
-        layer.took_one()
+        layer.took(1)
         self._played += 1
         return tape.output
 
