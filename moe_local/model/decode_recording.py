@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from moe_local.experts.layer import ExpertLayer
-from moe_local.memory.device_graphs import Graph, GraphRecorder, waiting
-from moe_local.model.experts_calls import experts_called_by
+from moe_local.memory.device_graphs import GraphRecorder, waiting
+from moe_local.model.experts_calls import Experts, experts_called_by
 from moe_local.model.transformers_api import CACHE
 
 Compute = Callable[..., Any]  # a model's forward pass, of named arguments
@@ -24,29 +24,17 @@ class OtherError(Exception):
     """A recording does not do what the modules do."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Experts:
-    """A call of the experts between two pieces."""
-
-    forward: Callable[..., Tensor]
-    given: tuple[Any, ...]
-    result: Tensor
-
-    def replay(self) -> None:
-        self.result.copy_(self.forward(*self.given))
-
-
 @dataclass(frozen=True)
 class Recording:
     """A token's pass, from the memory of its arguments to that of its output."""
 
-    steps: Sequence[Graph | _Experts]
+    steps: Sequence[Callable[[], None]]  # pieces, and the `Experts` between them
     output: Any  # transformers'
 
     def play(self, cache: Any) -> Any:
         """The pass of what is in the arguments' memory now -> its result."""
         for step in self.steps:
-            step.replay()
+            step()
         return self.result(cache)
 
     def result(self, cache: Any) -> Any:
@@ -84,17 +72,17 @@ def record(
 
     Experts are not asked: they gave `results`. Raises RuntimeError for what cannot be recorded.
     """
-    steps: list[Graph | _Experts] = []
+    steps: list[Callable[[], None]] = []
     remaining = iter(results)
 
     def end_piece() -> None:
-        steps.append(recorder.end())
-        steps[-1].replay()
+        steps.append(recorder.end().replay)
+        steps[-1]()
 
     def call(forward: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
         end_piece()
         result = _held(next(remaining))
-        steps.append(_Experts(forward, arguments, result))
+        steps.append(Experts(forward, arguments, result))
         recorder.begin()
         return result
 
@@ -122,7 +110,7 @@ def check(
     """Raises OtherError where the modules make something else of the recorded pass, of `inputs`, in which the experts
     gave `results`.
     """
-    recorded = [step.given[0] for step in recording.steps if isinstance(step, _Experts)]
+    recorded = [step.given[0] for step in recording.steps if isinstance(step, Experts)]
     remaining = iter(results)
     own: list[Tensor] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,18 @@ from torch import Tensor
 from moe_local.experts.layer import ExpertLayer
 
 Call = Callable[[Callable[..., Tensor], tuple[Any, ...]], Tensor]  # a layer's forward pass, its arguments -> result
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A call of the experts, to be made again: what they give goes to where it went before."""
+
+    forward: Callable[..., Tensor]
+    given: tuple[Any, ...]
+    result: Tensor
+
+    def __call__(self, *_: int) -> None:
+        self.result.copy_(self.forward(*self.given))
 
 
 @contextmanager

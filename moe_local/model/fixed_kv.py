@@ -67,10 +67,7 @@ class FixedKV:
 
     def took_one(self, cache: Any) -> None:
         """A token has been computed here. All layers but one learn of it later: there are many of them."""
-        if self._known is None:
-            for place, layer in self._lent(cache):
-                place.took(layer, 1)
-            return
+        assert self._known is not None
         at = self._known[1]
         self._places[at].took(cache.layers[at], 1)
         self._tokens += 1
@@ -98,9 +95,9 @@ class FixedKV:
 
     def restore(self, cache: Any, snapshot: list[Any]) -> None:
         """The state is again as it was, unless more than one token has come since."""
-        self._known, self._behind = None, 0
         for (place, layer), each in zip(self._lent(cache), snapshot, strict=True):
             place.restore(layer, each)
+        self._tokens, self._behind = self._counted(cache), 0
 
     def close(self) -> None:
         """Has whoever lies here go on by itself."""

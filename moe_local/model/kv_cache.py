@@ -60,8 +60,7 @@ class Lent:
 
     def lend(self, layer: Any) -> None:
         """It is this layer's from now on."""
-        if not self.is_lent_to(layer):
-            self._tenant = weakref.ref(layer)
+        self._tenant = weakref.ref(layer)
 
 
 class FixedMemory(Lent):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_local.kernels import native
 from moe_local.kernels.native._native import Program, add, record
+from moe_local.model.experts_calls import Experts
 
 _aten = torch.ops.aten
 
@@ -48,18 +48,6 @@ _ALLOCATE = (
 )  # fmt: skip
 
 Step = Callable[..., Any]  # of: tokens later; where keys lie, and values; for how many tokens there is room
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """The call of the experts in a recording."""
-
-    forward: Callable[..., Tensor]
-    given: tuple[Any, ...]
-    result: Tensor
-
-    def __call__(self, *_: int) -> None:
-        self.result.copy_(self.forward(*self.given))
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as all of torch's modes

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moe_local.experts.layer import ExpertLayer
-from moe_local.model.experts_calls import experts_called_by
+from moe_local.model.experts_calls import Experts, experts_called_by
 from moe_local.model.hooks import is_watched, register_forward_hook
 from moe_local.model.kv_cache import GrowingLayer, Written
 from moe_local.model.probing import subclass
-from moe_local.model.recorder import Experts, Recorder, tensors
+from moe_local.model.recorder import Recorder, tensors
 from moe_local.model.tape import Arguments, Tape
 from moe_local.model.transformers_api import CACHE
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from moe_local.model.experts_calls import Experts
 from moe_local.model.kv_cache import Written
-from moe_local.model.recorder import Experts, Recorder, tensors
+from moe_local.model.recorder import Recorder, tensors
 
 
 class Arguments:
