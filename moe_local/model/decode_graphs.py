@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from moe_local.errors import MoeLocalError, first_line
@@ -27,7 +26,7 @@ from moe_local.memory.accelerator import Accelerator
 from moe_local.memory.device_graphs import GraphRecorder
 from moe_local.model.decode_recording import Compute, OtherError, Recording, check, record, warm_up
 from moe_local.model.fixed_kv import FixedKV
-from moe_local.model.hooks import is_watched, register_forward_hook
+from moe_local.model.hooks import HookWatch, register_forward_hook
 from moe_local.model.probing import subclass
 from moe_local.model.transformers_api import CACHE
 
@@ -77,7 +76,7 @@ class DecodeGraphs:
             self._position = torch.zeros(1, dtype=torch.int64, device=model.device)  # of the token under way
         self._settings: dict[str, Any] = {}  # that all recordings were made with
         self._alone = self._refused = False
-        self._unwatched = -1  # hooks that had ever been registered when there were none here
+        self._hooks = HookWatch()
         self.played = 0  # tokens that were computed by a recording
 
     @property
@@ -116,11 +115,7 @@ class DecodeGraphs:
             return False
         if self._recordings and (settings, _COPIED & inputs.keys()) != (self._settings, set(self._copies)):
             return False
-        if self._unwatched != RemovableHandle.next_id:
-            if any(is_watched(each) for each in model.modules() if each is not model):
-                return False
-            self._unwatched = RemovableHandle.next_id
-        return True
+        return self._hooks.sees_none(each for each in model.modules() if each is not model)
 
     def __call__(self, compute: Compute, inputs: dict[str, Any]) -> Any:
         """As the model's own forward pass, which is `compute`."""

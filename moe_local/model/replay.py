@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from moe_local.experts.layer import ExpertLayer
 from moe_local.model.experts_calls import Experts, experts_called_by
-from moe_local.model.hooks import is_watched, register_forward_hook
+from moe_local.model.hooks import HookWatch, register_forward_hook
 from moe_local.model.kv_cache import GrowingLayer, Written
 from moe_local.model.probing import subclass
 from moe_local.model.recorder import Recorder, tensors
@@ -82,7 +81,7 @@ class _Replay:
         self._checked = False
         self._recordings = 0
         self._played = 0
-        self._hooks = (-1, False)  # how many have ever been registered, and whether there are any here
+        self._hooks = HookWatch()
 
     @property
     def played(self) -> int:
@@ -95,9 +94,7 @@ class _Replay:
             return False
         if self._recordings > _CHANCES + self._played // _LEAST_USE:
             return False
-        if self._hooks[0] != RemovableHandle.next_id:
-            self._hooks = RemovableHandle.next_id, any(map(is_watched, self._module.modules()))
-        return not self._hooks[1]
+        return self._hooks.sees_none(self._module.modules())
 
     def __call__(self, hidden: Tensor, more: dict[str, Any]) -> Any:
         """As the module's forward pass."""

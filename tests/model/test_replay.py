@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from moe_local.engine import Engine, load
 from moe_local.experts.layer import ExpertLayer
+from moe_local.generation.kv_reuse import KVState
+from moe_local.generation.sampling import Sampling
 from moe_local.kernels import native
 from moe_local.model.kv_cache import with_room
 from moe_local.model.transformers_api import CACHE, kv_cache
@@ -260,3 +263,18 @@ def test_what_depends_on_more_than_its_arguments_is_found_out(tmp_path: Path) ->
         decode(engine, start(engine, "qwen3_moe"), 12)
         assert [count > 0 for count in played(engine)] == [True, True, False, True]
         assert calls == 13
+
+
+def test_a_prompt_whose_rest_is_one_token_is_replayed_after(tmp_path: Path) -> None:
+    """It is watched while it is read, and no longer."""
+    prompt, greedy = [5, 6, 7, 8], Sampling(max_new_tokens=24, temperature=0)
+    with tiny("qwen3_moe", tmp_path) as engine:
+        engine.model.generation_config.eos_token_id = None
+        state, said, counts = KVState(), [], []
+        for _ in range(3):
+            said.append(engine.generator.generate(prompt, greedy, state=state).token_ids)
+            counts.append(played(engine))
+        assert said[0] == said[1] == said[2]
+        assert all(b - a > 12 for before, after in pairwise(counts) for a, b in zip(before, after, strict=True)), (
+            counts
+        )
